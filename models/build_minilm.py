@@ -187,8 +187,8 @@ def write(inputs: dict[str, bytes], outtype: str, path: Path) -> None:
     writer.add_mask_token_id(SPECIAL["[MASK]"])
     writer.add_add_bos_token(True)
     writer.add_add_eos_token(True)
-    writer.add_add_sep_token(False)
-    # By name: older releases of gguf have no method for it.
+    # By name: gguf 0.17 has no methods for these two.
+    writer.add_bool("tokenizer.ggml.add_sep_token", False)
     writer.add_bool("tokenizer.ggml.normalizer.lowercase", True)
 
     for name, array in tensors(inputs["model.safetensors"]).items():
