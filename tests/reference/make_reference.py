@@ -1,0 +1,274 @@
+"""Reference vectors of the tiny models, computed by transformers in float32.
+
+Run from `tests/` where torch and transformers are installed (extra `reference`):
+
+    python -m reference.make_reference
+
+It writes one `reference/NAME.npz` per case: the texts, their token ids (by `tokenizers`),
+the vectors, the hash of the weights and what made it all. Nothing of llama.cpp takes part.
+Before anything is written, the models are shown to be worth comparing: other texts, a lost
+end token, wrong positions and a wrong attention mask must each move the vectors.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import tiny
+from numpy.typing import NDArray
+from tiny import Array, Pooling, TinyModel
+
+HERE = Path(__file__).parent
+
+SHORT = (
+    "a",
+    "yes",
+    "The river bank of the money",
+    "The money bank of the river",
+    "The cat sat on the mat.",
+    "The dog sat on the mat.",
+    "On the mat sat the cat, not the dog!",
+    "Which boat is on the water?",
+    "Instruct: Given a web search query, retrieve relevant passages\nQuery:bread",
+    "bread bread bread bread bread bread bread bread bread bread",
+    "  two  spaces,\ttabs\nand newlines  ",
+    "Über die Brücke läuft der Fuß - déjà vu, façade",
+    "猫がマットの上に座っていた。",
+    "3.14 is not 22/7; 1,000 + 1 = 1001 🙂",
+    "An oven in the house and flour for the bread: with water it is a query, "
+    "with fish it is an answer.",
+)
+PROMPT = "Instruct: answer the query\nQuery: "
+PROMPTED = (PROMPT + SHORT[4], PROMPT + SHORT[7])
+# Longer than every microbatch the tests use, different at both ends.
+LONG = (
+    "The fish was in the river. " + "The boat and the water, bread from the oven; " * 60,
+    "The boat and the water, bread from the oven; " * 60 + "The fish was in the river.",
+)
+MEDIUM = ("The boat and the water, bread from the oven; " * 12 + "The end.",)
+PAIRS = tuple(
+    tiny.RERANK_TEMPLATE.format(query=query, document=document)
+    for query in ("bread", "Which boat is on the water?")
+    for document in ("The flour for the bread", "A river with a boat", "The cat sat on the mat.")
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A model and the texts it is compared on; `write` takes a path and an `outtype`."""
+
+    write: Callable[..., TinyModel]
+    texts: Sequence[str]
+
+
+DECODER_TEXTS = (*SHORT, *PROMPTED, *LONG)
+CASES: Mapping[str, Case] = {
+    "qwen3-last": Case(write=tiny.write_qwen3, texts=DECODER_TEXTS),
+    "qwen3-mean": Case(write=partial(tiny.write_qwen3, pooling=Pooling.MEAN), texts=DECODER_TEXTS),
+    "qwen3-reranker": Case(write=tiny.write_qwen3_reranker, texts=PAIRS),
+    "qwen2-bidirectional": Case(
+        write=tiny.write_qwen2_bidirectional, texts=(*SHORT, *PROMPTED, *MEDIUM)
+    ),
+    "bert-cls": Case(write=tiny.write_bert, texts=(*SHORT, *PROMPTED)),
+    "bert-mean": Case(write=partial(tiny.write_bert, pooling=Pooling.MEAN), texts=SHORT),
+    "xlmr-cls": Case(write=tiny.write_xlmr, texts=(*SHORT, *PROMPTED)),
+    "xlmr-mean": Case(write=partial(tiny.write_xlmr, pooling=Pooling.MEAN), texts=SHORT),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """What `NAME.npz` holds. `vectors` is (n_texts, dim), L2-normalized; P for a reranker."""
+
+    texts: Sequence[str]
+    ids: Sequence[Sequence[int]]
+    vectors: Array
+    weights_sha256: str
+    provenance: Mapping[str, object]
+
+
+def load(name: str) -> Reference:
+    """The stored reference of a case."""
+    with np.load(HERE / f"{name}.npz", allow_pickle=False) as stored:
+        about = json.loads(str(stored["about"]))
+        ids = np.split(stored["ids"], np.cumsum(stored["lengths"])[:-1])
+        return Reference(
+            texts=about.pop("texts"),
+            ids=[row.tolist() for row in ids],
+            vectors=stored["vectors"],
+            weights_sha256=about.pop("weights_sha256"),
+            provenance=about,
+        )
+
+
+def save(name: str, reference: Reference) -> None:
+    about = {
+        **reference.provenance,
+        "weights_sha256": reference.weights_sha256,
+        "texts": list(reference.texts),
+    }
+    np.savez_compressed(
+        HERE / f"{name}.npz",
+        vectors=reference.vectors,
+        ids=np.concatenate([np.asarray(row, np.int32) for row in reference.ids]),
+        lengths=np.array([len(row) for row in reference.ids], np.int32),
+        about=np.array(json.dumps(about, ensure_ascii=False)),
+    )
+
+
+def compute(case: Case) -> Reference:
+    """Tokenize and embed the texts of a case with tokenizers, torch and transformers."""
+    import tokenizers
+    import torch
+    import transformers
+
+    with tempfile.TemporaryDirectory() as folder:
+        model = case.write(Path(folder) / "model.gguf")
+    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(model.tokenizer))
+    ids = [tokenizer.encode(text).ids for text in case.texts]
+    network = Network(model)
+    return Reference(
+        texts=case.texts,
+        ids=ids,
+        vectors=np.stack([network.embed(row) for row in ids]),
+        weights_sha256=model.weights_sha256,
+        provenance={
+            "made_by": "tests/reference/make_reference.py",
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "seed": 0,
+            "attention": "eager, float32, one text at a time",
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "tokenizers": tokenizers.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+        },
+    )
+
+
+class Network:
+    """transformers' model with the weights of a tiny model; one text at a time, no padding."""
+
+    def __init__(self, model: TinyModel) -> None:
+        import torch
+        import transformers
+
+        settings = dict(model.config)
+        kind = str(settings.pop("model_type"))
+        names = {"qwen3": "Qwen3", "qwen2": "Qwen2", "bert": "Bert", "xlm-roberta": "XLMRoberta"}
+        config = getattr(transformers, f"{names[kind]}Config")(
+            **settings, attn_implementation="eager"
+        )
+        self.decoder = kind.startswith("qwen")
+        extra = {} if self.decoder else {"add_pooling_layer": False}
+        self.network = getattr(transformers, f"{names[kind]}Model")(config, **extra).eval()
+        state = {name: torch.from_numpy(weight) for name, weight in model.weights.items()}
+        # strict: no weight is left at its random start, and none is unknown.
+        self.network.load_state_dict(state, strict=True)
+        self.causal = self.decoder and settings.get("is_causal", True)
+        self.first_position = 2 if kind == "xlm-roberta" else 0
+        self.model = model
+
+    def embed(
+        self,
+        ids: Sequence[int],
+        *,
+        positions: Sequence[int] | None = None,
+        causal: bool | None = None,
+    ) -> Array:
+        """The pooled vector (dim,) of one text; `positions` count from 0."""
+        import torch
+
+        n = len(ids)
+        if positions is None:
+            positions = range(n)
+        if causal is None:
+            causal = bool(self.causal)
+        # An explicit mask over (batch, head, query, key), so that nothing is left to a default.
+        blocked = torch.full((n, n), torch.finfo(torch.float32).min)
+        mask = torch.triu(blocked, diagonal=1) if causal else torch.zeros((n, n))
+        with torch.no_grad():
+            hidden = self.network(
+                input_ids=torch.tensor([list(ids)]),
+                attention_mask=mask[None, None],
+                position_ids=torch.tensor([[self.first_position + p for p in positions]]),
+            ).last_hidden_state[0]
+        return self._pool(hidden.numpy())
+
+    def _pool(self, hidden: NDArray[np.float32]) -> Array:
+        match self.model.pooling:
+            case Pooling.MEAN:
+                pooled = hidden.mean(axis=0)
+            case Pooling.CLS:
+                pooled = hidden[0]
+            case Pooling.LAST:
+                pooled = hidden[-1]
+            case Pooling.RANK:
+                return self._probabilities(hidden[-1])
+            case other:
+                raise ValueError(f"no reference for pooling {other}")
+        return pooled / np.linalg.norm(pooled)
+
+    def _probabilities(self, last: Array) -> Array:
+        """Softmax over the logits of "yes" and "no" of the tied head: (2,)."""
+        head = self.model.weights["embed_tokens.weight"]
+        model = self.model.tokenizer["model"]
+        assert isinstance(model, dict)
+        logits = head[[model["vocab"]["yes"], model["vocab"]["no"]]] @ last
+        weights = np.exp(logits - logits.max())
+        return weights / weights.sum()
+
+
+def sensitivity(case: Case, reference: Reference) -> dict[str, float]:
+    """How much each mistake moves the vectors: the smallest 1 - cosine over the texts.
+
+    Over the short texts of a few words: one token of a thousand changes little by right.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        network = Network(case.write(Path(folder) / "model.gguf"))
+    rows = [row for row, ids in enumerate(reference.ids) if 6 <= len(ids) <= 64]
+    mistakes: dict[str, Callable[[Sequence[int]], Array]] = {
+        "end token lost": lambda ids: network.embed(ids[:-1]),
+        "positions all 0": lambda ids: network.embed(ids, positions=[0] * len(ids)),
+        "positions doubled": lambda ids: network.embed(
+            ids, positions=[2 * p % 126 for p in range(len(ids))]
+        ),
+        "other attention mask": lambda ids: network.embed(ids, causal=not network.causal),
+    }
+    if not network.decoder:
+        mistakes["first token lost"] = lambda ids: network.embed(ids[1:])
+        mistakes["positions shifted by 1"] = lambda ids: network.embed(
+            ids, positions=range(1, len(ids) + 1)
+        )
+    moved = {
+        name: min(1.0 - float(reference.vectors[row] @ mistake(reference.ids[row])) for row in rows)
+        for name, mistake in mistakes.items()
+    }
+    cosines = reference.vectors @ reference.vectors.T
+    moved["another text"] = 1.0 - float((cosines - 2 * np.eye(len(cosines))).max())
+    return moved
+
+
+def main() -> None:
+    for name, case in CASES.items():
+        reference = compute(case)
+        if reference.vectors.shape[1] > 2:  # a reranker's are probabilities, not vectors
+            moved = sensitivity(case, reference)
+            print(name, {mistake: round(by, 4) for mistake, by in moved.items()})
+            # Ten times what the tests allow between llama.cpp and transformers.
+            if min(moved.values()) < 1e-3:
+                raise SystemExit(f"{name}: a mistake would pass unseen; change its weights' scale")
+        save(name, reference)
+
+
+if __name__ == "__main__":
+    main()
