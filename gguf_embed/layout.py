@@ -176,13 +176,13 @@ def _type(name: str, dims: tuple[int, ...], layer: int, shape: Shape, quant: str
     mostly = _MOSTLY[quant]
     if quant in _FLOATS:
         return mostly
-    wanted = _mixed(name, dims[0], layer, shape, quant) or mostly
+    wanted = _mixed(name, layer, shape, quant) or mostly
     if dims[0] % BLOCK[wanted][0]:
         wanted = _FALLBACK.get(wanted, wanted)
     return "F16" if dims[0] % BLOCK[wanted][0] else wanted
 
 
-def _mixed(name: str, row: int, layer: int, shape: Shape, quant: str) -> str | None:
+def _mixed(name: str, layer: int, shape: Shape, quant: str) -> str | None:
     """The type that a mix gives this tensor in place of its usual one (..._get_type_impl)."""
     n_layer = shape.n_layer
     first_eighth = layer < n_layer // 8
@@ -190,8 +190,6 @@ def _mixed(name: str, row: int, layer: int, shape: Shape, quant: str) -> str | N
     grouped = shape.n_head // shape.n_head_kv >= 4  # few, hence precious, key-value heads
     match name.removesuffix(".weight").rpartition(".")[2], quant:
         case "token_embd", _:  # also the output matrix: no output.weight in these files
-            if row % BLOCK[_MOSTLY[quant]][0]:
-                return "Q8_0"
             return None if quant == "Q8_0" else "Q6_K"
         case "attn_v" | "ffn_down", "Q4_K_M" | "Q5_K_M":
             return "Q6_K" if more_bits else None
