@@ -22,6 +22,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -34,11 +35,12 @@ Token = gguf.TokenType
 # Made by gguf.quants; every other type goes through llama_model_quantize.
 WRITABLE = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
 
-WORDS = (
+_SENTENCE = (
     "the of and to in is it for on with as at by from that this was are be not or an "
     "query text search passage answer instruct document given web relevant which "
     "river bank money water boat fish cat dog sat mat bread flour oven house yes no"
-).split()  # noqa: SIM905 (easier to read than a list of 50 lines)
+)
+WORDS = _SENTENCE.split()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +49,8 @@ class TinyModel:
 
     path: Path
     weights: Mapping[str, Array] = field(repr=False)  # transformers' state dict
-    config: Mapping[str, object]  # keywords of transformers' configuration class
-    tokenizer: Mapping[str, object] = field(repr=False)  # what tokenizer.json would hold
+    config: Mapping[str, Any]  # keywords of transformers' configuration class
+    tokenizer: Mapping[str, Any] = field(repr=False)  # what tokenizer.json would hold
     pooling: Pooling | None
 
     @property
@@ -79,17 +81,8 @@ def write_qwen3(
     Every row is a multiple of 256 elements long, so that K-quants apply to all matrices.
     """
     shape = _DecoderShape(n_embd=256, n_head=8, n_head_kv=2, head_dim=64, n_ff=256, n_ctx=n_ctx)
-    vocab = _byte_level_bpe(add_eos=add_eos)
-    config = _decoder_config(shape, vocab) | {"model_type": "qwen3", "attention_bias": False}
-    weights = _decoder_weights(shape, vocab, seed, qkv_bias=False, qk_norm=True)
     writer = _decoder_writer(path, "qwen3", shape, outtype)
-    if pooling is not None:
-        writer.add_pooling_type(pooling)
-    _add_bpe(writer, vocab, add_eos=add_eos)
-    _write(writer, path, weights, outtype)
-    return TinyModel(
-        path=path, weights=weights, config=config, tokenizer=vocab.json, pooling=pooling
-    )
+    return _write_decoder(writer, path, shape, seed, outtype, pooling=pooling, add_eos=add_eos)
 
 
 def write_qwen3_reranker(path: Path, *, seed: int = 0, outtype: str = "F32") -> TinyModel:
@@ -97,21 +90,7 @@ def write_qwen3_reranker(path: Path, *, seed: int = 0, outtype: str = "F32") -> 
 
     No end token is added: the prompt's own last token is the one that is scored.
     """
-    shape = _DecoderShape(n_embd=256, n_head=8, n_head_kv=2, head_dim=64, n_ff=256, n_ctx=2048)
-    vocab = _byte_level_bpe(add_eos=False)
-    config = _decoder_config(shape, vocab) | {"model_type": "qwen3", "attention_bias": False}
-    weights = _decoder_weights(shape, vocab, seed, qkv_bias=False, qk_norm=True)
-    writer = _decoder_writer(path, "qwen3", shape, outtype)
-    writer.add_pooling_type(Pooling.RANK)
-    writer.add_classifier_output_labels(["yes", "no"])
-    writer.add_chat_template([{"name": "rerank", "template": RERANK_TEMPLATE}])
-    _add_bpe(writer, vocab, add_eos=False)
-    yes_no = [vocab.tokens.index("yes"), vocab.tokens.index("no")]
-    head = {"cls.output.weight": weights["embed_tokens.weight"][yes_no]}
-    _write(writer, path, weights, outtype, extra=head)
-    return TinyModel(
-        path=path, weights=weights, config=config, tokenizer=vocab.json, pooling=Pooling.RANK
-    )
+    return write_qwen3(path, seed=seed, outtype=outtype, pooling=Pooling.RANK, add_eos=False)
 
 
 # The published prompt of Qwen3-Reranker, as llama.cpp's converter stores it.
@@ -132,18 +111,10 @@ def write_qwen2_bidirectional(
     `causal_key=False` leaves `attention.causal` out, as files converted in 2024 do.
     """
     shape = _DecoderShape(n_embd=96, n_head=3, n_head_kv=1, head_dim=32, n_ff=160, n_ctx=512)
-    vocab = _byte_level_bpe(add_eos=True)
-    config = _decoder_config(shape, vocab) | {"model_type": "qwen2", "is_causal": False}
-    weights = _decoder_weights(shape, vocab, seed, qkv_bias=True, qk_norm=False)
     writer = _decoder_writer(path, "qwen2", shape, outtype)
-    writer.add_pooling_type(Pooling.LAST)
     if causal_key:
         writer.add_causal_attention(False)
-    _add_bpe(writer, vocab, add_eos=True)
-    _write(writer, path, weights, outtype)
-    return TinyModel(
-        path=path, weights=weights, config=config, tokenizer=vocab.json, pooling=Pooling.LAST
-    )
+    return _write_decoder(writer, path, shape, seed, outtype, pooling=Pooling.LAST, add_eos=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,8 +130,32 @@ class _DecoderShape:
     norm_eps: float = 1e-6
 
 
-def _decoder_config(shape: _DecoderShape, vocab: _Vocabulary) -> dict[str, object]:
-    return {
+def _write_decoder(
+    writer: gguf.GGUFWriter,
+    path: Path,
+    shape: _DecoderShape,
+    seed: int,
+    outtype: str,
+    *,
+    pooling: Pooling | None,
+    add_eos: bool,
+) -> TinyModel:
+    is_qwen3 = writer.arch == "qwen3"
+    vocab = _byte_level_bpe(add_eos=add_eos)
+    weights = _decoder_weights(shape, vocab, seed, qkv_bias=not is_qwen3, qk_norm=is_qwen3)
+    _add_bpe(writer, vocab, add_eos=add_eos)
+    if pooling is not None:
+        writer.add_pooling_type(pooling)
+    extra: dict[str, Array] = {}
+    if pooling is Pooling.RANK:
+        writer.add_classifier_output_labels(["yes", "no"])
+        writer.add_chat_template([{"name": "rerank", "template": RERANK_TEMPLATE}])
+        yes_no = [vocab.tokens.index("yes"), vocab.tokens.index("no")]
+        extra["cls.output.weight"] = weights["embed_tokens.weight"][yes_no]
+    _write(writer, path, weights, outtype, extra=extra)
+    config = {
+        "model_type": writer.arch,
+        "is_causal": is_qwen3,
         "vocab_size": len(vocab.tokens),
         "hidden_size": shape.n_embd,
         "intermediate_size": shape.n_ff,
@@ -173,6 +168,9 @@ def _decoder_config(shape: _DecoderShape, vocab: _Vocabulary) -> dict[str, objec
         "rope_parameters": {"rope_type": "default", "rope_theta": shape.rope_theta},
         "tie_word_embeddings": True,
     }
+    return TinyModel(
+        path=path, weights=weights, config=config, tokenizer=vocab.json, pooling=pooling
+    )
 
 
 def _decoder_weights(
@@ -225,16 +223,11 @@ def write_bert(
     path: Path, *, seed: int = 0, outtype: str = "F32", pooling: Pooling = Pooling.CLS
 ) -> TinyModel:
     """A BERT with a lower-casing WordPiece tokenizer; 128 positions."""
+    shape = _EncoderShape(n_types=2, norm_eps=1e-12, pad_id=0, first_position=0)
     vocab = _wordpiece()
-    config, weights = _encoder(vocab, seed, n_rows=128, n_types=2, norm_eps=1e-12)
-    config |= {"model_type": "bert", "pad_token_id": 0}
-    writer = _encoder_writer(path, config, outtype, n_ctx=128)
-    writer.add_pooling_type(pooling)
+    writer = _encoder_writer(path, shape, outtype)
     _add_wordpiece(writer, vocab)
-    _write(writer, path, weights, outtype)
-    return TinyModel(
-        path=path, weights=weights, config=config, tokenizer=vocab.json, pooling=pooling
-    )
+    return _write_encoder(writer, path, shape, vocab, seed, outtype, pooling=pooling)
 
 
 def write_xlmr(
@@ -245,35 +238,61 @@ def write_xlmr(
     transformers counts positions from 2 (after the padding id); the GGUF holds the table
     without its first two rows, as llama.cpp's converter writes it, and counts from 0.
     """
+    shape = _EncoderShape(n_types=1, norm_eps=1e-5, pad_id=1, first_position=2)
     vocab = _unigram()
-    config, weights = _encoder(vocab, seed, n_rows=130, n_types=1, norm_eps=1e-5)
-    config |= {"model_type": "xlm-roberta", "pad_token_id": 1}
-    writer = _encoder_writer(path, config, outtype, n_ctx=128)
-    writer.add_pooling_type(pooling)
+    writer = _encoder_writer(path, shape, outtype)
     _add_unigram(writer, vocab)
+    return _write_encoder(writer, path, shape, vocab, seed, outtype, pooling=pooling)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _EncoderShape:
+    n_types: int
+    norm_eps: float
+    pad_id: int
+    first_position: int
+    n_embd: int = 96
+    n_head: int = 3
+    n_ff: int = 192
+    n_ctx: int = 128
+    n_layer: int = 2
+
+
+def _write_encoder(
+    writer: gguf.GGUFWriter,
+    path: Path,
+    shape: _EncoderShape,
+    vocab: _Vocabulary,
+    seed: int,
+    outtype: str,
+    *,
+    pooling: Pooling,
+) -> TinyModel:
+    writer.add_pooling_type(pooling)
+    weights = _encoder_weights(shape, vocab, seed)
     positions = "embeddings.position_embeddings.weight"
-    _write(writer, path, weights | {positions: weights[positions][2:]}, outtype)
+    stored = weights | {positions: weights[positions][shape.first_position :]}
+    _write(writer, path, stored, outtype)
+    config = {
+        "model_type": "xlm-roberta" if shape.first_position else "bert",
+        "vocab_size": len(vocab.tokens),
+        "hidden_size": shape.n_embd,
+        "num_hidden_layers": shape.n_layer,
+        "num_attention_heads": shape.n_head,
+        "intermediate_size": shape.n_ff,
+        "max_position_embeddings": shape.n_ctx + shape.first_position,
+        "type_vocab_size": shape.n_types,
+        "layer_norm_eps": shape.norm_eps,
+        "hidden_act": "gelu",
+        "pad_token_id": shape.pad_id,
+    }
     return TinyModel(
         path=path, weights=weights, config=config, tokenizer=vocab.json, pooling=pooling
     )
 
 
-def _encoder(
-    vocab: _Vocabulary, seed: int, *, n_rows: int, n_types: int, norm_eps: float
-) -> tuple[dict[str, object], dict[str, Array]]:
-    n_layer, n_embd, n_head, n_ff = 2, 96, 3, 192
-    config: dict[str, object] = {
-        "vocab_size": len(vocab.tokens),
-        "hidden_size": n_embd,
-        "num_hidden_layers": n_layer,
-        "num_attention_heads": n_head,
-        "intermediate_size": n_ff,
-        "max_position_embeddings": n_rows,
-        "type_vocab_size": n_types,
-        "layer_norm_eps": norm_eps,
-        "hidden_act": "gelu",
-    }
-    draw = _Draw(seed)
+def _encoder_weights(shape: _EncoderShape, vocab: _Vocabulary, seed: int) -> dict[str, Array]:
+    draw, n_embd = _Draw(seed), shape.n_embd
 
     def norm(name: str) -> None:
         draw.vector(f"{name}.LayerNorm.weight", n_embd, mean=1.0, spread=0.1)
@@ -283,35 +302,36 @@ def _encoder(
         draw.dense(f"{name}.weight", n_out, n_in, gain=gain)
         draw.vector(f"{name}.bias", n_out, mean=0.0, spread=0.1)
 
-    draw.matrix("embeddings.word_embeddings.weight", len(vocab.tokens), n_embd, rms=1.0)
-    draw.matrix("embeddings.position_embeddings.weight", n_rows, n_embd, rms=0.5)
-    draw.matrix("embeddings.token_type_embeddings.weight", n_types, n_embd, rms=0.3)
+    def table(name: str, n_rows: int, rms: float) -> None:
+        draw.matrix(f"embeddings.{name}_embeddings.weight", n_rows, n_embd, rms=rms)
+
+    table("word", len(vocab.tokens), rms=1.0)
+    table("position", shape.n_ctx + shape.first_position, rms=0.5)
+    table("token_type", shape.n_types, rms=0.3)
     norm("embeddings")
-    for layer in range(n_layer):
+    for layer in range(shape.n_layer):
         block = f"encoder.layer.{layer}"
         dense(f"{block}.attention.self.query", n_embd, n_embd, gain=1.5)
         dense(f"{block}.attention.self.key", n_embd, n_embd, gain=1.5)
         dense(f"{block}.attention.self.value", n_embd, n_embd)
         dense(f"{block}.attention.output.dense", n_embd, n_embd, gain=2.0)
         norm(f"{block}.attention.output")
-        dense(f"{block}.intermediate.dense", n_ff, n_embd)
-        dense(f"{block}.output.dense", n_embd, n_ff, gain=1.5)
+        dense(f"{block}.intermediate.dense", shape.n_ff, n_embd)
+        dense(f"{block}.output.dense", n_embd, shape.n_ff, gain=1.5)
         norm(f"{block}.output")
-    return config, draw.weights
+    return draw.weights
 
 
-def _encoder_writer(
-    path: Path, config: Mapping[str, object], outtype: str, *, n_ctx: int
-) -> gguf.GGUFWriter:
+def _encoder_writer(path: Path, shape: _EncoderShape, outtype: str) -> gguf.GGUFWriter:
     writer = _writer(path, "bert", outtype)
-    writer.add_context_length(n_ctx)
-    writer.add_block_count(int(str(config["num_hidden_layers"])))
-    writer.add_embedding_length(int(str(config["hidden_size"])))
-    writer.add_feed_forward_length(int(str(config["intermediate_size"])))
-    writer.add_head_count(int(str(config["num_attention_heads"])))
-    writer.add_layer_norm_eps(float(str(config["layer_norm_eps"])))
+    writer.add_context_length(shape.n_ctx)
+    writer.add_block_count(shape.n_layer)
+    writer.add_embedding_length(shape.n_embd)
+    writer.add_feed_forward_length(shape.n_ff)
+    writer.add_head_count(shape.n_head)
+    writer.add_layer_norm_eps(shape.norm_eps)
     writer.add_causal_attention(False)
-    writer.add_token_type_count(int(str(config["type_vocab_size"])))
+    writer.add_token_type_count(shape.n_types)
     return writer
 
 
@@ -639,15 +659,14 @@ def _gguf_name(names: gguf.TensorNameMap, name: str) -> str:
 
 def _requantize(path: Path, outtype: str) -> None:
     """Replace an F32 file by llama-quantize's version of it, e.g. "Q4_K_M"."""
-    import llama_cpp
+    import llama_cpp.llama_cpp
 
-    params = llama_cpp.llama_model_quantize_default_params()
+    llama: Any = llama_cpp.llama_cpp  # its annotations do not cover ctypes.byref
+    params = llama.llama_model_quantize_default_params()
     params.ftype = int(gguf.LlamaFileType[f"MOSTLY_{outtype}"])
     params.nthread = 1
     made = path.with_suffix(".quantized")
-    status = llama_cpp.llama_model_quantize(
-        os.fsencode(path), os.fsencode(made), ctypes.byref(params)
-    )
+    status = llama.llama_model_quantize(os.fsencode(path), os.fsencode(made), ctypes.byref(params))
     if status != 0:
         raise RuntimeError(f"llama_model_quantize returned {status} for {outtype}")
     made.replace(path)

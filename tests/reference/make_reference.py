@@ -53,6 +53,7 @@ LONG = (
     "The fish was in the river. " + "The boat and the water, bread from the oven; " * 60,
     "The boat and the water, bread from the oven; " * 60 + "The fish was in the river.",
 )
+CUT_TO = 64  # tokens that a truncated text keeps, special ones included
 MEDIUM = ("The boat and the water, bread from the oven; " * 12 + "The end.",)
 PAIRS = tuple(
     tiny.RERANK_TEMPLATE.format(query=query, document=document)
@@ -86,11 +87,16 @@ CASES: Mapping[str, Case] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
-    """What `NAME.npz` holds. `vectors` is (n_texts, dim), L2-normalized; P for a reranker."""
+    """What `NAME.npz` holds.
+
+    `vectors` is (n_texts, dim), L2-normalized; for a reranker P(yes), P(no). `cut` is (2, dim):
+    `LONG[0]` without its end and without its start, `CUT_TO` tokens with the special ones.
+    """
 
     texts: Sequence[str]
     ids: Sequence[Sequence[int]]
     vectors: Array
+    cut: Array
     weights_sha256: str
     provenance: Mapping[str, object]
 
@@ -104,6 +110,7 @@ def load(name: str) -> Reference:
             texts=about.pop("texts"),
             ids=[row.tolist() for row in ids],
             vectors=stored["vectors"],
+            cut=stored["cut"],
             weights_sha256=about.pop("weights_sha256"),
             provenance=about,
         )
@@ -118,6 +125,7 @@ def save(name: str, reference: Reference) -> None:
     np.savez_compressed(
         HERE / f"{name}.npz",
         vectors=reference.vectors,
+        cut=reference.cut,
         ids=np.concatenate([np.asarray(row, np.int32) for row in reference.ids]),
         lengths=np.array([len(row) for row in reference.ids], np.int32),
         about=np.array(json.dumps(about, ensure_ascii=False)),
@@ -135,10 +143,18 @@ def compute(case: Case) -> Reference:
     tokenizer = tokenizers.Tokenizer.from_str(json.dumps(model.tokenizer))
     ids = [tokenizer.encode(text).ids for text in case.texts]
     network = Network(model)
+    around = tokenizer.num_special_tokens_to_add(is_pair=False)
+    long = tokenizer.encode(LONG[0], add_special_tokens=False).ids
+    empty = tokenizer.encode("").ids  # the special tokens alone: those before, those after
+    before, after = empty[: around - 1], empty[around - 1 :]
+    kept = CUT_TO - around
     return Reference(
         texts=case.texts,
         ids=ids,
         vectors=np.stack([network.embed(row) for row in ids]),
+        cut=np.stack(
+            [network.embed(before + part + after) for part in (long[:kept], long[-kept:])]
+        ),
         weights_sha256=model.weights_sha256,
         provenance={
             "made_by": "tests/reference/make_reference.py",
@@ -174,7 +190,7 @@ class Network:
         state = {name: torch.from_numpy(weight) for name, weight in model.weights.items()}
         # strict: no weight is left at its random start, and none is unknown.
         self.network.load_state_dict(state, strict=True)
-        self.causal = self.decoder and settings.get("is_causal", True)
+        self.causal = bool(settings.get("is_causal", False))
         self.first_position = 2 if kind == "xlm-roberta" else 0
         self.model = model
 
@@ -192,7 +208,7 @@ class Network:
         if positions is None:
             positions = range(n)
         if causal is None:
-            causal = bool(self.causal)
+            causal = self.causal
         # An explicit mask over (batch, head, query, key), so that nothing is left to a default.
         blocked = torch.full((n, n), torch.finfo(torch.float32).min)
         mask = torch.triu(blocked, diagonal=1) if causal else torch.zeros((n, n))
@@ -221,9 +237,8 @@ class Network:
     def _probabilities(self, last: Array) -> Array:
         """Softmax over the logits of "yes" and "no" of the tied head: (2,)."""
         head = self.model.weights["embed_tokens.weight"]
-        model = self.model.tokenizer["model"]
-        assert isinstance(model, dict)
-        logits = head[[model["vocab"]["yes"], model["vocab"]["no"]]] @ last
+        vocab = self.model.tokenizer["model"]["vocab"]
+        logits = head[[vocab["yes"], vocab["no"]]] @ last
         weights = np.exp(logits - logits.max())
         return weights / weights.sum()
 
