@@ -1,0 +1,498 @@
+"""The main path: texts in, vectors out.
+
+prepare (prompt, tokenize, cut) -> pack -> run -> finish (cut, normalize) -> put in order
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, TypeAlias, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from gguf_embed import catalog, hub, selftest, tune
+from gguf_embed.catalog import BUILTIN, ModelCard
+from gguf_embed.errors import BadModelFile, BadOption, BadText, NativeFailed, TextTooLong
+from gguf_embed.gguf import ENCODERS, Header, Pooling, check_embedder, needs_pooling, read_header
+from gguf_embed.llama import Tokens
+from gguf_embed.pooling import Vectors, check_dimensions, finish
+from gguf_embed.runner import Meaning, Outcome, Runner, RunSettings
+from gguf_embed.schedule import Microbatch, Shared, pack, shared_prefixes
+
+Truncate: TypeAlias = Literal["error", "end", "start"]
+Progress: TypeAlias = Callable[[int, int], None]  # texts and tokens done since the last call
+
+WINDOW = 2048  # texts sorted and packed together by `stream`; two windows are in flight
+ENCODE_WINDOW = 1 << 18  # the same for `encode`, whose caller holds all texts anyway
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How to run a model. None leaves the choice to the engine: header, catalog, measurement."""
+
+    n_ctx: int | None = None  # longest text, in tokens
+    max_batch_tokens: int | None = None
+    max_batch_seqs: int | None = None
+    n_contexts: int | None = None
+    n_threads: int | None = None
+    flash_attn: bool | None = None
+    repack: bool | None = None
+    n_gpu_layers: int | None = None
+    tap: bool | None = None
+    pooling: Pooling | None = None
+    tune: bool = True  # measure on first use of a model on a machine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """Consecutive results of `stream`; row i of each array is text `start + i`."""
+
+    start: int
+    vectors: Vectors  # (n, dim)
+    token_counts: npt.NDArray[np.int32]  # (n,), after truncation
+    truncated: npt.NDArray[np.bool_]  # (n,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Request:
+    """The choices of one call, already checked."""
+
+    prompt: str
+    dimensions: int | None
+    normalize: bool
+    truncate: Truncate
+    on_progress: Progress | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Window:
+    """Texts tokenized together: each different text once, `place` leads back to every row."""
+
+    start: int
+    tokens: list[Tokens]  # of the different texts
+    first_rows: list[int]  # the row where each was seen first
+    place: npt.NDArray[np.intp]  # (n rows,) -> index into tokens
+    truncated: npt.NDArray[np.bool_]  # (different texts,)
+
+
+class Embedder:
+    """A model ready to embed. Safe to use from several threads; close it or use `with`."""
+
+    def __init__(self, path: Path, header: Header, card: ModelCard | None, settings: Settings):
+        """Use `Embedder.open`, which finds the file."""
+        self.path = path
+        self.header = header
+        self.card = card
+        self.settings = settings
+        self.pooling = _pooling(header, card, settings)
+        pooling = self.pooling
+        encoder = header.architecture in ENCODERS
+        causal = card.causal if card else header.causal
+        self.meaning = Meaning(pooling=pooling, causal=causal and not encoder, encoder=encoder)
+        self.n_ctx = min(settings.n_ctx or header.n_ctx_train, header.n_ctx_train)
+        if settings.n_ctx and settings.n_ctx > header.n_ctx_train:
+            raise BadOption(
+                f"n_ctx={settings.n_ctx}: {path.name} was trained on {header.n_ctx_train} tokens"
+            )
+        working = selftest.check(sorted({t.type for t in header.tensors if len(t.shape) > 1}))
+        self.remarks: tuple[str, ...] = (working.remark,) if working.remark else ()
+        run_settings = tune.choose(header, self.meaning, working, _wanted(settings))
+        self._runner = Runner(path, self.meaning, run_settings)
+        self.dim = self._runner.model.dim
+        self.prompts: Mapping[str, str] = card.prompts if card else {}
+        self._specials = self._runner.model.special_tokens()
+        self._tokenizers = ThreadPoolExecutor(
+            min(8, os.cpu_count() or 1), thread_name_prefix="gguf-embed-tokenize"
+        )
+
+    @classmethod
+    def open(cls, model: str | Path = BUILTIN, *, settings: Settings | None = None) -> Embedder:
+        """Open a model by catalog name, Hub repository or path; downloads it if need be.
+
+        Raises ModelNotFound, BadModelFile, FetchFailed, DoesNotFit or NativeFailed.
+        """
+        path = hub.fetch(hub.resolve(str(model)))
+        header = read_header(path)
+        card = catalog.find(str(model)) or catalog.by_header(header)
+        return cls(path, header, card, settings or Settings())
+
+    def __repr__(self) -> str:
+        return (
+            f"Embedder({self.model_id!r}, quant={self.quant!r}, dim={self.dim}, "
+            f"n_ctx={self.n_ctx}, pooling={self.pooling.name})"
+        )
+
+    def __enter__(self) -> Embedder:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the model; later calls fail."""
+        self._tokenizers.shutdown()
+        self._runner.close()
+
+    @property
+    def model_id(self) -> str:
+        """The catalog's name of the model, else its file name."""
+        return self.card.id if self.card else self.path.stem
+
+    @property
+    def quant(self) -> str:
+        """Quantization of the file, as llama.cpp spells it."""
+        return self.header.quant
+
+    @overload
+    def encode(
+        self,
+        texts: str,
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        dimensions: int | None = None,
+        normalize: bool = True,
+        truncate: Truncate = "error",
+        on_progress: Progress | None = None,
+    ) -> npt.NDArray[np.float32]: ...
+    @overload
+    def encode(
+        self,
+        texts: Iterable[str],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        dimensions: int | None = None,
+        normalize: bool = True,
+        truncate: Truncate = "error",
+        on_progress: Progress | None = None,
+    ) -> npt.NDArray[np.float32]: ...
+    def encode(
+        self,
+        texts: str | Iterable[str],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        dimensions: int | None = None,
+        normalize: bool = True,
+        truncate: Truncate = "error",
+        on_progress: Progress | None = None,
+    ) -> npt.NDArray[np.float32]:
+        """Vectors of texts: shape (dim,) for a str, (n, dim) for anything else; float32.
+
+        `prompt_name` puts one of `prompts` in front, `prompt` any string. `dimensions` keeps the
+        first values (MRL) before normalizing. A text longer than `n_ctx` is an error unless
+        `truncate` says which end to cut; the end token is kept. Raises BadText, TextTooLong,
+        BadOption, NativeFailed; rows are numbered as given.
+        """
+        single = isinstance(texts, str)
+        blocks = self.stream(
+            [texts] if single else texts,
+            prompt_name=prompt_name,
+            prompt=prompt,
+            dimensions=dimensions,
+            normalize=normalize,
+            truncate=truncate,
+            on_progress=on_progress,
+            window=ENCODE_WINDOW if isinstance(texts, Sequence) else WINDOW,
+        )
+        parts = [block.vectors for block in blocks]
+        if not parts:
+            return np.empty((0, dimensions or self.dim), np.float32)
+        vectors = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        return vectors[0] if single else vectors
+
+    def encode_query(
+        self,
+        texts: str | Iterable[str],
+        *,
+        task: str | None = None,
+        dimensions: int | None = None,
+        normalize: bool = True,
+        truncate: Truncate = "error",
+    ) -> npt.NDArray[np.float32]:
+        """`encode` with the model's query prompt; `task` replaces an instruct model's default."""
+        return self.encode(
+            texts,
+            prompt=self.prompt("query", task=task),
+            dimensions=dimensions,
+            normalize=normalize,
+            truncate=truncate,
+        )
+
+    def encode_document(
+        self,
+        texts: str | Iterable[str],
+        *,
+        dimensions: int | None = None,
+        normalize: bool = True,
+        truncate: Truncate = "error",
+    ) -> npt.NDArray[np.float32]:
+        """`encode` with the model's document prompt."""
+        return self.encode(
+            texts,
+            prompt=self.prompt("document"),
+            dimensions=dimensions,
+            normalize=normalize,
+            truncate=truncate,
+        )
+
+    def similarity(
+        self, a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.float32]:
+        """Cosine of each row of `a` with each row of `b`, shape (n, m); (dim,) counts as a row."""
+        left = finish(np.atleast_2d(a), dimensions=None, normalize=True)
+        right = finish(np.atleast_2d(b), dimensions=None, normalize=True)
+        return left @ right.T
+
+    def prompt(self, name: str, *, task: str | None = None) -> str:
+        """The text that `prompt_name=name` puts in front; "" where the model has none for it."""
+        if self.card is not None:
+            return self.card.prompt(name, task)
+        if name in ("query", "document") and task is None:
+            return ""
+        raise BadOption(f"{self.model_id} is not in the catalog and has no prompt {name!r}")
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids with special tokens, as the model sees them."""
+        return [int(token) for token in self._ids(text, row=0)]
+
+    def count_tokens(self, texts: Sequence[str]) -> npt.NDArray[np.int32]:
+        """Number of tokens of each text, special tokens included, shape (n,)."""
+        ids = self._tokenizers.map(self._ids, texts, range(len(texts)), chunksize=64)
+        return np.fromiter(map(len, ids), np.int32, len(texts))
+
+    def token_vectors(self, text: str) -> Vectors:
+        """One vector per token of a text, shape (n tokens, dim), before any pooling."""
+        tokens = self._ids(text, row=0)
+        if len(tokens) > self.n_ctx:
+            raise TextTooLong([(0, len(tokens))], self.n_ctx)
+        return self._runner.token_vectors(tokens)
+
+    def stream(
+        self,
+        texts: Iterable[str],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        dimensions: int | None = None,
+        normalize: bool = True,
+        truncate: Truncate = "error",
+        on_progress: Progress | None = None,
+        window: int = WINDOW,
+    ) -> Iterator[Block]:
+        """`encode` block by block, in order, with memory for two windows of texts only.
+
+        Texts that are too long (truncate="error") stop the work at the first one, but the rest of
+        the input is still read, so that the error names all of them.
+        """
+        request = self._request(prompt_name, prompt, dimensions, normalize, truncate, on_progress)
+        iterator = iter(texts)
+        in_flight: deque[tuple[_Window, list[tuple[Microbatch, Future[Outcome]]]]] = deque()
+        too_long: list[tuple[int, int]] = []
+        start = 0
+        try:
+            while chunk := list(islice(iterator, window)):
+                prepared = self._prepare(chunk, start, request, too_long)
+                start += len(chunk)
+                if not too_long:
+                    in_flight.append((prepared, self._submit(prepared, request)))
+                    if len(in_flight) > 1:
+                        yield self._collect(*in_flight.popleft(), request)
+            if too_long:
+                raise TextTooLong(too_long, self.n_ctx)
+            while in_flight:
+                yield self._collect(*in_flight.popleft(), request)
+        finally:
+            for _, futures in in_flight:
+                for _, future in futures:
+                    future.cancel()
+
+    def _request(
+        self,
+        prompt_name: str | None,
+        prompt: str | None,
+        dimensions: int | None,
+        normalize: bool,
+        truncate: Truncate,
+        on_progress: Progress | None,
+    ) -> _Request:
+        if prompt_name is not None and prompt is not None:
+            raise BadOption("prompt_name and prompt exclude each other; pass one of them")
+        if truncate not in ("error", "end", "start"):
+            raise BadOption(f"truncate={truncate!r}: choose 'error', 'end' or 'start'")
+        card = self.card
+        check_dimensions(
+            dimensions,
+            dim=self.dim,
+            mrl_min=card.mrl_min if card else None,
+            mrl_dims=card.mrl_dims if card else (),
+        )
+        return _Request(
+            prompt=self.prompt(prompt_name) if prompt_name is not None else prompt or "",
+            dimensions=dimensions,
+            normalize=normalize,
+            truncate=truncate,
+            on_progress=on_progress,
+        )
+
+    def _prepare(
+        self, texts: list[str], start: int, request: _Request, too_long: list[tuple[int, int]]
+    ) -> _Window:
+        """Tokenize each different text once, in several threads, and cut what is too long."""
+        for row, text in enumerate(texts):
+            if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise BadText(start + row, f"is a {type(text).__name__}, not a str")
+        unique: dict[str, int] = {}
+        place = np.fromiter(
+            (unique.setdefault(text, len(unique)) for text in texts), np.intp, len(texts)
+        )
+        first_rows = [0] * len(unique)
+        for row in range(len(texts) - 1, -1, -1):
+            first_rows[place[row]] = start + row
+        prompted = [request.prompt + text for text in unique]
+        tokens = list(self._tokenizers.map(self._ids, prompted, first_rows, chunksize=64))
+        truncated = np.fromiter((len(t) > self.n_ctx for t in tokens), np.bool_, len(tokens))
+        for index in np.flatnonzero(truncated):
+            if request.truncate == "error":
+                rows = np.flatnonzero(place == index)
+                too_long.extend((start + int(row), len(tokens[index])) for row in rows)
+            else:
+                tokens[index] = self._cut(tokens[index], request)
+        return _Window(
+            start=start, tokens=tokens, first_rows=first_rows, place=place, truncated=truncated
+        )
+
+    def _ids(self, text: str, row: int) -> Tokens:
+        """Token ids of one text; the end token that LAST pooling reads is made sure of."""
+        try:
+            raw = text.encode()
+        except UnicodeEncodeError as error:
+            raise BadText(
+                row,
+                f"character {error.start} is a lone surrogate (U+{ord(text[error.start]):04X}),"
+                " which is no text; fix the decoding or use errors='replace'",
+            ) from None
+        ids = self._runner.model.tokenize(raw)
+        eos = self._end_token
+        if eos is not None and (not len(ids) or ids[-1] != eos):
+            ids = np.append(ids, np.int32(eos))
+        return ids
+
+    @property
+    def _end_token(self) -> int | None:
+        """The token that must come last, where the file may not say so itself."""
+        if self.pooling is not Pooling.LAST:
+            return None
+        if self.card is not None:
+            return self.card.eos_id if self.card.add_eos else None
+        return self.header.eos_id if self.header.add_eos is not False else None
+
+    def _cut(self, tokens: Tokens, request: _Request) -> Tokens:
+        """Cut to n_ctx from the end or the start of the text; prompt and special tokens stay."""
+        tail = 1 if int(tokens[-1]) in self._specials else 0
+        if request.truncate == "end":
+            return np.concatenate([tokens[: self.n_ctx - tail], tokens[len(tokens) - tail :]])
+        head = _agree(tokens, self._ids(request.prompt, row=0)) if request.prompt else 0
+        head = max(head, 1 if int(tokens[0]) in self._specials else 0)
+        return np.concatenate([tokens[:head], tokens[len(tokens) - (self.n_ctx - head) :]])
+
+    def _submit(
+        self, window: _Window, request: _Request
+    ) -> list[tuple[Microbatch, Future[Outcome]]]:
+        """Pack the window and hand it to the contexts."""
+        tokens, settings = window.tokens, self._runner.settings
+        groups = [Shared(rows=tuple(range(len(tokens))), n_prefix=0)]
+        if self._runner.can_share and len(tokens) > 1:
+            groups = shared_prefixes(tokens, min_saved=settings.max_batch_tokens // 4)
+        n_same = np.bincount(window.place, minlength=len(tokens))
+        futures: list[tuple[Microbatch, Future[Outcome]]] = []
+        for group in groups:
+            n_prefix = min(group.n_prefix, self._runner.max_prefix)
+            lengths = [len(tokens[row]) - n_prefix for row in group.rows]
+            for batch in pack(
+                lengths,
+                max_tokens=settings.max_batch_tokens,
+                max_seqs=settings.max_batch_seqs,
+                n_prefix=n_prefix,
+            ):
+                rows = tuple(group.rows[i] for i in batch.rows)
+                future = self._runner.submit([tokens[row] for row in rows], n_prefix=n_prefix)
+                if request.on_progress is not None:
+                    n_texts = int(n_same[list(rows)].sum())
+                    future.add_done_callback(_report(request.on_progress, n_texts, batch.n_tokens))
+                futures.append((replace(batch, rows=rows), future))
+        return futures
+
+    def _collect(
+        self,
+        window: _Window,
+        futures: list[tuple[Microbatch, Future[Outcome]]],
+        request: _Request,
+    ) -> Block:
+        """Wait for a window's microbatches and put their rows back in order."""
+        dim = request.dimensions or self.dim
+        vectors = np.empty((len(window.tokens), dim), np.float32)
+        for batch, future in futures:
+            outcome = future.result()
+            if outcome.bad:
+                row = window.first_rows[batch.rows[outcome.bad[0]]]
+                raise NativeFailed(
+                    f"row {row}: llama.cpp gives NaN for this text on every path; "
+                    f"try another quantization of {self.model_id}, or leave the row out"
+                )
+            vectors[list(batch.rows)] = finish(
+                outcome.vectors, dimensions=request.dimensions, normalize=request.normalize
+            )
+        counts = np.fromiter(map(len, window.tokens), np.int32, len(window.tokens))
+        return Block(
+            start=window.start,
+            vectors=vectors[window.place],
+            token_counts=counts[window.place],
+            truncated=window.truncated[window.place],
+        )
+
+
+def _pooling(header: Header, card: ModelCard | None, settings: Settings) -> Pooling:
+    """The caller's choice, the catalog's, the file's; refuses a file that is no embedder."""
+    chosen = (settings.pooling, card.pooling if card else None, header.pooling)
+    pooling = next((p for p in chosen if p is not None), None)
+    check_embedder(header, pooling=pooling)
+    if pooling is None:
+        raise BadModelFile(needs_pooling(header) or f"{header.source}: no pooling")
+    if pooling is Pooling.RANK:
+        raise BadModelFile(
+            f"{header.source}: a reranker scores pairs of texts; it gives no vectors"
+        )
+    return pooling
+
+
+def _wanted(settings: Settings) -> dict[str, int | bool]:
+    """The run settings that the caller decided."""
+    names = {field.name for field in fields(RunSettings)}
+    given = {name: getattr(settings, name) for name in names}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _report(on_progress: Progress, n_texts: int, n_tokens: int) -> Callable[[object], None]:
+    return lambda _future: on_progress(n_texts, n_tokens)
+
+
+def _agree(a: Tokens, b: Tokens) -> int:
+    """Length of the common prefix."""
+    n = min(len(a), len(b))
+    differs = np.flatnonzero(a[:n] != b[:n])
+    return int(differs[0]) if len(differs) else n

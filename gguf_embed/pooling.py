@@ -1,0 +1,68 @@
+"""From token vectors to one vector: pool, cut (MRL), normalize. Pure numpy."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from gguf_embed.errors import BadOption
+from gguf_embed.gguf import Pooling
+
+Vectors: TypeAlias = npt.NDArray[np.float32]
+
+
+def output_mask(lengths: npt.NDArray[np.int32], pooling: Pooling) -> npt.NDArray[np.int8]:
+    """1 for each token whose vector `pool` needs, in a row of sequences laid end to end."""
+    ends = np.cumsum(lengths)
+    mask = np.zeros(int(ends[-1]), np.int8)
+    match pooling:
+        case Pooling.LAST:
+            mask[ends - 1] = 1
+        case Pooling.CLS:
+            mask[ends - lengths] = 1
+        case _:
+            mask[:] = 1
+    return mask
+
+
+def pool(outputs: Vectors, lengths: npt.NDArray[np.int32], pooling: Pooling) -> Vectors:
+    """One vector per sequence, shape (len(lengths), dim), from the outputs of `output_mask`.
+
+    MEAN sums in float64: 32k float32 terms would lose two digits.
+    """
+    if pooling is not Pooling.MEAN:
+        return outputs
+    starts = np.cumsum(lengths) - lengths
+    sums = np.add.reduceat(outputs, starts, axis=0, dtype=np.float64)
+    return (sums / lengths[:, None]).astype(np.float32)
+
+
+def finish(vectors: Vectors, *, dimensions: int | None, normalize: bool) -> Vectors:
+    """Cut to the first `dimensions` values (MRL), then scale to length 1; float32, shape (n, dim).
+
+    The cut comes first because a prefix of a unit vector is no unit vector.
+    """
+    cut = vectors if dimensions is None else vectors[:, :dimensions]
+    if not normalize:
+        return np.ascontiguousarray(cut)
+    norms = np.sqrt(np.einsum("nd,nd->n", cut, cut, dtype=np.float64))[:, None]
+    return (cut / np.maximum(norms, np.finfo(np.float32).tiny)).astype(np.float32)
+
+
+def check_dimensions(
+    dimensions: int | None, *, dim: int, mrl_min: int | None, mrl_dims: tuple[int, ...]
+) -> None:
+    """Refuse a cut that the model was not trained for; `mrl_min` None means unknown, so allowed."""
+    if dimensions is None or dimensions == dim:
+        return
+    if not 1 <= dimensions <= dim:
+        raise BadOption(f"dimensions={dimensions}: this model has vectors of 1 to {dim} values")
+    if mrl_dims and dimensions not in mrl_dims:
+        shown = ", ".join(map(str, mrl_dims))
+        raise BadOption(
+            f"dimensions={dimensions}: this model can be cut to {shown} or left at {dim}"
+        )
+    if not mrl_dims and mrl_min is not None and dimensions < mrl_min:
+        raise BadOption(f"dimensions={dimensions}: this model can be cut to {mrl_min}..{dim}")
