@@ -252,17 +252,17 @@ class Header:
     @property
     def n_head_kv(self) -> int:
         """Key and value heads; the largest, where layers differ; n_head if not stated."""
-        return self._int(self._key("attention.head_count_kv")) or self.n_head
+        return self._positive("attention.head_count_kv", default=self.n_head)
 
     @property
     def key_length(self) -> int:
         """Elements of one head's key."""
-        return self._int(self._key("attention.key_length")) or self.n_embd // self.n_head
+        return self._positive("attention.key_length", default=self.n_embd // self.n_head)
 
     @property
     def value_length(self) -> int:
         """Elements of one head's value."""
-        return self._int(self._key("attention.value_length")) or self.n_embd // self.n_head
+        return self._positive("attention.value_length", default=self.n_embd // self.n_head)
 
     @property
     def n_ff(self) -> int:
@@ -366,9 +366,9 @@ class Header:
     def _key(self, name: str) -> str:
         return f"{self.architecture}.{name}"
 
-    def _positive(self, name: str) -> int:
+    def _positive(self, name: str, *, default: int | None = None) -> int:
         key = self._key(name)
-        value = self._int(key)
+        value = default if key not in self.metadata else self._int(key)
         if value is None:
             raise self._missing(key)
         if value < 1:
