@@ -1,0 +1,166 @@
+"""The command line: one file per command, found by their `add` function.
+
+A command's file holds `add(subparsers)`, which makes its parser and sets `run=` to a function
+from the parsed arguments to an exit code. Nothing heavy is imported before `run`, so that
+`--help` and `--version` are quick and need no native library.
+
+Exit codes: 0; 1 unexpected; 2 bad input or option; 3 to 8 as in `gguf_embed.errors`;
+130 Ctrl-C; 141 the reader of standard output went away; 143 terminated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import io
+import logging
+import os
+import pkgutil
+import signal
+import sys
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import NoReturn
+
+from gguf_embed import __version__
+from gguf_embed.cli import console
+from gguf_embed.errors import GgufEmbedError
+
+DESCRIPTION = """\
+Text embeddings from GGUF models through llama.cpp.
+
+With no --model the built-in all-MiniLM-L6-v2 is used: 384 dimensions, English, no network."""
+
+EPILOG = """\
+examples:
+  gguf-embed embed notes.txt -o notes.npy           one vector per line
+  gguf-embed embed docs/ -o docs.jsonl              one vector per passage, with its place
+  gguf-embed search "how do refunds work?" docs/    the best passages and their scores
+  gguf-embed doctor                                 what works here, what would be faster
+
+`gguf-embed COMMAND --help` tells more. Errors are one line and an exit code; --debug, or
+GGUF_EMBED_DEBUG=1, shows the traceback."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code (argparse itself exits on --help and misuse)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that cannot show a character gets its escape, not a traceback.
+            stream.reconfigure(errors="backslashreplace")
+    args = parser().parse_args(argv)
+    debug: bool = args.debug or os.environ.get("GGUF_EMBED_DEBUG", "") not in ("", "0")
+    with _terminable(), _logging(debug):
+        try:
+            code: int = args.run(args)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _drop_stdout()
+            return 141
+        except KeyboardInterrupt:
+            console.say("interrupted")
+            return 130
+        except _Terminated:
+            console.say("terminated")
+            return 143
+        except GgufEmbedError as error:
+            if debug:
+                raise
+            console.say(_one_line(error))
+            return error.exit_code
+        except OSError as error:
+            if debug:
+                raise
+            _drop_stdout()
+            console.say(_one_line(error))
+            return 1
+        except Exception as error:
+            if debug:
+                raise
+            console.say(
+                f"unexpected {type(error).__name__}: {_one_line(error)}; this is a bug: "
+                "--debug shows the traceback"
+            )
+            return 1
+    return code
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    top = _Parser(
+        prog="gguf-embed",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    top.add_argument("--version", action="version", version=f"gguf-embed {__version__}")
+    top.add_argument("--debug", action="store_true", help="show tracebacks and details")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for found in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{found.name}")
+        if hasattr(module, "add"):
+            module.add(commands)
+    for command in {*commands.choices.values()}:
+        command.formatter_class = argparse.RawDescriptionHelpFormatter
+        command.allow_abbrev = False
+        # Without a default here, so that --debug counts before and after the command's name.
+        command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS)
+    return top
+
+
+class _Parser(argparse.ArgumentParser):
+    """Misuse is one line too; argparse's own way prints the whole usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        console.say(f"{message}; see {self.prog} --help")
+        self.exit(2)
+
+
+class _Terminated(BaseException):
+    """SIGTERM or SIGHUP: unfinished files are removed on the way out, as for Ctrl-C."""
+
+
+@contextmanager
+def _terminable() -> Generator[None]:
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        raise _Terminated
+
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    try:
+        before = [(name, signal.signal(getattr(signal, name), stop)) for name in names]
+    except ValueError:  # not the main thread: signals are somebody else's
+        before = []
+    try:
+        yield
+    finally:
+        for name, handler in before:
+            signal.signal(getattr(signal, name), handler)
+
+
+@contextmanager
+def _logging(debug: bool) -> Generator[None]:
+    """Warnings of the package (a fallback, an assumption) reach the user as one line each."""
+    logger = logging.getLogger("gguf_embed")
+    level = logger.level
+    handler = console.LogHandler()
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG if debug else logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def _drop_stdout() -> None:
+    """Forget what is buffered: the interpreter would try once more at its end, and complain."""
+    with suppress(OSError):
+        sys.stdout.flush()
+        return
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or "no message"

@@ -1,0 +1,97 @@
+"""What a person sees: messages, tables, progress.
+
+The only importer of rich, which may be absent.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+
+
+def say(message: str) -> None:
+    """One line for the person, on standard error."""
+    print(f"gguf-embed: {message}", file=sys.stderr, flush=True)
+
+
+class LogHandler(logging.Handler):
+    """Log records as such lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One record."""
+        say(self.format(record))
+
+
+def print_json(value: object, *, to_stderr: bool = False) -> None:
+    """One JSON document for a program, on standard output unless that is taken."""
+    print(json.dumps(value, indent=2), file=sys.stderr if to_stderr else sys.stdout)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns as wide as they need; the last one may run on."""
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    for row in (columns, *rows):
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        print("  ".join(cells).rstrip())
+
+
+class Progress:
+    """Counts what is done, from any thread; this one shows nothing."""
+
+    def advance(self, n_texts: int, n_tokens: int, n_bytes: int) -> None:
+        """So many texts, tokens and bytes of input more are done."""
+
+
+@contextmanager
+def progress(label: str, total_bytes: int | None, *, quiet: bool) -> Generator[Progress]:
+    """A bar with texts/s, tokens/s and time left on a terminal; nothing in a pipe."""
+    if quiet or not sys.stderr.isatty():
+        yield Progress()
+        return
+    try:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            TaskProgressColumn,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+        from rich.progress import Progress as Bar
+    except ImportError:
+        yield Progress()
+        return
+
+    with Bar(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as bar:
+        task = bar.add_task(label, total=total_bytes, speed="")
+        begin = time.monotonic()
+        lock = threading.Lock()
+
+        class Shown(Progress):
+            n_texts = n_tokens = 0
+
+            def advance(self, n_texts: int, n_tokens: int, n_bytes: int) -> None:
+                with lock:
+                    self.n_texts += n_texts
+                    self.n_tokens += n_tokens
+                    seconds = max(time.monotonic() - begin, 1e-9)
+                    bar.update(
+                        task,
+                        advance=n_bytes,
+                        speed=f"{self.n_texts:,} texts, {self.n_texts / seconds:,.0f} texts/s, "
+                        f"{self.n_tokens / seconds:,.0f} tokens/s",
+                    )
+
+        yield Shown()

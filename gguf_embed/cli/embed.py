@@ -1,0 +1,215 @@
+"""`gguf-embed embed`: texts from files, vectors to a file."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, cast
+
+from gguf_embed import __version__
+from gguf_embed.cli import console, options
+from gguf_embed.cli.flow import Flow, place
+from gguf_embed.errors import BadInput, BadOption, BadText, TextTooLong
+
+if TYPE_CHECKING:
+    from gguf_embed.engine import Embedder
+    from gguf_embed.formats import Output
+
+DESCRIPTION = """\
+Embed texts: one vector per text, in the order of the input.
+
+what is one text:
+  .txt      a line (a blank line too: row i of the output is line i + 1)
+  .md       a passage: a section, or part of it, of up to about 800 characters
+  .jsonl    a line: an object whose --field holds the text
+  .csv      a row under a header line, --field names its column
+  DIR       all such files in it and below, sorted; names that begin with a dot are passed over
+  -         standard input: as .txt, or as .jsonl where --field is given
+Files are UTF-8. Nothing is skipped: a row that cannot be used stops the run and is named."""
+
+EPILOG = """\
+what comes out (-o):
+  NAME.npy    float32 array of shape (texts, dimensions); numpy.load reads it
+  NAME.jsonl  one object per text: id, source, position (line), truncated, vector
+  -           the same JSON lines on standard output, as they are ready
+A file appears only when it is complete: an error, Ctrl-C or a full disk leaves the older one
+alone. NAME.npy.meta.json beside it says what made it (model, prompt, pooling, dimensions):
+vectors that differ in these cannot be compared.
+
+examples:
+  gguf-embed embed notes.txt -o notes.npy
+  gguf-embed embed docs/ README.md -o docs.jsonl
+  gguf-embed embed rows.csv --field body --id-field id -o rows.jsonl --prompt-name document
+  gguf-embed embed letters/ --whole-file --truncate end -o letters.npy
+  gguf-embed embed --text "one text" --text "another"
+  sort -u words.txt | gguf-embed embed - -o words.npy --json"""
+
+
+def add(commands: Any) -> None:
+    """The parser of `embed`."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "embed", help="texts to vectors", description=DESCRIPTION, epilog=EPILOG
+    )
+    parser.add_argument("inputs", nargs="*", metavar="INPUT", help="file, directory or -")
+    parser.add_argument(
+        "--text", action="append", default=[], help="a text itself; may be repeated"
+    )
+    parser.add_argument(
+        "-o", "--output", default="-", metavar="OUT", help="NAME.npy, NAME.jsonl or - (default)"
+    )
+    options.add_fields(parser)
+    parser.add_argument("--whole-file", action="store_true", help="a .txt or .md file is one text")
+    group = parser.add_argument_group("vectors")
+    prompt = group.add_mutually_exclusive_group()
+    prompt.add_argument(
+        "--prompt-name", metavar="NAME", help="the model's own prompt, such as query or document"
+    )
+    prompt.add_argument("--prompt", metavar="TEXT", help="put in front of every text")
+    group.add_argument(
+        "--dimensions",
+        type=options.positive,
+        metavar="N",
+        help="keep the first N of a model trained for it",
+    )
+    group.add_argument(
+        "--no-normalize", action="store_true", help="leave the length of the vectors as it is"
+    )
+    group.add_argument(
+        "--truncate",
+        choices=("error", "end", "start"),
+        default="error",
+        help="a text longer than the model's context: error (default) names every such text; "
+        "end cuts its end off, start its start; cuts are counted",
+    )
+    options.add_model(parser)
+    group = parser.add_argument_group("report")
+    group.add_argument(
+        "--json",
+        action="store_true",
+        help="the summary as JSON on standard output (with -o -: on standard error)",
+    )
+    group.add_argument("--quiet", action="store_true", help="no progress bar and no summary")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Embed all inputs; returns 0."""
+    from gguf_embed import formats
+
+    if not args.inputs and not args.text:
+        raise BadOption("nothing to embed: name files or directories, - or --text TEXT")
+    begin = time.monotonic()
+    sources = formats.find(args.inputs, field=args.field)
+    reading = formats.Reading(field=args.field, id_field=args.id_field, whole_file=args.whole_file)
+    records = chain(
+        formats.given(args.text), formats.read(sources, reading, stdin=sys.stdin.buffer)
+    )
+    total = None if args.text else formats.total_bytes(sources)
+    # The output is opened first: a name that cannot be written is told before any work.
+    with formats.open_output(args.output, stdout=sys.stdout.buffer, inputs=sources) as output:
+        with options.open_embedder(args) as embedder:
+            opened = time.monotonic()
+            prompt = embedder.prompt(args.prompt_name) if args.prompt_name else args.prompt or ""
+            with console.progress("embed", total, quiet=args.quiet) as progress:
+                done = _embed(embedder, Flow(records, progress), output, prompt, args)
+            about = {
+                "model": embedder.model_id,
+                "quant": embedder.quant,
+                "pooling": embedder.pooling.name.lower(),
+                "prompt": prompt,
+                "dim": done.dim,
+                "normalized": not args.no_normalize,
+                "n_ctx": embedder.n_ctx,
+                "truncate": args.truncate,
+                "texts": output.n_rows,
+                "truncated": done.n_truncated,
+                "gguf_embed": __version__,
+            }
+        output.finish(dim=done.dim, about=about)
+    seconds = time.monotonic() - opened
+    if not args.quiet:
+        summary = {
+            "output": args.output,
+            "shape": [output.n_rows, done.dim],
+            "texts": output.n_rows,
+            "tokens": done.n_tokens,
+            "tokens_per_s": round(done.n_tokens / seconds, 1),
+            "texts_per_s": round(output.n_rows / seconds, 1),
+            "truncated": done.n_truncated,
+            "truncated_first": done.first_truncated,
+            "open_s": round(opened - begin, 3),
+            "embed_s": round(seconds, 3),
+            "made_with": about,
+        }
+        if args.json:
+            console.print_json(summary, to_stderr=args.output == "-")
+        else:
+            _print_summary(summary)
+    return 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Done:
+    dim: int
+    n_tokens: int
+    n_truncated: int
+    first_truncated: list[str]  # places, at most five
+
+
+def _embed(
+    embedder: Embedder, flow: Flow, output: Output, prompt: str, args: argparse.Namespace
+) -> _Done:
+    """Every text to its row; texts that cannot be embedded are told by file and line."""
+    choices: dict[str, Any] = {
+        "prompt": prompt,
+        "dimensions": args.dimensions,
+        "normalize": not args.no_normalize,
+        "truncate": args.truncate,
+    }
+    # Checks the choices before any text is read, and gives the shape of an empty result.
+    dim = int(embedder.encode([], **choices).shape[1])
+    n_tokens = n_truncated = 0
+    first: list[str] = []
+    try:
+        for block in embedder.stream(flow.texts(), on_progress=flow.advance, **choices):
+            rows = flow.take(len(block.vectors))
+            cut = cast(list[bool], block.truncated.tolist())
+            output.write(rows, block.vectors, cut)
+            n_tokens += int(block.token_counts.sum())
+            n_truncated += sum(cut)
+            places = (place(row) for row, is_cut in zip(rows, cut, strict=True) if is_cut)
+            first += islice(places, 5 - len(first))
+    except BadText as error:
+        raise BadInput(f"{place(flow.find([error.row])[0])}: {error}") from error
+    except TextTooLong as error:
+        long = sorted(error.rows)
+        for record, (_, n) in zip(flow.find([row for row, _ in long]), long, strict=True):
+            console.say(f"{place(record)}: {n} tokens")
+        raise BadInput(
+            f"{len(long)} text(s) longer than the {error.n_ctx} tokens of {embedder.model_id}; "
+            f"{_name(args.output)} is {'incomplete' if args.output == '-' else 'not written'}; "
+            "cut them with --truncate end (keeps the start) or --truncate start (keeps the end), "
+            "or split them"
+        ) from error
+    return _Done(dim=dim, n_tokens=n_tokens, n_truncated=n_truncated, first_truncated=first)
+
+
+def _name(output: str) -> str:
+    return "standard output" if output == "-" else output
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    made_with = summary["made_with"]
+    console.say(
+        f"{summary['texts']:,} texts, {summary['tokens']:,} tokens in {summary['embed_s']:.2f} s "
+        f"({summary['tokens_per_s']:,.0f} tokens/s); {summary['truncated']:,} truncated; "
+        f"{made_with['model']} {made_with['quant']}; "
+        f"{_name(summary['output'])}: float32 {tuple(summary['shape'])}"
+    )
+    if summary["truncated"]:
+        first: list[str] = summary["truncated_first"]
+        more = ", ..." if summary["truncated"] > len(first) else ""
+        console.say(f"truncated to {made_with['n_ctx']} tokens: {', '.join(first)}{more}")

@@ -1,0 +1,75 @@
+"""Options that several commands share, and the one place where the engine is opened."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gguf_embed.engine import Embedder
+
+POOLINGS = ("mean", "cls", "last")
+
+
+def open_embedder(args: argparse.Namespace) -> Embedder:
+    """The engine that the options of `add_model` ask for."""
+    from gguf_embed.engine import Embedder, Settings
+    from gguf_embed.gguf import Pooling
+
+    return Embedder.open(
+        args.model,
+        settings=Settings(
+            pooling=None if args.pooling is None else Pooling[args.pooling.upper()],
+            n_threads=args.threads,
+            max_batch_tokens=args.max_batch_tokens,
+            tune=not args.no_tune,
+        ),
+    )
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """--model and how it is run."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model",
+        default="all-minilm-l6-v2",
+        metavar="NAME|PATH",
+        help="a name of `gguf-embed models`, or any .gguf file (default: %(default)s, built in)",
+    )
+    group.add_argument(
+        "--pooling",
+        choices=POOLINGS,
+        help="how token vectors become one (default: what the model says)",
+    )
+    group.add_argument(
+        "--threads", type=positive, metavar="N", help="CPU threads (default: chosen)"
+    )
+    group.add_argument(
+        "--max-batch-tokens",
+        type=positive,
+        metavar="N",
+        help="tokens computed at one time (default: chosen)",
+    )
+    group.add_argument(
+        "--no-tune", action="store_true", help="skip the short measuring on first use"
+    )
+
+
+def add_fields(parser: argparse.ArgumentParser) -> None:
+    """Which field of structured files is the text."""
+    parser.add_argument(
+        "--field", metavar="NAME", help="field of .jsonl or .csv with the text (default: text)"
+    )
+    parser.add_argument(
+        "--id-field",
+        metavar="NAME",
+        help="field with the id of each text (default: the id is file:line)",
+    )
+
+
+def positive(text: str) -> int:
+    """A whole number from 1, for argparse."""
+    number = int(text) if text.isascii() and text.isdigit() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return number

@@ -1,0 +1,38 @@
+"""`gguf-embed probe`: what this machine is, as this process may use it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+DESCRIPTION = """\
+Show devices and their memory, cores and RAM within the limits of containers, CPU features, and
+what the installed llama.cpp can use of them."""
+
+EPILOG = """\
+examples:
+  gguf-embed probe
+  gguf-embed probe --json > machine.json      a description that can be taken elsewhere"""
+
+
+def add(commands: Any) -> None:
+    """The parser of `probe`."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "probe", help="what this machine has", description=DESCRIPTION, epilog=EPILOG
+    )
+    parser.add_argument("--json", action="store_true", help="the machine as a JSON file")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the machine; returns 0."""
+    from gguf_embed import hardware, paths
+
+    machine = hardware.probe(store=paths.home())
+    if args.json:
+        sys.stdout.write(hardware.machine_to_json(machine))
+        return 0
+    for name, value in hardware.summary(machine):
+        print(f"{name:<14}{value}")
+    return 0

@@ -1,0 +1,153 @@
+"""`gguf-embed search`: the passages of files that answer a question best."""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
+
+from gguf_embed.cli import console, options
+from gguf_embed.cli.flow import Flow
+from gguf_embed.errors import BadInput, BadOption, TextTooLong
+
+if TYPE_CHECKING:
+    from gguf_embed.engine import Embedder
+    from gguf_embed.formats import Record
+
+# Models are trained on passages of about this length; longer ones answer less sharply.
+PASSAGE_TOKENS = 200
+
+DESCRIPTION = """\
+Rank passages of files by meaning: the cosine of the question's vector and each passage's, the
+query and document prompts of the model included. Nothing is stored.
+
+  .md              sections, cut between paragraphs
+  .txt             a passage per line; with --prose paragraphs, as .md
+  .jsonl, .csv     a passage per row: --field
+  DIR              all such files in it and below;   - is standard input
+Texts of more than 200 tokens are cut into several passages; blank ones are passed over."""
+
+EPILOG = """\
+examples:
+  gguf-embed search "how do I use this without internet?" README.md docs/
+  gguf-embed search "late delivery" tickets.csv --field body --id-field number --top 20
+  gguf-embed search "who is to blame?" novel.txt --prose
+  git log --format=%s | gguf-embed search "memory leak" - --json"""
+
+
+def add(commands: Any) -> None:
+    """The parser of `search`."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "search", help="the passages that answer a question", description=DESCRIPTION, epilog=EPILOG
+    )
+    parser.add_argument("query", metavar="QUERY", help="the question, in the words of a person")
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="file, directory or -")
+    parser.add_argument(
+        "--top", type=options.positive, default=5, metavar="N", help="results (default: 5)"
+    )
+    options.add_fields(parser)
+    parser.add_argument(
+        "--prose", action="store_true", help="cut .txt and - into paragraphs, not lines"
+    )
+    parser.add_argument("--json", action="store_true", help="results as one JSON document")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    options.add_model(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the best passages; returns 0, also when there is none."""
+    from gguf_embed import formats
+
+    if not args.query.strip():
+        raise BadOption("the question is empty; say what to look for")
+    (query,) = formats.given([args.query], source="QUERY")
+    sources = formats.find(args.inputs, field=args.field)
+    reading = formats.Reading(field=args.field, id_field=args.id_field, prose=args.prose)
+    records = formats.read(sources, reading, stdin=sys.stdin.buffer)
+    with options.open_embedder(args) as embedder:
+        try:
+            question = embedder.encode_query(query.text)
+        except TextTooLong as error:
+            raise BadInput(
+                f"the question has {error.rows[0][1]} tokens, {embedder.model_id} takes "
+                f"{error.n_ctx}; ask a shorter one"
+            ) from error
+        # (score, minus the order: among equals the first, the passage)
+        best: list[tuple[float, int, Record]] = []
+        n_passages = 0
+        total = formats.total_bytes(sources)
+        with console.progress("search", total, quiet=args.quiet) as progress:
+            flow = Flow(_passages(embedder, records), progress, keep_texts=True)
+            for block in embedder.stream(
+                flow.texts(), prompt=embedder.prompt("document"), on_progress=flow.advance
+            ):
+                scores = cast(list[float], (block.vectors @ question).tolist())
+                for score, record in zip(scores, flow.take(len(scores)), strict=True):
+                    n_passages += 1
+                    heapq.heappush(best, (score, -n_passages, record))
+                    if len(best) > args.top:
+                        heapq.heappop(best)
+        found = [(score, record) for score, _, record in sorted(best, reverse=True)]
+        if args.json:
+            results = [
+                {
+                    "score": round(score, 6),
+                    "id": record.id,
+                    "source": record.source,
+                    "position": record.position,
+                    "text": record.text,
+                }
+                for score, record in found
+            ]
+            console.print_json(
+                {
+                    "query": args.query,
+                    "model": embedder.model_id,
+                    "quant": embedder.quant,
+                    "passages": n_passages,
+                    "results": results,
+                }
+            )
+            return 0
+    for rank, (score, record) in enumerate(found, 1):
+        _print_hit(rank, score, record)
+    if not found:
+        console.say(f"no passage with text in {', '.join(args.inputs)}")
+    return 0
+
+
+def _passages(embedder: Embedder, records: Iterator[Record]) -> Iterator[Record]:
+    """The records without the blank ones, cut where they are longer than a passage."""
+    from gguf_embed.passages import split_to_fit
+
+    prompt = embedder.prompt("document")
+    for record in records:
+        if record.text.strip():
+            for text in split_to_fit(
+                record.text,
+                count_tokens=lambda text: int(embedder.count_tokens([prompt + text])[0]),
+                max_tokens=min(PASSAGE_TOKENS, embedder.n_ctx),
+            ):
+                yield replace(record, text=text)
+
+
+def _print_hit(rank: int, score: float, record: Record) -> None:
+    place = f"{record.source}:{record.position}"
+    own_id = "" if record.id == place else f"  {record.id}"
+    print(f"{rank:>2}  {score:.3f}  {place}{own_id}")
+    width = min(shutil.get_terminal_size((100, 24)).columns, 100)
+    for line in textwrap.wrap(
+        " ".join(record.text.split()),
+        width=width,
+        initial_indent=" " * 11,
+        subsequent_indent=" " * 11,
+        max_lines=4,
+        placeholder=" ...",
+    ):
+        print(line)
