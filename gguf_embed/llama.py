@@ -298,17 +298,20 @@ class Context:
         self.model = model
         self.params = params
         self.encoder = encoder
+        # llama.cpp reserves a graph for equal sequences and aborts where they do not fill it.
+        n_ubatch = -(-params.n_ubatch // params.n_seq_max) * params.n_seq_max
+        n_ctx = max(params.n_ctx, n_ubatch)
         # A batch is split into microbatches by llama.cpp itself, but an encoder sees it whole.
-        self.n_batch = params.n_ubatch if encoder else max(params.n_ctx, params.n_ubatch)
+        self.n_batch = n_ubatch if encoder else n_ctx
         self._seq_pointers = _SeqPointers(params.n_seq_max)
         self._tapped: list[Vectors] = []
         self._tap_error: BaseException | None = None
         self._prefix: Tokens | None = None
 
         native_params = native.llama_context_default_params()
-        native_params.n_ctx = params.n_ctx
+        native_params.n_ctx = n_ctx
         native_params.n_batch = self.n_batch
-        native_params.n_ubatch = params.n_ubatch
+        native_params.n_ubatch = n_ubatch
         native_params.n_seq_max = params.n_seq_max
         native_params.n_threads = params.n_threads
         native_params.n_threads_batch = params.n_threads
@@ -324,7 +327,7 @@ class Context:
             native_params.cb_eval = self._callback
             native_params.pooling_type = int(Pooling.NONE)
             last_only = params.pooling in (Pooling.LAST, Pooling.CLS)
-            native_params.n_outputs_max = params.n_seq_max if last_only else params.n_ubatch
+            native_params.n_outputs_max = params.n_seq_max if last_only else n_ubatch
         _last_lines.clear()
         self.pointer: Any = native.llama_init_from_model(model.pointer, native_params)
         if not self.pointer:
