@@ -1,0 +1,135 @@
+"""Install gguf_embed into a virtual environment, with a llama.cpp made for this machine.
+
+    python3 install.py                    # .venv with the command line
+    python3 install.py --extras cli,dev   # and what the tests need
+    CMAKE_ARGS="-DGGML_CUDA=on" python3 install.py
+
+llama-cpp-python is compiled once, in some minutes, and the wheel is kept in the user's cache
+directory under a name made of its version, its flags, the compiler and the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).parent
+LLAMA_CPP_PYTHON = "0.3.36"
+# Without the multimodal library, which embedding text does not use.
+FLAGS = ["-DLLAVA_BUILD=OFF"]
+# GCC before 12.4 and 13 drops the stores of the AMX tile configuration (GCC PR 114098), so that
+# the first quantized matrix product dies. Without these passes it keeps them.
+AMX_FLAGS = "-fno-tree-dse -fno-dse -fno-strict-aliasing"
+
+
+def main() -> None:
+    """Make the environment, build or reuse the wheel, install."""
+    parser = argparse.ArgumentParser(description="Install gguf_embed into a virtual environment.")
+    parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="where (default: .venv)")
+    parser.add_argument("--extras", default="cli", help="extras of pyproject.toml (default: cli)")
+    args = parser.parse_args()
+    if sys.version_info < (3, 11):
+        sys.exit(f"Python 3.11 or newer is needed, this is {platform.python_version()}")
+
+    python = args.venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if not python.exists():
+        venv.create(args.venv, with_pip=True)
+    pip = [str(python), "-m", "pip", "--disable-pip-version-check"]
+    wheel = build_wheel(pip)
+    run([*pip, "install", "--quiet", str(wheel)])
+    run([*pip, "install", "--quiet", "--editable", f"{ROOT}[{args.extras}]"])
+
+
+def build_wheel(pip: list[str]) -> Path:
+    """The llama-cpp-python wheel for this machine, from the cache or compiled now."""
+    flags = build_flags()
+    what = "\n".join([LLAMA_CPP_PYTHON, *flags, compiler(), platform.platform(), cpu()])
+    key = hashlib.sha256(what.encode()).hexdigest()[:16]
+    folder = cache_dir() / "wheels" / key
+    pattern = f"llama_cpp_python-{LLAMA_CPP_PYTHON}-*.whl"
+    if wheel := next(folder.glob(pattern), None):
+        return wheel
+    if os.name != "nt" and not (
+        shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    ):
+        sys.exit(
+            "no C++ compiler found; install one: Debian/Ubuntu `apt install build-essential "
+            "python3-venv`, Fedora `dnf install gcc-c++ make`, macOS `xcode-select --install`"
+        )
+    print(f"compiling llama-cpp-python {LLAMA_CPP_PYTHON}, once: some minutes", flush=True)
+    scratch = folder.with_name(f"{key}.{os.getpid()}")
+    command = [*pip, "wheel", "--quiet", "--no-deps", "--no-binary", "llama-cpp-python"]
+    command += ["--wheel-dir", str(scratch), f"llama-cpp-python=={LLAMA_CPP_PYTHON}"]
+    run(command, CMAKE_ARGS=" ".join(flags))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        scratch.rename(folder)
+    except OSError:  # somebody else finished first
+        shutil.rmtree(scratch)
+    return next(folder.glob(pattern))
+
+
+def build_flags() -> list[str]:
+    """CMake flags: ours, the cure for AMX where this compiler needs it, the user's last."""
+    flags = list(FLAGS)
+    if "amx_tile" in cpu() and gcc_breaks_amx(compiler()):
+        flags.append(f"'-DCMAKE_CXX_FLAGS={AMX_FLAGS}'")
+    return [*flags, *filter(None, [os.environ.get("CMAKE_ARGS")])]
+
+
+def gcc_breaks_amx(version: str) -> bool:
+    """Whether this is a GCC with bug 114098 (fixed in 11.5, 12.4, 13.3 and 14)."""
+    found = re.search(r"\) (\d+)\.(\d+)\.", version)
+    if "clang" in version or not found:
+        return False
+    major, minor = int(found[1]), int(found[2])
+    return (major, minor) < {11: (11, 5), 12: (12, 4), 13: (13, 3)}.get(major, (14, 0))
+
+
+def compiler() -> str:
+    """First line of the C++ compiler's --version; empty if there is none on the PATH."""
+    command = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
+    if command is None:
+        return ""
+    done = subprocess.run([command, "--version"], capture_output=True, text=True, check=False)
+    return (done.stdout.splitlines() or [""])[0]
+
+
+def cpu() -> str:
+    """Model and feature flags: llama.cpp is compiled for exactly this CPU."""
+    try:
+        first = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0]
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    lines = first.splitlines()
+    return "\n".join(line for line in lines if line.startswith(("model name", "flags", "Features")))
+
+
+def cache_dir() -> Path:
+    """Outside the checkout, so that a fresh clone finds the wheel again."""
+    if chosen := os.environ.get("GGUF_EMBED_HOME"):
+        return Path(chosen)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "gguf_embed"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "gguf_embed"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gguf_embed"
+
+
+def run(command: list[str], **environment: str) -> None:
+    """Run a command; its failure ends the installation with its exit code."""
+    done = subprocess.run(command, env={**os.environ, **environment}, check=False)
+    if done.returncode:
+        sys.exit(f"failed with exit code {done.returncode}: {' '.join(command)}")
+
+
+if __name__ == "__main__":
+    main()
