@@ -14,11 +14,10 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import Final, Literal, TypeVar, cast
 
 from gguf_embed.errors import BadOption, GgufEmbedError
@@ -26,6 +25,8 @@ from gguf_embed.gguf import Header, Pooling
 from gguf_embed.layout import QUANTS, Shape
 
 BUILTIN: Final = "all-minilm-l6-v2"
+
+Kind = Literal["embedder", "reranker"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +67,7 @@ class ModelCard:
 
     id: str  # the name of its TOML file
     title: str
-    kind: Literal["embedder", "reranker"]
+    kind: Kind
     family: str | None  # the sizes of one model; their vectors do not mix
     aliases: tuple[str, ...]
     source_repo: str  # the original weights
@@ -84,7 +85,8 @@ class ModelCard:
     bos_id: int | None
     eos_token: str | None  # [SEP] in BERT vocabularies, </s> in XLM-R
     eos_id: int | None
-    prompts: Mapping[str, str]  # name -> what is put in front of the text; rerankers: none
+    # name -> what is put in front of the text; rerankers: none
+    prompts: Mapping[str, str] = field(hash=False)
     task_prompt: str | None  # the query prompt with "{task}", where the task can be chosen
     default_task: str | None
     rerank_template: str | None  # with "{task}", "{query}", "{document}"; None: a plain pair
@@ -229,6 +231,7 @@ _T = TypeVar("_T")
 
 _DICT: type[dict[str, object]] = dict
 _LIST: type[list[object]] = list
+_KINDS: Final[Mapping[str, Kind]] = {"embedder": "embedder", "reranker": "reranker"}
 _MISSING: Final = "is missing"
 _REPO: Final = r"[\w.-]+/[\w.-]+"
 _COMMIT: Final = r"[0-9a-f]{40}"
@@ -314,12 +317,12 @@ def _card(path: Path) -> ModelCard:
             top = _Table(path, "", tomllib.load(file))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise GgufEmbedError(f"{path.name}: {error}") from error
-    kind = _one_of(top, "kind", {"embedder": "embedder", "reranker": "reranker"}.get)
+    kind = _one_of(top, "kind", _KINDS)
     architecture = top.take("architecture", str)
     card = ModelCard(
         id=path.stem,
         title=top.take("title", str),
-        kind=cast('Literal["embedder", "reranker"]', kind),
+        kind=kind,
         family=top.optional("family", str),
         aliases=top.items("aliases", str),
         source_repo=top.matching("source_repo", _REPO),
@@ -329,7 +332,7 @@ def _card(path: Path) -> ModelCard:
         architecture=architecture,
         shape=_shape(top.table("shape"), architecture),
         parameters=top.optional_positive("parameters"),
-        pooling=_one_of(top, "pooling", Pooling.__members__.get),
+        pooling=_one_of(top, "pooling", Pooling.__members__),
         causal=top.take("causal", bool),
         add_bos=top.optional("add_bos", bool),
         add_eos=top.optional("add_eos", bool),
@@ -339,7 +342,7 @@ def _card(path: Path) -> ModelCard:
         eos_id=top.optional("eos_id", int),
         task_prompt=(task_prompt := top.optional("task_prompt", str)),
         default_task=(default_task := top.optional("default_task", str)),
-        prompts=MappingProxyType(_prompts(top, kind, task_prompt, default_task)),
+        prompts=_prompts(top, kind, task_prompt, default_task),
         rerank_template=top.optional("rerank_template", str),
         dim=top.positive("dim"),
         mrl_min=top.optional_positive("mrl_min"),
@@ -356,16 +359,14 @@ def _card(path: Path) -> ModelCard:
     return card
 
 
-def _one_of(top: _Table, key: str, known: Callable[[str], _T | None]) -> _T:
+def _one_of(top: _Table, key: str, known: Mapping[str, _T]) -> _T:
     name = top.take(key, str)
-    value = known(name)
-    if value is None:
-        raise top.wrong(key, f"unknown value {name!r}")
-    return value
+    top.check(name in known, key, f"{name!r} is none of {', '.join(known)}")
+    return known[name]
 
 
 def _prompts(
-    top: _Table, kind: str, task_prompt: str | None, default_task: str | None
+    top: _Table, kind: Kind, task_prompt: str | None, default_task: str | None
 ) -> dict[str, str]:
     table = top.table("prompts")
     prompts = {} if table is None else table.strings()
@@ -453,14 +454,18 @@ def _check(top: _Table, card: ModelCard) -> None:
     """What must hold between the facts of one card."""
     reranker = card.kind == "reranker"
     ranks = card.pooling is Pooling.RANK
-    top.check(ranks == reranker, "pooling", f"{card.pooling.name} does not go with a {card.kind}")
+    top.check(
+        ranks == reranker, "pooling", f"{card.pooling.name} is not for a model of kind {card.kind}"
+    )
     if card.shape is not None:
         longest = card.shape.n_ctx_train
         top.check(card.max_tokens <= longest, "max_tokens", f"above shape.n_ctx_train, {longest}")
         fits = reranker or card.dim == card.shape.n_embd
         top.check(fits, "dim", f"{card.dim} is not shape.n_embd, {card.shape.n_embd}")
         heads = card.shape.n_cls_out
-        top.check((heads > 0) == reranker, "shape.n_cls_out", f"{heads} in a {card.kind}")
+        top.check(
+            (heads > 0) == reranker, "shape.n_cls_out", f"{heads} in a model of kind {card.kind}"
+        )
     for key, number, text, added in (
         ("bos_id", card.bos_id, card.bos_token, card.add_bos),
         ("eos_id", card.eos_id, card.eos_token, card.add_eos),
