@@ -16,6 +16,8 @@ from gguf_embed.errors import BadOption
 from gguf_embed.gguf import FILE_TYPES, TensorInfo, read_header
 from gguf_embed.layout import QUANTS, Shape, tensors
 
+MODELS = Path(__file__).parent.parent / "models"
+
 QWEN3_06B = Shape(
     architecture="qwen3",
     n_layer=28,
@@ -136,6 +138,12 @@ def test_sizes_are_those_of_the_published_files(repo: str) -> None:
     shape, header_bytes, files = PUBLISHED[repo]
     sizes = {quant: header_bytes + padded_bytes(tensors(shape, quant)) for quant in files}
     assert sizes == files
+
+
+def test_the_built_in_model_has_this_table() -> None:
+    header = read_header(MODELS / "all-minilm-l6-v2-Q8_0.gguf")
+    ours = {tensor.name: tensor for tensor in tensors(MINILM, "Q8_0")}
+    assert {tensor.name: replace(tensor, offset=0) for tensor in header.tensors} == ours
 
 
 def test_parameters_of_qwen3_embedding() -> None:
