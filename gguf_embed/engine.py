@@ -22,9 +22,9 @@ from gguf_embed import catalog, hub, selftest, tune
 from gguf_embed.catalog import BUILTIN, ModelCard
 from gguf_embed.errors import BadModelFile, BadOption, BadText, NativeFailed, TextTooLong
 from gguf_embed.gguf import ENCODERS, Header, Pooling, check_embedder, needs_pooling, read_header
-from gguf_embed.llama import Tokens
+from gguf_embed.llama import Model, Tokens
 from gguf_embed.pooling import Vectors, check_dimensions, finish
-from gguf_embed.runner import Meaning, Outcome, Runner, RunSettings
+from gguf_embed.runner import Meaning, Outcome, Runner, RunSettings, tap_works
 from gguf_embed.schedule import Microbatch, Shared, pack, shared_prefixes
 
 Truncate: TypeAlias = Literal["error", "end", "start"]
@@ -86,7 +86,14 @@ class _Window:
 class Embedder:
     """A model ready to embed. Safe to use from several threads; close it or use `with`."""
 
-    def __init__(self, path: Path, header: Header, card: ModelCard | None, settings: Settings):
+    def __init__(
+        self,
+        path: Path,
+        header: Header,
+        card: ModelCard | None,
+        settings: Settings,
+        on_status: Callable[[str], None] | None = None,
+    ) -> None:
         """Use `Embedder.open`, which finds the file."""
         self.path = path
         self.header = header
@@ -104,25 +111,45 @@ class Embedder:
             )
         working = selftest.check(sorted({t.type for t in header.tensors if len(t.shape) > 1}))
         self.remarks: tuple[str, ...] = (working.remark,) if working.remark else ()
-        run_settings = tune.choose(header, self.meaning, working, _wanted(settings))
-        self._runner = Runner(path, self.meaning, run_settings)
-        self.dim = self._runner.model.dim
+        run_settings = tune.choose(
+            path,
+            header,
+            self.meaning,
+            working,
+            _wanted(settings),
+            budget_s=tune.FIRST_USE_S if settings.tune else 0,
+            on_status=on_status,
+        )
+        self.model = Model(path, n_gpu_layers=run_settings.n_gpu_layers, repack=run_settings.repack)
+        if run_settings.tap and not tap_works(self.model, self.meaning, run_settings):
+            run_settings = replace(run_settings, tap=False)
+        self._runner = Runner(self.model, self.meaning, run_settings)
+        self.dim = self.model.dim
         self.prompts: Mapping[str, str] = card.prompts if card else {}
-        self._specials = self._runner.model.special_tokens()
+        self._specials = self.model.special_tokens()
         self._tokenizers = ThreadPoolExecutor(
             min(8, os.cpu_count() or 1), thread_name_prefix="gguf-embed-tokenize"
         )
 
     @classmethod
-    def open(cls, model: str | Path = BUILTIN, *, settings: Settings | None = None) -> Embedder:
+    def open(
+        cls,
+        model: str | Path = BUILTIN,
+        *,
+        settings: Settings | None = None,
+        on_status: Callable[[str], None] | None = None,
+    ) -> Embedder:
         """Open a model by catalog name, Hub repository or path; downloads it if need be.
+
+        `on_status` gets a line of text before something takes long, such as the measurement on
+        first use.
 
         Raises ModelNotFound, BadModelFile, FetchFailed, DoesNotFit or NativeFailed.
         """
         path = hub.fetch(hub.resolve(str(model)))
         header = read_header(path)
         card = catalog.find(str(model)) or catalog.by_header(header)
-        return cls(path, header, card, settings or Settings())
+        return cls(path, header, card, settings or Settings(), on_status)
 
     def __repr__(self) -> str:
         return (
@@ -145,6 +172,7 @@ class Embedder:
         """Free the model; later calls fail."""
         self._tokenizers.shutdown()
         self._runner.close()
+        self.model.close()
 
     @property
     def model_id(self) -> str:
@@ -386,7 +414,7 @@ class Embedder:
                 f"character {error.start} is a lone surrogate (U+{ord(text[error.start]):04X}),"
                 " which is no text; fix the decoding or use errors='replace'",
             ) from None
-        ids = self._runner.model.tokenize(raw)
+        ids = self.model.tokenize(raw)
         eos = self._end_token
         if eos is not None and (not len(ids) or ids[-1] != eos):
             ids = np.append(ids, np.int32(eos))

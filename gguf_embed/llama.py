@@ -227,6 +227,7 @@ class Model:
         if not self.pointer:
             raise BadModelFile(f"{path}: llama.cpp cannot load it: {_reason()}")
         self.path = path
+        self.repack = repack
         self.vocab: Any = native.llama_model_get_vocab(self.pointer)
         self.dim = int(native.llama_model_n_embd_out(self.pointer))
         self.n_cls_out = int(native.llama_model_n_cls_out(self.pointer))

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
@@ -62,31 +62,39 @@ class Outcome:
 class Runner:
     """A model with its contexts. `submit` may be called from any thread."""
 
-    def __init__(self, path: Path, meaning: Meaning, settings: RunSettings) -> None:
-        """Load the model and its contexts; checks the tap against llama.cpp's own pooling."""
+    def __init__(self, model: Model, meaning: Meaning, settings: RunSettings) -> None:
+        """Make the contexts; the model stays the caller's to close."""
+        self.model = model
         self.meaning = meaning
-        self.model = Model(path, n_gpu_layers=settings.n_gpu_layers, repack=settings.repack)
+        self.settings = settings
         self._contexts: queue.SimpleQueue[Context] = queue.SimpleQueue()
         self._long_lock = threading.Lock()
         self._long: Context | None = None
         self._opened: list[Context] = []
-        if settings.tap and not _tap_works(self.model, meaning, settings):
-            settings = replace(settings, tap=False)
-        self.settings = settings
         for _ in range(settings.n_contexts):
             context = Context(self.model, self._params(settings.max_batch_tokens), meaning.encoder)
             self._opened.append(context)
             self._contexts.put(context)
         self._threads = ThreadPoolExecutor(settings.n_contexts, thread_name_prefix="gguf-embed")
 
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
     def close(self) -> None:
-        """Wait for the microbatches in flight and free the native memory."""
+        """Wait for the microbatches in flight and free the contexts."""
         self._threads.shutdown(wait=True, cancel_futures=True)
         for context in (*self._opened, self._long):
             if context is not None:
                 context.close()
         self._opened, self._long = [], None
-        self.model.close()
 
     @property
     def can_share(self) -> bool:
@@ -188,7 +196,7 @@ class Runner:
         )
 
 
-def _tap_works(model: Model, meaning: Meaning, settings: RunSettings) -> bool:
+def tap_works(model: Model, meaning: Meaning, settings: RunSettings) -> bool:
     """Whether two short texts come out of the tap as out of llama.cpp's own pooling."""
     if meaning.encoder or meaning.pooling is Pooling.RANK:
         return False
