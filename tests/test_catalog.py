@@ -340,7 +340,8 @@ def header(c: ModelCard, name: str | None, **changes: object) -> Header:
 def test_a_conversion_is_recognized_by_its_name_and_shape(c):
     repo_name = c.source_repo.partition("/")[2]
     as_titled = repo_name.replace("-", " ").title()  # what llama.cpp's converter makes of it
-    for name in (repo_name, as_titled, c.source_repo, f"{repo_name}-GGUF", f"{repo_name}-Q4_K_M"):
+    packaged = (f"{repo_name}-GGUF", f"{repo_name}-Q4_K_M", f"another/{repo_name}-f16-GGUF")
+    for name in (repo_name, as_titled, c.source_repo, *packaged):
         assert by_header(header(c, name)) is c
     assert by_header(header(c, None)) is None
     assert by_header(header(c, f"{repo_name} medical")) is None
@@ -530,6 +531,7 @@ FAULTS = [  # (text, what it becomes, what the error says after the file's name)
     ("n_ff = 128", "n_ff = 128\nn_fff = 1", "shape.n_fff: unknown key"),
     ("n_ff = 128", "n_ff = 128\nn_cls_out = 2", "shape.n_cls_out: 2 in a model of kind"),
     ("0123456789012345678901234567890123456789", "9eba04c5", "repos[0].revision: '9eba04c5' is"),
+    ('repo = "owner/a-GGUF"', 'repo = "owner/a-GGUF"\nsha = ""', "repos[0].sha: unknown key"),
     ("bytes = 7", "bytes = 7.5", "repos[0].files[0].bytes: expected int, got float 7.5"),
     ("bytes = 7", f'sha256 = "{HASH}"', "repos[0].files[0].sha256: expected 64 hex digits, got 40"),
     ("bytes = 7", f'sha256 = "{"G" * 64}"', "repos[0].files[0].sha256: expected 64 hex digits"),
