@@ -148,7 +148,7 @@ def _write_decoder(
         writer.add_pooling_type(pooling)
     extra: dict[str, Array] = {}
     if pooling is Pooling.RANK:
-        writer.add_classifier_output_labels(["yes", "no"])
+        writer.add_array("qwen3.classifier.output_labels", ["yes", "no"])
         writer.add_chat_template([{"name": "rerank", "template": RERANK_TEMPLATE}])
         yes_no = [vocab.tokens.index("yes"), vocab.tokens.index("no")]
         extra["cls.output.weight"] = weights["embed_tokens.weight"][yes_no]
