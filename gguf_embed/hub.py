@@ -583,14 +583,16 @@ def _transfer(
     while partial.n_bytes < remote.n_bytes:
         try:
             _append(partial, remote, progress)
-        except Exception as error:
-            # Only new ground is success: a server that ignores ranges begins at 0 every time.
-            if partial.n_bytes > furthest:
-                patience, furthest = _Patience(met=True), partial.n_bytes
-            patience.pause(error)
-            if _status(error) == 416:  # the server's file ends before ours
-                partial.restart()
-            remote = _address_again(source, remote, at)
+            break
+        except Exception as caught:
+            error = caught  # what is raised below is not to count as caused by it
+        # Only new ground is success: a server that ignores ranges begins at 0 every time.
+        if partial.n_bytes > furthest:
+            patience, furthest = _Patience(met=True), partial.n_bytes
+        patience.pause(error)
+        if _status(error) == 416:  # the server's file ends before ours
+            partial.restart()
+        remote = _address_again(source, remote, at)
 
 
 def _append(partial: _Partial, remote: _Remote, progress: Progress | None) -> None:
@@ -638,7 +640,7 @@ _LONGEST_WAIT_S = 300.0  # that a Retry-After may ask for
 _PASSING_STATUS = frozenset({408, 416, 429, 500, 502, 503, 504})
 
 
-class _Interrupted(Exception):  # noqa: N818 - an event, never seen outside
+class _Interrupted(Exception):
     """A transfer that ended early, or answered another range than was asked for."""
 
 
@@ -700,7 +702,7 @@ def _retry_after_s(error: BaseException) -> float:
 
 # ----------------------------------------------------------------------------------- errors
 
-_KEPT = "; what came is kept and the next run goes on from there"
+_KEPT = "; what came so far is kept, the next run goes on from there"
 _CARRY = ". Or {carry}"
 
 # The first row that is among the classes of an error, of its bases and causes, or its status.
@@ -850,7 +852,7 @@ class _Facts(dict[str, object]):
             return _absent(self._source, self._at)
         assert key == "no_such_file", key
         info = None
-        with suppress(GgufEmbedError):  # that the others are named is a courtesy
+        with suppress(Exception):  # that the others are named is a courtesy
             info = _model_info(self._source, self._at)
         return _no_such_file(self._source, info)
 
@@ -861,7 +863,7 @@ def _kinds(error: BaseException) -> set[str]:
     cause: BaseException | None = error
     while cause is not None:
         kinds.update(kind.__name__ for kind in type(cause).__mro__)
-        cause = cause.__cause__
+        cause = cause.__cause__ or cause.__context__  # httpcore hides the first with `from None`
     return kinds
 
 
