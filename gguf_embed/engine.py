@@ -445,7 +445,7 @@ class Embedder:
         tokens, settings = window.tokens, self._runner.settings
         groups = [Shared(rows=tuple(range(len(tokens))), n_prefix=0)]
         if self._runner.can_share and len(tokens) > 1:
-            groups = shared_prefixes(tokens, min_saved=settings.max_batch_tokens // 4)
+            groups = shared_prefixes(tokens, group_cost=settings.max_batch_tokens // 8)
         n_same = np.bincount(window.place, minlength=len(tokens))
         futures: list[tuple[Microbatch, Future[Outcome]]] = []
         for group in groups:

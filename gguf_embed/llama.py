@@ -328,7 +328,7 @@ class Context:
             native_params.cb_eval = self._callback
             native_params.pooling_type = int(Pooling.NONE)
             last_only = params.pooling in (Pooling.LAST, Pooling.CLS)
-            native_params.n_outputs_max = params.n_seq_max if last_only else n_ubatch
+            native_params.n_outputs_max = params.n_seq_max if last_only else self.n_batch
         _last_lines.clear()
         self.pointer: Any = native.llama_init_from_model(model.pointer, native_params)
         if not self.pointer:

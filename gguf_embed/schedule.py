@@ -73,13 +73,13 @@ class Shared:
 
 
 def shared_prefixes(
-    texts: Sequence[Sequence[int] | npt.NDArray[np.int32]], *, min_saved: int
+    texts: Sequence[Sequence[int] | npt.NDArray[np.int32]], *, group_cost: int
 ) -> list[Shared]:
     """Split rows into groups so that computing each group's common prefix once saves most tokens.
 
-    A group must save at least `min_saved` tokens, (rows - 1) * n_prefix, which pays for the
-    separate call that computes the prefix. Each row keeps at least one token of its own, because
-    its last token is the one that is read. Every row is in exactly one group.
+    A group saves (rows - 1) * n_prefix tokens and costs `group_cost`, the separate call for its
+    prefix expressed in tokens. Each row keeps at least one token of its own, because its last
+    token is the one that is read. Every row is in exactly one group.
     """
     tokens = [np.asarray(text, ">i4") for text in texts]
     # Big-endian bytes sort as the token ids do, at the speed of memcmp.
@@ -87,45 +87,49 @@ def shared_prefixes(
     order = sorted(range(len(texts)), key=keys.__getitem__)
     common = [_common(tokens[a], tokens[b]) for a, b in pairwise(order)]
 
-    grouped: list[Shared] = []
-    for low, high, n_prefix in _best_intervals(common, min_saved=min_saved):
-        grouped.append(Shared(rows=tuple(order[low:high]), n_prefix=n_prefix))
-    taken = {row for group in grouped for row in group.rows}
-    alone = tuple(row for row in range(len(texts)) if row not in taken)
-    return [*grouped, Shared(rows=alone, n_prefix=0)] if alone else grouped
+    # In sorted order, rows that share a prefix are neighbours, and such runs are nested. A stack
+    # closes them from the inside out.
+    stack: list[_Run] = []
+    for row, n_shared in zip(order, [*common, -1][: len(order)], strict=True):
+        run = _Run(common=n_shared, loose=[row], groups=[])
+        while stack and stack[-1].common > n_shared:
+            inner = stack.pop()
+            run.loose[:0] = inner.loose
+            run.groups[:0] = inner.groups
+            run.settle(inner.common, group_cost)
+        if stack and stack[-1].common == n_shared:
+            stack[-1].loose += run.loose
+            stack[-1].groups += run.groups
+        else:
+            stack.append(run)
+    if not stack:
+        return []
+    root = stack[0]
+    alone = Shared(rows=tuple(sorted(root.loose)), n_prefix=0)
+    return [*root.groups, alone] if alone.rows else root.groups
 
 
 @dataclass(slots=True)
-class _Interval:
-    """Neighbours in sorted order that agree on `common` tokens, and the best way to split them."""
+class _Run:
+    """Neighbours in sorted order that agree on `common` tokens."""
 
     common: int
-    low: int
-    saved: int
-    groups: list[tuple[int, int, int]]
+    loose: list[int]  # rows in no group yet
+    groups: list[Shared]  # groups formed inside, on longer prefixes
 
-
-def _best_intervals(common: Sequence[int], *, min_saved: int) -> list[tuple[int, int, int]]:
-    """(low, high, n_prefix) of the disjoint groups that save most.
-
-    `common[i]` is what the sorted rows i and i+1 share. The nested intervals of equal sharing are
-    closed from the inside out with a stack; each keeps the better of one group and its parts.
-    """
-    stack: list[_Interval] = []
-    for i, shared in enumerate((*common, -1)):
-        low, saved, groups = i, 0, list[tuple[int, int, int]]()
-        while stack and stack[-1].common > shared:
-            inner = stack.pop()
-            low, saved, groups = inner.low, inner.saved + saved, inner.groups + groups
-            together = (i - low) * inner.common
-            if together >= max(saved, min_saved, 1):
-                saved, groups = together, [(low, i + 1, inner.common)]
-        if stack and stack[-1].common == shared:
-            stack[-1].saved += saved
-            stack[-1].groups += groups
-        else:
-            stack.append(_Interval(shared, low, saved, groups))
-    return stack[0].groups
+    def settle(self, n_prefix: int, group_cost: int) -> None:
+        """Group the loose rows on `n_prefix` tokens, with the inner groups that gain by joining."""
+        joining = [
+            group
+            for group in self.groups
+            if (len(group.rows) - 1) * group.n_prefix - group_cost <= len(group.rows) * n_prefix
+        ]
+        rows = [*self.loose, *(row for group in joining for row in group.rows)]
+        lost = sum((len(group.rows) - 1) * group.n_prefix - group_cost for group in joining)
+        if (len(rows) - 1) * n_prefix - group_cost > max(lost, 0):
+            self.groups = [group for group in self.groups if group not in joining]
+            self.groups.append(Shared(rows=tuple(rows), n_prefix=n_prefix))
+            self.loose = []
 
 
 def _common(a: npt.NDArray[np.int32], b: npt.NDArray[np.int32]) -> int:
