@@ -266,7 +266,7 @@ class _Cores:
 def _linux_cpu(root: Path, host: Host) -> _Cpu:
     info = _fields(root / "proc/cpuinfo")
     flags = (info.get("flags") or info.get("Features") or "").split()  # x86, ARM
-    board = _text(root / "sys/firmware/devicetree/base/model").rstrip("\0")  # ARM names no model
+    board = _text(root / "sys/firmware/devicetree/base/model")  # ARM names no model
     return _Cpu(
         model=info.get("model name") or board or host.processor,
         features=_features(flags),
@@ -309,7 +309,7 @@ def _linux_cores(root: Path, host: Host) -> _Cores:
     return _Cores(
         physical=n_cores(frozenset(siblings)),
         performance=n_cores(fast),
-        usable=usable if quota is None else max(1, min(usable, math.ceil(quota))),
+        usable=usable if quota is None else min(usable, math.ceil(quota)),
         quota=quota,
     )
 
