@@ -31,8 +31,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO, BinaryIO, Final, Literal, Self, cast
+from typing import IO, BinaryIO, Final, Literal, cast
 
 import numpy as np
 
@@ -392,7 +391,7 @@ def _unicode(text: str, where: str) -> str:
 
 
 class Output:
-    """Rows on their way to a file or stream; a context manager that discards what is unfinished."""
+    """Rows on their way to a file or stream."""
 
     def __init__(self, file: WholeFile | _Stream, *, is_npy: bool) -> None:
         self.n_rows = 0
@@ -416,26 +415,18 @@ class Output:
         header = _npy_header((self.n_rows, dim)) if self._is_npy else b""
         self._file.finish(header, about)
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.discard()
-
-
-def open_output(name: str, *, stdout: BinaryIO, inputs: Sequence[Source] = ()) -> Output:
+@contextmanager
+def open_output(name: str, *, stdout: BinaryIO, inputs: Sequence[Source] = ()) -> Generator[Output]:
     """The output that `name` asks for: NAME.npy, NAME.jsonl, or "-" for JSON lines on stdout.
 
-    A file that could not be written is refused here, before any work: BadOption for a name
-    that makes no sense or is one of `inputs`, OutputFailed where the system says no.
+    A file that could not be written is refused on entry, before any work: BadOption for a name
+    that makes no sense or is one of `inputs`, OutputFailed where the system says no. What is not
+    finished on leaving is removed.
     """
     if name == STDOUT:
-        return Output(_Stream(stdout), is_npy=False)
+        yield Output(_Stream(stdout), is_npy=False)
+        return
     path = Path(name)
     if path.suffix.lower() not in (".npy", ".jsonl"):
         raise BadOption(
@@ -446,7 +437,12 @@ def open_output(name: str, *, stdout: BinaryIO, inputs: Sequence[Source] = ()) -
         with suppress(OSError):
             if source.path is not None and path.samefile(source.path):
                 raise BadOption(f"-o {_shown(path)}: is also an input; choose another name")
-    return Output(WholeFile(path), is_npy=path.suffix.lower() == ".npy")
+    file = WholeFile(path)
+    try:
+        file.create()
+        yield Output(file, is_npy=path.suffix.lower() == ".npy")
+    finally:
+        file.discard()
 
 
 class WholeFile:
@@ -459,22 +455,28 @@ class WholeFile:
     def __init__(self, path: Path) -> None:
         self._shown = _shown(path)
         self._path = Path(os.path.realpath(path))
+        self._temporary = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}.tmp")
+        self._file: BinaryIO | None = None
+
+    def create(self) -> None:
+        """Begin the temporary file."""
         with self._writing():
             if self._path.exists() and not self._path.is_file():
                 raise OutputFailed(
                     f"{self._shown}: is a directory or a device, not a file; choose another -o"
                 )
-            self._temporary = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}.tmp")
             # Not tempfile: its files are for the owner's eyes only; this one obeys the umask.
             self._file = self._temporary.open("xb")
 
     def write(self, data: bytes) -> None:
         """Append."""
+        assert self._file, "created"
         with self._writing():
             self._file.write(data)
 
     def finish(self, header: bytes, about: Mapping[str, object]) -> None:
         """Put `header` over the first bytes, the file in its place, `about` as NAME.meta.json."""
+        assert self._file, "created"
         meta = self._path.with_name(self._path.name + ".meta.json")
         meta_temporary = self._temporary.with_name(self._temporary.name + ".meta")
         with self._writing():
@@ -500,7 +502,8 @@ class WholeFile:
     def discard(self) -> None:
         """Remove the temporary file, if it is still there."""
         with suppress(OSError):  # closing writes what is buffered, which a full disk refuses
-            self._file.close()
+            if self._file:
+                self._file.close()
         with suppress(OSError):
             self._temporary.unlink(missing_ok=True)
 
@@ -561,9 +564,6 @@ class _Stream:
 
     def finish(self, header: bytes, about: Mapping[str, object]) -> None:
         """Nothing more to do: the rows are out, and there is no place for more."""
-
-    def discard(self) -> None:
-        """Nothing to take back."""
 
 
 def _json_line(record: Record, vector: Vectors, truncated: bool) -> bytes:

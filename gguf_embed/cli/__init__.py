@@ -106,7 +106,12 @@ def parser() -> argparse.ArgumentParser:
         command.formatter_class = argparse.RawDescriptionHelpFormatter
         command.allow_abbrev = False
         # Without a default here, so that --debug counts before and after the command's name.
-        command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS)
+        command.add_argument(
+            "--debug",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="show tracebacks and details",
+        )
     return top
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import dataclass
 from itertools import chain, islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from gguf_embed import __version__
@@ -110,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     total = None if args.text else formats.total_bytes(sources)
     # The output is opened first: a name that cannot be written is told before any work.
     with formats.open_output(args.output, stdout=sys.stdout.buffer, inputs=sources) as output:
-        with options.open_embedder(args) as embedder:
+        with options.open_embedder(args.model, options.settings(args)) as embedder:
             opened = time.monotonic()
             prompt = embedder.prompt(args.prompt_name) if args.prompt_name else args.prompt or ""
             with console.progress("embed", total, quiet=args.quiet) as progress:
@@ -118,6 +119,8 @@ def run(args: argparse.Namespace) -> int:
             about = {
                 "model": embedder.model_id,
                 "quant": embedder.quant,
+                "file": embedder.path.name,
+                "sha256": _sha256(embedder.path),
                 "pooling": embedder.pooling.name.lower(),
                 "prompt": prompt,
                 "dim": done.dim,
@@ -195,6 +198,14 @@ def _embed(
             "or split them"
         ) from error
     return _Done(dim=dim, n_tokens=n_tokens, n_truncated=n_truncated, first_truncated=first)
+
+
+def _sha256(path: Path) -> str | None:
+    """The hash of a model file, if it is known without reading gigabytes for it."""
+    from gguf_embed import hub, store
+
+    here = store.local_models(hub.places())
+    return next((source.sha256 for source in here if source.path == path), None)
 
 
 def _name(output: str) -> str:

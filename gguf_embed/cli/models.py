@@ -9,7 +9,7 @@ from gguf_embed.cli import console
 
 if TYPE_CHECKING:
     from gguf_embed.catalog import ModelCard
-    from gguf_embed.hub import Source
+    from gguf_embed.store import Source
 
 DESCRIPTION = """\
 List the known models, and the GGUF files that are here already: in this package, its store, the
@@ -17,7 +17,7 @@ Hugging Face cache and Ollama's. No network is used. Any other GGUF embedder wor
 
 EPILOG = """\
 columns:
-  dims       length of a vector; "32-1024": the first N of them can be used (--dimensions)
+  dims       length of a vector; where there are several, --dimensions takes a shorter one
   tokens     longest text the model was made for
   here       the quantizations on this machine
 
@@ -38,10 +38,10 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the models; returns 0."""
-    from gguf_embed import catalog, hub
+    from gguf_embed import catalog, hub, store
 
     cards = catalog.cards()
-    here = hub.local_models()
+    here = store.local_models(hub.places())
     others = [source for source in here if source.card is None]
     if args.json:
         known = [_card_json(card, here) for card in cards]
@@ -61,12 +61,13 @@ def _files(card: ModelCard, here: tuple[Source, ...]) -> list[Source]:
 
 
 def _card_row(card: ModelCard, here: tuple[Source, ...]) -> tuple[str, ...]:
+    dims = (card.dim, *card.mrl_dims)
     quants = dict.fromkeys(source.quant or "?" for source in _files(card, here))
     return (
         card.id,
         card.kind,
         "" if card.parameters is None else f"{card.parameters / 1e6:,.0f} M",
-        f"{card.mrl_min}-{card.dim}" if card.mrl_min else str(card.dim),
+        f"{card.mrl_min}-{card.dim}" if card.mrl_min else "/".join(map(str, dims)),
         f"{card.max_tokens:,}",
         card.licence if card.commercial else f"{card.licence} (non-commercial)",
         ", ".join(quants),

@@ -6,24 +6,29 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gguf_embed.engine import Embedder
+    from gguf_embed.engine import Embedder, Settings
 
+BUILTIN = "all-minilm-l6-v2"
 POOLINGS = ("mean", "cls", "last")
 
 
-def open_embedder(args: argparse.Namespace) -> Embedder:
-    """The engine that the options of `add_model` ask for."""
-    from gguf_embed.engine import Embedder, Settings
+def open_embedder(model: str, settings: Settings | None = None) -> Embedder:
+    """The engine; every command opens it here."""
+    from gguf_embed.engine import Embedder
+
+    return Embedder.open(model, settings=settings)
+
+
+def settings(args: argparse.Namespace) -> Settings:
+    """What the options of `add_model` say of how to run it."""
+    from gguf_embed.engine import Settings
     from gguf_embed.gguf import Pooling
 
-    return Embedder.open(
-        args.model,
-        settings=Settings(
-            pooling=None if args.pooling is None else Pooling[args.pooling.upper()],
-            n_threads=args.threads,
-            max_batch_tokens=args.max_batch_tokens,
-            tune=not args.no_tune,
-        ),
+    return Settings(
+        pooling=None if args.pooling is None else Pooling[args.pooling.upper()],
+        n_threads=args.threads,
+        max_batch_tokens=args.max_batch_tokens,
+        tune=not args.no_tune,
     )
 
 
@@ -32,7 +37,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
-        default="all-minilm-l6-v2",
+        default=BUILTIN,
         metavar="NAME|PATH",
         help="a name of `gguf-embed models`, or any .gguf file (default: %(default)s, built in)",
     )

@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     sources = formats.find(args.inputs, field=args.field)
     reading = formats.Reading(field=args.field, id_field=args.id_field, prose=args.prose)
     records = formats.read(sources, reading, stdin=sys.stdin.buffer)
-    with options.open_embedder(args) as embedder:
+    with options.open_embedder(args.model, options.settings(args)) as embedder:
         try:
             question = embedder.encode_query(query.text)
         except TextTooLong as error:

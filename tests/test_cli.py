@@ -1,0 +1,607 @@
+"""The commands: what they print, what they write, what they answer to bad input and bad luck."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import resource
+import select
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_fake import DIM, FakeEmbedder
+
+from gguf_embed import __version__, cli
+from gguf_embed.cli import doctor, options
+
+FAKE = [sys.executable, str(Path(__file__).with_name("cli_fake.py"))]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """run(*arguments) -> (exit code, standard output, standard error), with the fake engine."""
+    monkeypatch.setattr(options, "open_embedder", FakeEmbedder)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        try:
+            code = cli.main([str(argument) for argument in arguments])
+        except SystemExit as exit:
+            code = int(exit.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    path = tmp_path / "notes.txt"
+    path.write_text("a cat sits\n\na dog runs\n")
+    return path
+
+
+def vectors_of(texts: list[str], **choices: object) -> np.ndarray:
+    return FakeEmbedder("", None).encode(texts, **choices)
+
+
+def one_line(err: str) -> str:
+    """The error, which must be one line of ours."""
+    assert err.startswith("gguf-embed: ")
+    assert err.count("\n") == 1
+    return err
+
+
+# -- embed -----------------------------------------------------------------------------------
+
+
+def test_embed_writes_an_array_row_by_line(run: Run, notes: Path, tmp_path: Path):
+    code, out, err = run("embed", notes, "-o", tmp_path / "v.npy")
+    assert (code, out) == (0, "")
+    vectors = np.load(tmp_path / "v.npy")
+    assert (vectors.dtype, vectors.shape) == (np.float32, (3, DIM))
+    np.testing.assert_array_equal(vectors, vectors_of(["a cat sits", "", "a dog runs"]))
+    assert re.fullmatch(
+        r"gguf-embed: 3 texts, 12 tokens in [\d.]+ s \([\d,]+ tokens/s\); 0 truncated; "
+        r"fake F32; \S+v\.npy: float32 \(3, 64\)\n",
+        err,
+    )
+
+
+def test_embed_says_what_made_the_vectors(run: Run, notes: Path, tmp_path: Path):
+    arguments = ("--prompt-name", "query", "--dimensions", 8, "--no-normalize")
+    assert run("embed", notes, "-o", tmp_path / "v.npy", *arguments)[0] == 0
+    assert json.loads((tmp_path / "v.npy.meta.json").read_text()) == {
+        "model": "fake",
+        "quant": "F32",
+        "file": "fake.gguf",
+        "sha256": None,
+        "pooling": "mean",
+        "prompt": "query: ",
+        "dim": 8,
+        "normalized": False,
+        "n_ctx": 32,
+        "truncate": "error",
+        "texts": 3,
+        "truncated": 0,
+        "gguf_embed": __version__,
+    }
+    how = {"prompt": "query: ", "dimensions": 8, "normalize": False}
+    expected = vectors_of(["a cat sits", "", "a dog runs"], **how)
+    np.testing.assert_array_equal(np.load(tmp_path / "v.npy"), expected)
+
+
+def test_embed_writes_json_lines(run: Run, tmp_path: Path):
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(f'{{"body": "text {i}", "key": {i}}}\n' for i in range(9)))
+    target = tmp_path / "v.jsonl"
+    assert run("embed", source, "--field", "body", "--id-field", "key", "-o", target)[0] == 0
+    rows = [json.loads(line) for line in target.read_text().splitlines()]
+    assert [row["id"] for row in rows] == [str(i) for i in range(9)]
+    assert [row["position"] for row in rows] == list(range(1, 10))
+    assert {row["source"] for row in rows} == {str(source)}
+    expected = vectors_of([f"text {i}" for i in range(9)])
+    np.testing.assert_array_equal(np.float32([row["vector"] for row in rows]), expected)
+
+
+def test_embed_takes_texts_and_writes_to_standard_output_by_default(run: Run):
+    code, out, err = run("embed", "--text", "one", "--text", "two")
+    assert code == 0
+    assert [json.loads(line)["id"] for line in out.splitlines()] == ["--text:1", "--text:2"]
+    assert "standard output: float32 (2, 64)" in err
+
+
+def test_the_summary_is_json_for_programs(run: Run, notes: Path, tmp_path: Path):
+    code, out, err = run("embed", notes, "-o", tmp_path / "v.npy", "--json")
+    assert (code, err) == (0, "")
+    summary = json.loads(out)
+    assert summary["shape"] == [3, DIM]
+    assert summary["tokens"] == 12
+    assert summary["made_with"]["model"] == "fake"
+    code, out, err = run("embed", notes, "--json")  # standard output holds the vectors
+    assert len(out.splitlines()) == 3
+    assert json.loads(err)["texts"] == 3
+
+
+def test_quiet_says_nothing(run: Run, notes: Path, tmp_path: Path):
+    assert run("embed", notes, "-o", tmp_path / "v.npy", "--quiet") == (0, "", "")
+
+
+def test_empty_input_gives_an_empty_array(run: Run, tmp_path: Path):
+    (tmp_path / "empty.txt").touch()
+    code, _, err = run("embed", tmp_path / "empty.txt", "-o", tmp_path / "v.npy")
+    assert (code, np.load(tmp_path / "v.npy").shape) == (0, (0, DIM))
+    assert "0 texts, 0 tokens" in err
+    run("embed", tmp_path / "empty.txt", "-o", tmp_path / "v.npy", "--dimensions", 7)
+    assert np.load(tmp_path / "v.npy").shape == (0, 7)
+
+
+def test_every_text_that_is_too_long_is_named(run: Run, tmp_path: Path):
+    lengths = [3, 40, 5, 5, 5, 30, 31, 5, 100, 1]
+    source = tmp_path / "long.txt"
+    source.write_text("".join("w " * n + "\n" for n in lengths))
+    code, out, err = run("embed", source, "-o", tmp_path / "v.npy")
+    assert (code, out) == (2, "")
+    *rows, last = err.splitlines()
+    too_long = [(2, 42), (7, 33), (9, 102)]
+    assert rows == [f"gguf-embed: {source}:{i}: {n} tokens" for i, n in too_long]
+    assert "3 text(s) longer than the 32 tokens of fake; " in last
+    assert f"{tmp_path}/v.npy is not written" in last
+    assert "--truncate end (keeps the start)" in last
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["long.txt"]
+
+
+@pytest.mark.parametrize("end", ["end", "start"])
+def test_truncation_is_counted_and_told(run: Run, tmp_path: Path, end: str):
+    source = tmp_path / "long.txt"
+    source.write_text("".join("w " * n + "\n" for n in [1, *[40] * 7]))
+    code, _, err = run("embed", source, "-o", tmp_path / "v.jsonl", "--truncate", end)
+    assert code == 0
+    summary, told = err.splitlines()
+    assert "7 truncated" in summary
+    assert told == (
+        "gguf-embed: truncated to 32 tokens: "
+        + ", ".join(f"{source}:{i}" for i in range(2, 7))
+        + ", ..."
+    )
+    cut = [
+        json.loads(line)["truncated"] for line in (tmp_path / "v.jsonl").read_text().splitlines()
+    ]
+    assert cut == [False] + [True] * 7
+
+
+def test_settings_reach_the_engine(run: Run, monkeypatch: pytest.MonkeyPatch):
+    opened: list[FakeEmbedder] = []
+
+    def open_embedder(model: str, settings: object) -> FakeEmbedder:
+        opened.append(FakeEmbedder(model, settings))  # type: ignore[arg-type]
+        return opened[-1]
+
+    monkeypatch.setattr(options, "open_embedder", open_embedder)
+    run("embed", "--text", "x", "--threads", 3, "--max-batch-tokens", 99, "--pooling", "cls")
+    run("embed", "--text", "x", "--no-tune")
+    first, second = (e.settings for e in opened)
+    assert first is not None
+    assert second is not None
+    assert (first.n_threads, first.max_batch_tokens, first.pooling) == (3, 99, 2)
+    assert (second.n_threads, second.max_batch_tokens, second.pooling) == (None, None, None)
+    assert (first.tune, second.tune) == (True, False)
+
+
+# -- bad input -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "complaint"),
+    [
+        (["embed"], 2, "nothing to embed: name files"),
+        (["embed", "absent.txt"], 2, "absent.txt: no such file"),
+        (["embed", "notes.txt", "-o", "v.txt"], 2, "-o v.txt: the ending says the format"),
+        (["embed", "notes.txt", "-o", "no/v.npy"], 7, "no/v.npy: not written: .* mkdir -p no"),
+        (["embed", "notes.txt", "-o", "notes.txt/v.npy"], 7, "not written: Not a directory"),
+        (["embed", "empty"], 2, "empty: no .txt, .md, .jsonl, .csv file"),
+        (["embed", "bad.txt"], 2, "bad.txt, line 2: not UTF-8: byte 0xff at offset 4"),
+        (["embed", "rows.jsonl"], 2, "rows.jsonl, line 1: no field 'text'; .*'body'"),
+        (["embed", "rows.jsonl", "-o", "rows.jsonl"], 2, "is also an input"),
+        (["embed", "notes.txt", "--prompt-name", "nope"], 2, "no prompt 'nope'"),
+        (["embed", "notes.txt", "--dimensions", "999"], 2, "dimensions=999: fake has 64"),
+        (["embed", "notes.txt", "--dimensions", "0"], 2, "'0' is not a whole number from 1"),
+        (["embed", "notes.txt", "--prompt", "a", "--prompt-name", "b"], 2, "not allowed with"),
+        (["embed", "notes.txt", "--model", "broken"], 8, "gguf-embed: it is broken$"),
+        (["search", " ", "notes.txt"], 2, "the question is empty"),
+        (["search", "w " * 50, "notes.txt"], 2, "the question has 53 tokens, fake takes 32"),
+        (["search", "a\udcff", "notes.txt"], 2, "lone surrogate"),
+        (["search", "x", "notes.txt", "--top", "-1"], 2, "--top"),
+        (["search", "x"], 2, "required: INPUT; see gguf-embed search --help"),
+        (["nope"], 2, "invalid choice: 'nope'"),
+        ([], 2, "required: COMMAND; see gguf-embed --help"),
+        (["embed", "notes.txt", "--nope"], 2, "unrecognized arguments: --nope"),
+    ],
+)
+def test_bad_input_is_one_line_and_a_code(
+    run: Run,
+    notes: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    code: int,
+    complaint: str,
+):
+    monkeypatch.chdir(notes.parent)
+    Path("empty").mkdir()
+    Path("bad.txt").write_bytes(b"ok\na\xffb\n")
+    Path("rows.jsonl").write_text('{"body": "x"}\n')
+    before = sorted(Path.cwd().iterdir())
+    got, out, err = run(*arguments)
+    assert (got, out) == (code, "")
+    assert re.search(complaint, one_line(err))
+    assert sorted(Path.cwd().iterdir()) == before
+
+
+def test_the_output_is_tried_before_the_model_is_opened(run: Run, notes: Path):
+    code, _, err = run("embed", notes, "-o", "/proc/v.npy", "--model", "broken")
+    assert code == 7
+    assert "/proc/v.npy: not written" in one_line(err)
+
+
+def test_an_error_in_the_middle_leaves_no_file(run: Run, tmp_path: Path):
+    source = tmp_path / "bad.txt"
+    source.write_bytes(b"ok\n" * 20 + b"\xff")
+    assert run("embed", source, "-o", tmp_path / "v.npy")[0] == 2
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_the_unexpected_is_one_line_too_unless_asked(
+    run: Run, notes: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(model: str, settings: object) -> FakeEmbedder:
+        raise ZeroDivisionError("oh\nno")
+
+    monkeypatch.setattr(options, "open_embedder", fail)
+    code, _, err = run("embed", notes)
+    assert code == 1
+    assert "unexpected ZeroDivisionError: oh no; this is a bug: --debug" in one_line(err)
+    for arguments in (["embed", notes, "--debug"], ["--debug", "embed", notes]):
+        with pytest.raises(ZeroDivisionError):
+            run(*arguments)
+    monkeypatch.setenv("GGUF_EMBED_DEBUG", "1")
+    with pytest.raises(ZeroDivisionError):
+        run("embed", notes)
+
+
+# -- search ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def docs(tmp_path: Path) -> Path:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.md").write_text("# Cats\n\ncats purr\n\n# Dogs\n\ndogs bark\n")
+    (tmp_path / "docs" / "b.txt").write_text("birds sing\n\n" + "fish swim " * 40 + "\n")
+    return tmp_path / "docs"
+
+
+def test_search_prints_the_best_first(run: Run, docs: Path):
+    code, out, err = run("search", "dogs bark", docs, "--top", 2)
+    assert (code, err) == (0, "")
+    first, text, *_ = out.splitlines()
+    assert re.fullmatch(rf" 1  0\.\d\d\d  {docs}/a\.md:5", first)
+    assert text.strip() == "# Dogs dogs bark"
+    assert len(re.findall(r"^ \d  ", out, re.MULTILINE)) == 2
+
+
+def test_search_results_for_programs(run: Run, docs: Path):
+    found = json.loads(run("search", "birds sing", docs, "--json")[1])
+    assert (found["query"], found["model"]) == ("birds sing", "fake")
+    scores = [result["score"] for result in found["results"]]
+    assert scores == sorted(scores, reverse=True)
+    assert found["results"][0] == {
+        "score": pytest.approx(2 / 3, abs=1e-5),
+        "id": f"{docs}/b.txt:1",
+        "source": f"{docs}/b.txt",
+        "position": 1,
+        "text": "birds sing",
+    }
+
+
+def test_search_cuts_long_texts_and_passes_over_blank_ones(run: Run, docs: Path):
+    found = json.loads(run("search", "fish", docs / "b.txt", "--json", "--top", 99)[1])
+    texts = [result["text"] for result in found["results"]]
+    assert "" not in texts
+    assert sum(text.split().count("swim") for text in texts) == 40
+    assert all(len(text.split()) + 3 <= FakeEmbedder.n_ctx for text in texts)
+    assert found["passages"] == len(texts) == 5
+
+
+def test_search_reads_prose_as_paragraphs(run: Run, tmp_path: Path):
+    (tmp_path / "a.txt").write_text("one\ntwo\n\nthree\n")
+    lines = json.loads(run("search", "x", tmp_path / "a.txt", "--json")[1])
+    prose = json.loads(run("search", "x", tmp_path / "a.txt", "--json", "--prose")[1])
+    assert sorted(r["text"] for r in lines["results"]) == ["one", "three", "two"]
+    assert [r["text"] for r in prose["results"]] == ["one\ntwo\n\nthree"]
+
+
+def test_search_among_nothing_finds_nothing(run: Run, tmp_path: Path):
+    (tmp_path / "a.txt").write_text("\n \n")
+    code, out, err = run("search", "x", tmp_path / "a.txt")
+    assert (code, out) == (0, "")
+    assert "no passage with text" in one_line(err)
+
+
+def test_equal_scores_come_in_reading_order(run: Run, tmp_path: Path):
+    (tmp_path / "a.txt").write_text("same\n" * 10)
+    found = json.loads(run("search", "same", tmp_path / "a.txt", "--json", "--top", 3)[1])
+    assert [r["position"] for r in found["results"]] == [1, 2, 3]
+
+
+# -- help and version ------------------------------------------------------------------------
+
+
+def test_version(run: Run):
+    assert run("--version") == (0, f"gguf-embed {__version__}\n", "")
+
+
+def commands() -> list[str]:
+    return sorted(cli.parser()._subparsers._group_actions[0].choices)  # type: ignore
+
+
+def test_the_commands_are_there():
+    assert {"doctor", "embed", "models", "probe", "search"} <= set(commands())
+
+
+@pytest.mark.parametrize("command", commands())
+def test_help_teaches_by_example(run: Run, command: str):
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    examples = out.split("examples:\n")[1]
+    assert f"gguf-embed {command}" in examples
+    for line in examples.splitlines():
+        _, ours, rest = line.partition("gguf-embed ")
+        command_line, _, _ = rest.partition("   ")  # a remark follows
+        if ours:
+            cli.parser().parse_args(shlex.split(command_line.split(">")[0]))
+
+
+# -- what happens to a process ---------------------------------------------------------------
+
+
+def spawn(arguments: list[object], **kwargs: object) -> subprocess.Popen[bytes]:
+    command = [*FAKE, *map(str, arguments)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, **{**pipes, **kwargs})  # type: ignore[arg-type]
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [
+        (signal.SIGINT, 130, b"gguf-embed: interrupted\n"),
+        (signal.SIGTERM, 143, b"gguf-embed: terminated\n"),
+        (signal.SIGHUP, 143, b"gguf-embed: terminated\n"),
+        (signal.SIGKILL, -9, b""),
+    ],
+)
+def test_stopped_half_way_the_older_file_stays(
+    tmp_path: Path, number: signal.Signals, code: int, said: bytes
+):
+    target = tmp_path / "v.npy"
+    np.save(target, np.ones((2, 3), np.float32))
+    before = target.read_bytes()
+    with spawn(["embed", "-", "-o", target]) as process:
+        assert process.stdin
+        process.stdin.write(b"text\n" * 10_000)
+        process.stdin.flush()
+        wait_for(lambda: len(list(tmp_path.iterdir())) > 1)  # it is at work, and waits for more
+        process.send_signal(number)
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (code, b"", said)
+    assert target.read_bytes() == before
+    if number != signal.SIGKILL:  # which leaves no time to clean up
+        assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_full_disk_keeps_the_older_file_and_tells_the_numbers(tmp_path: Path):
+    target = tmp_path / "v.npy"
+    np.save(target, np.ones((2, 3), np.float32))
+    before = target.read_bytes()
+
+    def limit() -> None:  # the kernel refuses to let any file grow beyond this, as a full disk does
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    process = spawn(["embed", "-", "-o", target], preexec_fn=limit)
+    out, err = process.communicate(b"text\n" * 2000, timeout=20)
+    assert (process.returncode, out) == (7, b"")
+    assert re.search(
+        r"v\.npy: not written: File too large after \d+ bytes, \d+ bytes free on that disk; "
+        r"make room, or choose another -o; the older file of that name is unchanged",
+        one_line(err.decode()),
+    )
+    assert target.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("command", [["embed", "-"], ["search", "x", "-"]])
+def test_standard_output_on_a_full_disk(command: list[object]):
+    with Path("/dev/full").open("wb") as full:
+        process = spawn(command, stdout=full)
+        _, err = process.communicate(b"text\n" * 10, timeout=20)
+    assert process.returncode in (1, 7)
+    assert "No space left on device" in one_line(err.decode())
+
+
+def test_a_reader_that_goes_away_is_no_error_to_talk_about():
+    process = spawn(["embed", "-"])
+    assert process.stdin
+    assert process.stdout
+    process.stdin.write(b"text\n" * 1000)
+    process.stdin.close()
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=20) == 141
+    assert process.stderr
+    assert process.stderr.read() == b""
+    process.stderr.close()
+
+
+def test_what_a_terminal_cannot_show_is_escaped(tmp_path: Path):
+    (tmp_path / "a.txt").write_text("日本\n", "utf-8")
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    process = spawn(["search", "x", tmp_path / "a.txt"], env=environment)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (0, b"")
+    assert b"\\u65e5\\u672c" in out
+
+
+def on_terminal(command: list[str], text: bytes) -> bytes:
+    """Standard error of a command that has a terminal there."""
+    primary, secondary = pty.openpty()
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=secondary
+    )
+    os.close(secondary)
+    assert process.stdin
+    process.stdin.write(text)
+    process.stdin.close()
+    seen = b""
+    while select.select([primary], [], [], 20)[0]:
+        try:
+            seen += os.read(primary, 65536)
+        except OSError:  # Linux's way to say that the other side is closed
+            break
+    os.close(primary)
+    assert process.wait(timeout=20) == 0
+    return seen
+
+
+def test_a_terminal_gets_a_progress_bar():
+    seen = on_terminal([*FAKE, "embed", "-"], b"text\n" * 100)
+    assert re.search(rb"100 texts, [\d,]+ texts/s, [\d,]+ tokens/s", seen)
+    quiet = on_terminal([*FAKE, "embed", "-", "--quiet"], b"text\n" * 100)
+    assert quiet == b""
+
+
+def test_without_rich_there_is_no_bar_but_all_else():
+    blocked = "import sys; sys.modules['rich'] = None; import runpy; sys.argv = sys.argv[1:]; "
+    command = [sys.executable, "-c", f"{blocked}runpy.run_path(sys.argv[0], run_name='__main__')"]
+    seen = on_terminal([*command, FAKE[1], "embed", "-"], b"text\n" * 100)
+    assert seen.count(b"\n") == 1
+    assert b"100 texts, 300 tokens" in seen
+
+
+# -- the real engine -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package's own folder: empty at first, so that the self-test runs once."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture
+def real(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """run() without the fake."""
+    monkeypatch.undo()
+    monkeypatch.setenv("GGUF_EMBED_HOME", str(home))
+    return run
+
+
+def test_the_built_in_model_from_file_to_answer(tmp_path: Path, home: Path):
+    texts = tmp_path / "a.txt"
+    texts.write_text("The kitten naps on the sofa.\n\nShares fell sharply in Tokyo.\n")
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "gguf_embed", *map(str, arguments)],
+            env={**os.environ, "GGUF_EMBED_HOME": str(home)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    done = run("embed", texts, "-o", tmp_path / "v.npy")
+    assert done.returncode == 0, done.stderr
+    assert "3 texts" in one_line(done.stderr)
+    vectors = np.load(tmp_path / "v.npy")
+    assert vectors.shape == (3, 384)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    made_with = json.loads((tmp_path / "v.npy.meta.json").read_text())
+    assert (made_with["model"], made_with["quant"]) == ("all-minilm-l6-v2", "Q8_0")
+    assert len(made_with["sha256"]) == 64
+    done = run("search", "a sleeping cat", texts, "--json")
+    best, other = json.loads(done.stdout)["results"]
+    assert best["position"] == 1
+    assert best["score"] > other["score"] + 0.3
+
+
+def test_the_real_engine_names_long_texts(real: Run, tmp_path: Path):
+    texts = tmp_path / "a.txt"
+    texts.write_text("fine\n" + "word " * 600 + "\n" + "word " * 700 + "\n")
+    code, _, err = real("embed", texts, "-o", tmp_path / "v.npy")
+    assert code == 2
+    assert f"{texts}:2: 602 tokens\n" in err
+    assert f"{texts}:3: 702 tokens\n" in err
+    assert not (tmp_path / "v.npy").exists()
+    code, _, err = real("embed", texts, "--truncate", "end")
+    assert code == 0
+    assert "2 truncated" in err
+
+
+def test_models_are_known_and_here(real: Run):
+    listed = json.loads(real("models", "--json")[1])
+    known = {card["id"]: card for card in listed["known"]}
+    assert known["all-minilm-l6-v2"]["here"][0]["quant"] == "Q8_0"
+    assert known["qwen3-embedding-8b"]["dim"] == 4096
+    row = next(r for r in real("models")[1].splitlines() if r.startswith("all-minilm-l6-v2"))
+    assert row.split()[-1] == "Q8_0"
+
+
+def test_probe_tells_about_this_machine(real: Run):
+    machine = json.loads(real("probe", "--json")[1])
+    assert machine["source"] == "reading"
+    assert machine["cpu_model"] in real("probe")[1]
+
+
+def test_doctor_finds_this_machine_well(real: Run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(doctor, "WEIGHT_TYPES", ("Q8_0",))
+    code, out, _ = real("doctor", "--json")
+    report = json.loads(out)
+    assert (code, report["works"]) == (0, True)
+    assert report["self_test"]["Q8_0"]["plain"] == "ok"
+    assert report["versions"]["gguf-embed"] == __version__
+
+
+@pytest.mark.parametrize(
+    ("stage", "code", "said"),
+    [("repack", 0, "embedding works here"), ("plain", 1, "embedding does not work here")],
+)
+def test_doctor_tells_of_a_crash_and_how_to_mend_it(
+    real: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    stage: str,
+    code: int,
+    said: str,
+):
+    monkeypatch.setenv("GGUF_EMBED_HOME", str(tmp_path))  # keep the verdict from other tests
+    monkeypatch.setenv("GGUF_EMBED_SELFTEST_FAULT", f"{stage}:SIGILL")
+    monkeypatch.setattr(doctor, "WEIGHT_TYPES", ("F32", "Q8_0"))
+    got, out, _ = real("doctor")
+    assert got == code
+    assert f"{stage} SIGILL" in out
+    assert "CMAKE_ARGS" in out
+    assert out.endswith(f"{said}\n")
