@@ -175,10 +175,8 @@ def test_truncation_is_counted_and_told(run: Run, tmp_path: Path, end: str):
         + ", ".join(f"{source}:{i}" for i in range(2, 7))
         + ", ..."
     )
-    cut = [
-        json.loads(line)["truncated"] for line in (tmp_path / "v.jsonl").read_text().splitlines()
-    ]
-    assert cut == [False] + [True] * 7
+    rows = map(json.loads, (tmp_path / "v.jsonl").read_text().splitlines())
+    assert [row["truncated"] for row in rows] == [False] + [True] * 7
 
 
 def test_settings_reach_the_engine(run: Run, monkeypatch: pytest.MonkeyPatch):
