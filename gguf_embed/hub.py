@@ -85,9 +85,9 @@ def sources(name: str | Path, *, at: Places | None = None) -> tuple[Source, ...]
     Asks the Hub only for the files of a repository that the catalog does not know, and only when
     online. Raises ModelNotFound, which names what is near.
     """
-    at = at or places()
     if isinstance(name, Path) or _is_path(name):
         return (_local_file(Path(name)),)
+    at = at or places()
     name, quant = _split_quant(name)
     if card := catalog.find(name):
         found = _card_sources(card, name, at)
@@ -95,8 +95,6 @@ def sources(name: str | Path, *, at: Places | None = None) -> tuple[Source, ...]
         found = _hub_sources(name, match, at)
     else:
         found = tuple(model for model in store.local_models(at) if model.name == name)
-        if not found and Path(name).is_file():
-            found = (_local_file(Path(name)),)
     if not found:
         near = catalog.nearest(name)
         hint = f"did you mean {' or '.join(near)}?" if near else _what_is_here(at)
@@ -110,11 +108,10 @@ def sources(name: str | Path, *, at: Places | None = None) -> tuple[Source, ...]
 def resolve(name: str | Path, quant: str | None = None, *, at: Places | None = None) -> Source:
     """The one file that `name` means, with its `path` where it is already here.
 
-    Without `quant`: the best that is here, else Q8_0, else the best there is. A repository of
-    which a fitting file is here is not asked again: what was fetched stays what is used, and
-    another state of it is had by naming the revision.
+    Without `quant`: the built-in file where the model has one, else the best that is here, else
+    Q8_0, else the best there is. A repository of which a fitting file is here is not asked again:
+    what was fetched stays what is used, and another state of it is had by naming the revision.
     """
-    at = at or places()
     if isinstance(name, Path) or _is_path(name):
         if quant:
             raise BadOption(f"{name} is one file; it cannot be had as {quant}, leave that out")
@@ -123,8 +120,15 @@ def resolve(name: str | Path, quant: str | None = None, *, at: Places | None = N
     if quant and in_name and store.spelled(quant) != store.spelled(in_name):
         raise BadOption(f"{name} says {in_name}, but {quant} was asked for; give one of them")
     quant = quant or in_name
+    at = at or places()
+    card = catalog.find(bare)
+    if card is not None:
+        # First, so that the same name gives the same vectors whatever else was fetched.
+        builtin = tuple(store.from_card(card, file) for file in card.files if file.builtin)
+        if picked := _fitting(builtin, quant):
+            return picked
     match = _HUB_NAME.fullmatch(bare)
-    if match and not match["file"] and not catalog.find(bare):
+    if match and not match["file"] and not card:
         here = store.repository_here(match["repo"], match["revision"], at)
         if picked := _fitting(here, quant):
             return picked
@@ -151,9 +155,17 @@ def _fitting(found: tuple[Source, ...], quant: str | None) -> Source | None:
 
 def _is_path(name: str) -> bool:
     """Whether it can only be meant as a path."""
-    if name.startswith("hf:"):
+    if name.startswith("hf:") or catalog.find(name):
         return False
-    return name.startswith(("/", ".", "~", "\\")) or name.lower().endswith(".gguf")
+    looks = name.startswith(("/", ".", "~", "\\")) or name.lower().endswith(".gguf")
+    return looks or _is_file(Path(name))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long, a folder that may not be entered
+        return False
 
 
 def _split_quant(name: str) -> tuple[str, str | None]:
@@ -166,8 +178,9 @@ def _split_quant(name: str) -> tuple[str, str | None]:
 
 
 def _local_file(path: Path) -> Source:
-    path = path.expanduser()
-    if path.is_file():
+    with suppress(RuntimeError):  # "~nobody" is a name like any other
+        path = path.expanduser()
+    if _is_file(path):
         return Source(
             name=str(path),
             quant=store.quant_of(path.name),
@@ -176,10 +189,12 @@ def _local_file(path: Path) -> Source:
             path=path,
             where="file",
         )
-    folder = path if path.is_dir() else path.parent
-    beside = sorted(file.name for file in folder.glob("*.gguf"))[:5] if folder.is_dir() else []
+    why, folder, beside = "does not exist", path.parent, list[str]()
+    with suppress(OSError, ValueError):  # what no system call takes does not exist either
+        if path.is_dir():
+            why, folder = "is a directory, not a GGUF file", path
+        beside = sorted(file.name for file in folder.glob("*.gguf"))[:5]
     here = f"; {folder} holds {', '.join(beside)}" if beside else ""
-    why = "is a directory, not a GGUF file" if path.is_dir() else "does not exist"
     raise ModelNotFound(f"{path} {why}{here}; a file on the Hub is written hf:owner/repo/file.gguf")
 
 

@@ -11,8 +11,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
@@ -31,6 +33,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.utils import close_session
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
 
 from gguf_embed import catalog, gguf, hub, store
 from gguf_embed.errors import (
@@ -240,6 +244,17 @@ def test_the_builtin_model_is_here(at: Places) -> None:
     assert hub.fetch(source, at=at) == catalog.builtin_path()
 
 
+@pytest.mark.usefixtures("no_network")
+def test_a_fetched_file_does_not_change_what_the_default_means(at: Places) -> None:
+    card = catalog.find(catalog.BUILTIN)
+    assert card is not None
+    better = card.file("F16")
+    folder = store.cache_folder(at.cache, better.repo) / "snapshots" / better.revision
+    sparse(folder / better.name, 45_949_216)
+    assert hub.resolve(catalog.BUILTIN, "F16", at=at).where == "cache"
+    assert hub.resolve(catalog.BUILTIN, at=at).where == "package"
+
+
 @pytest.mark.parametrize(
     ("name", "quant", "error", "says"),
     [
@@ -273,14 +288,25 @@ def test_a_known_model_without_a_known_file(at: Places, monkeypatch: pytest.Monk
         hub.resolve("bge-m3", at=at)
 
 
+@given(name=st.text(st.sampled_from("aQ8_0:/@.-~ \\\0\u00e9\n") | st.characters(), max_size=12))
+@example(name="a" * 5000)
+@example(name="a" * 5000 + ".gguf")
+@example(name="\0.gguf")
+@settings(max_examples=200, deadline=None)
+def test_any_name_is_understood_or_refused(name: str) -> None:
+    nowhere = Path("no such folder")
+    offline = Places(endpoint="", cache=nowhere, store=nowhere, ollama=(), offline=True)
+    with suppress(GgufEmbedError):
+        hub.resolve(name, at=offline)
+
+
 def test_paths(at: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = tmp_path / "models"
     here.mkdir()
     file = here / "mine-fp16.gguf"
     file.write_bytes(b"GGUF")
     monkeypatch.chdir(here)
-    bare = here / "mine"
-    bare.write_bytes(b"GGUF")
+    (here / "mine").write_bytes(b"GGUF")
     for name in (file, str(file), "mine-fp16.gguf", "./mine-fp16.gguf"):
         source = hub.resolve(name, at=at)
         assert source.path is not None
@@ -288,6 +314,9 @@ def test_paths(at: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert (source.where, source.quant, source.n_bytes) == ("file", "F16", 4)
         assert hub.fetch(source, at=at) == source.path
     assert hub.resolve("mine", at=at).path == Path("mine")
+    assert hub.resolve("../models/mine", at=at).path == Path("../models/mine")
+    monkeypatch.chdir(tmp_path)
+    assert hub.resolve("models/mine", at=at).path == Path("models/mine")  # no repository
     with pytest.raises(BadOption, match="one file"):
         hub.resolve(file, "Q8_0", at=at)
     with pytest.raises(ModelNotFound, match=r"does not exist; .* holds mine-fp16\.gguf"):
@@ -560,12 +589,25 @@ def test_two_at_once_fetch_once(fake: FakeHub, at: Places, model: bytes) -> None
     assert len([r for r in fake.requests if r.storage]) == 1
 
 
-def test_cut_connections_are_taken_up_again(fake: FakeHub, at: Places, model: bytes) -> None:
-    fake.add(REPO, {FILE: model})
-    fake.faults.cut_after.extend([100_000, 1, 200_000, 0, 0, 0, 0, 300_000, 0, 0, 0, 0])
-    path = hub.fetch(hub.resolve(NAME, at=at), at=at)
-    assert path.read_bytes() == model
-    assert fake.bytes_served == len(model)
+SMALL = np.random.default_rng(2).bytes(300_000)
+_cuts = st.lists(st.integers(1, 100_000) | st.just(0), max_size=8)
+
+
+@given(cuts=_cuts, ignore_ranges=st.booleans())
+@example(cuts=[100, 0, 0, 0, 0, 1, 0, 0, 0, 0], ignore_ranges=False)
+@settings(max_examples=20, deadline=None)
+def test_cut_connections_are_taken_up_again(cuts: list[int], ignore_ranges: bool) -> None:
+    """Wherever they are cut; and with ranges not one byte comes twice."""
+    assume(ignore_ranges is False or len(cuts) <= 4)
+    assume("00000" not in "".join("0" if cut == 0 else "1" for cut in cuts))
+    with FakeHub() as fake, tempfile.TemporaryDirectory() as folder:
+        fake.add(REPO, {FILE: SMALL})
+        fake.faults.cut_after.extend(cuts)
+        fake.faults.ignore_ranges = ignore_ranges
+        nowhere = Path(folder, "none")
+        at = Places(endpoint=fake.url, cache=Path(folder), store=nowhere, ollama=(), offline=False)
+        assert hub.fetch(hub.resolve(NAME, at=at), at=at).read_bytes() == SMALL
+        assert ignore_ranges or fake.bytes_served == len(SMALL)
 
 
 def test_a_connection_that_stays_cut_is_an_error_and_what_came_is_kept(
