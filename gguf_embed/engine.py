@@ -26,6 +26,7 @@ from gguf_embed.llama import Model, Tokens
 from gguf_embed.pooling import Vectors, check_dimensions, finish
 from gguf_embed.runner import Meaning, Outcome, Runner, RunSettings, tap_works
 from gguf_embed.schedule import Microbatch, Shared, pack, shared_prefixes
+from gguf_embed.tokenizer import Tokenizer
 
 Truncate: TypeAlias = Literal["error", "end", "start"]
 Progress: TypeAlias = Callable[[int, int], None]  # texts and tokens done since the last call
@@ -127,6 +128,9 @@ class Embedder:
         self.dim = self.model.dim
         self.prompts: Mapping[str, str] = card.prompts if card else {}
         self._specials = self.model.special_tokens()
+        self._tokenizer = Tokenizer(
+            path, header, self.model, end_token=_end_token(header, card, self.pooling)
+        )
         self._tokenizers = ThreadPoolExecutor(
             min(8, os.cpu_count() or 1), thread_name_prefix="gguf-embed-tokenize"
         )
@@ -405,29 +409,14 @@ class Embedder:
         )
 
     def _ids(self, text: str, row: int) -> Tokens:
-        """Token ids of one text; the end token that LAST pooling reads is made sure of."""
         try:
-            raw = text.encode()
+            return self._tokenizer.encode(text)
         except UnicodeEncodeError as error:
             raise BadText(
                 row,
                 f"character {error.start} is a lone surrogate (U+{ord(text[error.start]):04X}),"
                 " which is no text; fix the decoding or use errors='replace'",
             ) from None
-        ids = self.model.tokenize(raw)
-        eos = self._end_token
-        if eos is not None and (not len(ids) or ids[-1] != eos):
-            ids = np.append(ids, np.int32(eos))
-        return ids
-
-    @property
-    def _end_token(self) -> int | None:
-        """The token that must come last, where the file may not say so itself."""
-        if self.pooling is not Pooling.LAST:
-            return None
-        if self.card is not None:
-            return self.card.eos_id if self.card.add_eos else None
-        return self.header.eos_id if self.header.add_eos is not False else None
 
     def _cut(self, tokens: Tokens, request: _Request) -> Tokens:
         """Cut to n_ctx from the end or the start of the text; prompt and special tokens stay."""
@@ -506,6 +495,15 @@ def _pooling(header: Header, card: ModelCard | None, settings: Settings) -> Pool
             f"{header.source}: a reranker scores pairs of texts; it gives no vectors"
         )
     return pooling
+
+
+def _end_token(header: Header, card: ModelCard | None, pooling: Pooling) -> int | None:
+    """The token that LAST pooling reads, where the file may not say so itself."""
+    if pooling is not Pooling.LAST:
+        return None
+    if card is not None and card.add_eos is not None:
+        return card.eos_id if card.add_eos else None
+    return header.eos_id if header.add_eos is not False else None
 
 
 def _wanted(settings: Settings) -> dict[str, int | bool]:

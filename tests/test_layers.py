@@ -15,10 +15,10 @@ PACKAGE = Path(__file__).parent.parent / "gguf_embed"
 LAYERS = (
     {"errors", "paths", "normalizer"},
     {"gguf"},
-    {"schedule", "pooling", "layout", "passages", "wordpiece"},
+    {"schedule", "pooling", "layout", "passages", "wordpiece", "metrics"},
     {"metrics"},
     {"catalog", "llama"},
-    {"selftest", "hardware", "store"},
+    {"selftest", "hardware", "store", "tokenizer"},
     {"plan", "hub", "runner"},
     {"tune"},
     {"engine"},
