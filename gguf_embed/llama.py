@@ -11,7 +11,7 @@ import functools
 import hashlib
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gguf_embed.errors import BadModelFile, NativeFailed
-from gguf_embed.gguf import TYPE_NAMES, Pooling
+from gguf_embed.gguf import FILE_TYPES, TYPE_NAMES, Pooling
 from gguf_embed.pooling import Vectors, output_mask, pool
 
 Kind: TypeAlias = Literal["cpu", "gpu", "igpu", "accel", "meta"]
@@ -35,6 +35,7 @@ _log = logging.getLogger("gguf_embed.llama")
 # What llama.cpp said last, for our own error messages; it reports causes only in its log.
 _last_lines: deque[str] = deque(maxlen=20)
 _kept_alive: list[object] = []  # ctypes frees a callback that nothing refers to
+_listeners: list[Callable[[str], None]] = []  # to the log as it comes, in pieces of lines
 
 
 @functools.cache
@@ -57,7 +58,10 @@ _LEVELS = {_GGML_WARN: logging.INFO, _GGML_ERROR: logging.WARNING}
 
 
 def _on_log(level: int, text: bytes, _data: object) -> None:
-    line = text.decode("utf-8", "replace").rstrip()
+    piece = text.decode("utf-8", "replace")
+    for listener in _listeners:
+        listener(piece)
+    line = piece.rstrip()
     if line:
         if level in _LEVELS:
             _last_lines.append(line)
@@ -198,6 +202,91 @@ def quantize_rows(values: npt.NDArray[np.float32], weight_type: str) -> tuple[in
         number, source.ctypes.data, target.ctypes.data, 0, n_rows, n_row, importance.ctypes.data
     )
     return number, target.tobytes()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizeParams:
+    """How to quantize; `level` is one of gguf.FILE_TYPES, tensor types are those of TYPE_NAMES.
+
+    `imatrix` holds the importance of each value of a tensor's rows, float32, by tensor name;
+    `metadata` is put into the new file. A `dry_run` decides and logs, and writes nothing.
+    """
+
+    level: str
+    token_embedding_type: str | None
+    output_type: str | None
+    pure: bool  # every matrix in the level's main type
+    allow_requantize: bool
+    dry_run: bool
+    n_threads: int
+    imatrix: Mapping[str, npt.NDArray[np.float32]]
+    metadata: Mapping[str, str | int]
+
+
+def quantize(
+    source: Path, target: Path, params: QuantizeParams, on_line: Callable[[str], None]
+) -> None:
+    """Write `source` as `target` in another quantization; llama.cpp's log goes to `on_line`.
+
+    Runs to its end, whatever signal comes. Raises NativeFailed with llama.cpp's reason.
+    """
+    native = _native()
+    level_numbers = {name: number for number, name in FILE_TYPES.items()}
+    type_numbers = {name: number for number, name in TYPE_NAMES.items()}
+    wanted = native.llama_model_quantize_default_params()
+    wanted.nthread = params.n_threads
+    wanted.ftype = level_numbers[params.level]
+    if params.token_embedding_type is not None:
+        wanted.token_embedding_type = type_numbers[params.token_embedding_type]
+    if params.output_type is not None:
+        wanted.output_tensor_type = type_numbers[params.output_type]
+    wanted.pure = params.pure
+    wanted.allow_requantize = params.allow_requantize
+    wanted.dry_run = params.dry_run
+    # Both arrays end with an empty entry; the values stay referred to until the call is over.
+    values = {name: np.ascontiguousarray(v, np.float32) for name, v in params.imatrix.items()}
+    imatrix = (native.llama_model_imatrix_data * (len(values) + 1))()
+    for entry, (name, array) in zip(imatrix, values.items(), strict=False):
+        entry.name, entry.size = name.encode(), array.size
+        entry.data = ctypes.cast(array.ctypes.data, ctypes.POINTER(ctypes.c_float))
+    if values:
+        wanted.imatrix = imatrix
+    overrides = (native.llama_model_kv_override * (len(params.metadata) + 1))()
+    for override, (key, value) in zip(overrides, params.metadata.items(), strict=False):
+        override.key = key.encode()
+        if isinstance(value, str):
+            override.tag = native.LLAMA_KV_OVERRIDE_TYPE_STR
+            # The field has 128 bytes, one for the end; a cut must not leave half a character.
+            override.value.val_str = value.encode()[:127].decode(errors="ignore").encode()
+        else:
+            override.tag = native.LLAMA_KV_OVERRIDE_TYPE_INT
+            override.value.val_i64 = value
+    wanted.kv_overrides = overrides
+
+    rest, failures = "", list[BaseException]()
+
+    def listen(piece: str) -> None:
+        nonlocal rest
+        *lines, rest = (rest + piece).split("\n")
+        try:
+            for line in lines:
+                on_line(line)
+        except BaseException as error:  # an exception must not unwind through C
+            failures.append(error)
+
+    _last_lines.clear()
+    _listeners.append(listen)
+    try:
+        status = native.llama_model_quantize(
+            str(source).encode(), str(target).encode(), ctypes.byref(wanted)
+        )
+    finally:
+        _listeners.remove(listen)
+    if failures:
+        raise failures[0]
+    if status != 0:
+        reason = _reason().rpartition("failed to quantize: ")[2]
+        raise NativeFailed(f"{source}: llama.cpp cannot quantize it to {params.level}: {reason}")
 
 
 class Model:
