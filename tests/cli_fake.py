@@ -34,7 +34,9 @@ class FakeEmbedder:
     pooling = Pooling.MEAN
     path = Path("fake.gguf")
 
-    def __init__(self, model: str, settings: Settings | None) -> None:
+    def __init__(
+        self, model: str, settings: Settings | None = None, *, quiet: bool = False
+    ) -> None:
         if model == "broken":
             raise NativeFailed("it is\nbroken")
         self.settings = settings

@@ -19,7 +19,7 @@ import pkgutil
 import signal
 import sys
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
@@ -54,9 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with _terminable(), _logging(debug):
         try:
             code: int = args.run(args)
-            sys.stdout.flush()
+            console.flush()
         except BrokenPipeError:
-            _drop_stdout()
+            console.drop()
             return 141
         except KeyboardInterrupt:
             console.say("interrupted")
@@ -68,11 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             if debug:
                 raise
             console.say(_one_line(error))
+            console.drop()
             return error.exit_code
         except OSError as error:
             if debug:
                 raise
-            _drop_stdout()
             console.say(_one_line(error))
             return 1
         except Exception as error:
@@ -157,14 +157,6 @@ def _logging(debug: bool) -> Generator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-
-
-def _drop_stdout() -> None:
-    """Forget what is buffered: the interpreter would try once more at its end, and complain."""
-    with suppress(OSError):
-        sys.stdout.flush()
-        return
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _one_line(error: BaseException) -> str:

@@ -7,16 +7,51 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import threading
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
+from gguf_embed.errors import OutputFailed
+
 
 def say(message: str) -> None:
     """One line for the person, on standard error."""
     print(f"gguf-embed: {message}", file=sys.stderr, flush=True)
+
+
+def out(text: str) -> None:
+    """Lines for the person or program at standard output; raises OutputFailed."""
+    with _refusals():
+        print(text)
+
+
+def flush() -> None:
+    """Send what is buffered; raises OutputFailed."""
+    with _refusals():
+        sys.stdout.flush()
+
+
+def drop() -> None:
+    """Forget what standard output refuses: Python would try again at its end, and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def _refusals() -> Generator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputFailed(
+            f"standard output: not written: {error.strerror or error}; make room where it goes"
+        ) from error
 
 
 class LogHandler(logging.Handler):
@@ -29,7 +64,11 @@ class LogHandler(logging.Handler):
 
 def print_json(value: object, *, to_stderr: bool = False) -> None:
     """One JSON document for a program, on standard output unless that is taken."""
-    print(json.dumps(value, indent=2), file=sys.stderr if to_stderr else sys.stdout)
+    text = json.dumps(value, indent=2)
+    if to_stderr:
+        print(text, file=sys.stderr)
+    else:
+        out(text)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -37,7 +76,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
     for row in (columns, *rows):
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        print("  ".join(cells).rstrip())
+        out("  ".join(cells).rstrip())
 
 
 class Progress:

@@ -73,8 +73,8 @@ def run(args: argparse.Namespace) -> int:
     rows.append(("embedding", embedding))
     rows += [("advice", text) for text in advice]
     for name, value in rows:
-        print(f"{name:<14}{value}")
-    print("embedding works here" if works else "embedding does not work here")
+        console.out(f"{name:<14}{value}")
+    console.out("embedding works here" if works else "embedding does not work here")
     return 0 if works else 1
 
 
@@ -99,8 +99,10 @@ def _embed_one() -> tuple[bool, str]:
     """Whether a text becomes a unit vector with the built-in model, and what came out."""
     import numpy as np
 
+    from gguf_embed.engine import Settings
+
     try:
-        with options.open_embedder(options.BUILTIN) as embedder:
+        with options.open_embedder(options.BUILTIN, Settings(tune=False), quiet=True) as embedder:
             vector = embedder.encode("Is anybody there?")
     except GgufEmbedError as error:
         return False, str(error)

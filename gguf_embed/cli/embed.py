@@ -111,7 +111,8 @@ def run(args: argparse.Namespace) -> int:
     total = None if args.text else formats.total_bytes(sources)
     # The output is opened first: a name that cannot be written is told before any work.
     with formats.open_output(args.output, stdout=sys.stdout.buffer, inputs=sources) as output:
-        with options.open_embedder(args.model, options.settings(args)) as embedder:
+        settings = options.settings(args)
+        with options.open_embedder(args.model, settings, quiet=args.quiet) as embedder:
             opened = time.monotonic()
             prompt = embedder.prompt(args.prompt_name) if args.prompt_name else args.prompt or ""
             with console.progress("embed", total, quiet=args.quiet) as progress:

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     columns = ("model", "kind", "parameters", "dims", "tokens", "licence", "here")
     console.print_table(columns, [_card_row(card, here) for card in cards])
     if others:
-        print("\nother GGUF files here:")
+        console.out("\nother GGUF files here:")
         rows = [(s.name, s.quant or "", str(s.where or ""), str(s.path)) for s in others]
         console.print_table(("name", "quant", "where", "path"), rows)
     return 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from gguf_embed.cli import console
+
 if TYPE_CHECKING:
     from gguf_embed.engine import Embedder, Settings
 
@@ -12,11 +14,14 @@ BUILTIN = "all-minilm-l6-v2"
 POOLINGS = ("mean", "cls", "last")
 
 
-def open_embedder(model: str, settings: Settings | None = None) -> Embedder:
-    """The engine; every command opens it here."""
+def open_embedder(model: str, settings: Settings | None = None, *, quiet: bool = False) -> Embedder:
+    """The engine, which every command opens here; tells what takes long and what was given up."""
     from gguf_embed.engine import Embedder
 
-    return Embedder.open(model, settings=settings)
+    embedder = Embedder.open(model, settings=settings, on_status=None if quiet else console.say)
+    for remark in () if quiet else embedder.remarks:
+        console.say(remark)
+    return embedder
 
 
 def settings(args: argparse.Namespace) -> Settings:

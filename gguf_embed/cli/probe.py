@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
+
+from gguf_embed.cli import console
 
 DESCRIPTION = """\
 Show devices and their memory, cores and RAM within the limits of containers, CPU features, and
@@ -31,8 +32,8 @@ def run(args: argparse.Namespace) -> int:
 
     machine = hardware.probe(store=paths.home())
     if args.json:
-        sys.stdout.write(hardware.machine_to_json(machine))
+        console.out(hardware.machine_to_json(machine).rstrip())
         return 0
     for name, value in hardware.summary(machine):
-        print(f"{name:<14}{value}")
+        console.out(f"{name:<14}{value}")
     return 0

@@ -70,7 +70,8 @@ def run(args: argparse.Namespace) -> int:
     sources = formats.find(args.inputs, field=args.field)
     reading = formats.Reading(field=args.field, id_field=args.id_field, prose=args.prose)
     records = formats.read(sources, reading, stdin=sys.stdin.buffer)
-    with options.open_embedder(args.model, options.settings(args)) as embedder:
+    settings = options.settings(args)
+    with options.open_embedder(args.model, settings, quiet=args.quiet) as embedder:
         try:
             question = embedder.encode_query(query.text)
         except TextTooLong as error:
@@ -140,7 +141,7 @@ def _passages(embedder: Embedder, records: Iterator[Record]) -> Iterator[Record]
 def _print_hit(rank: int, score: float, record: Record) -> None:
     place = f"{record.source}:{record.position}"
     own_id = "" if record.id == place else f"  {record.id}"
-    print(f"{rank:>2}  {score:.3f}  {place}{own_id}")
+    console.out(f"{rank:>2}  {score:.3f}  {place}{own_id}")
     width = min(shutil.get_terminal_size((100, 24)).columns, 100)
     for line in textwrap.wrap(
         " ".join(record.text.split()),
@@ -150,4 +151,4 @@ def _print_hit(rank: int, score: float, record: Record) -> None:
         max_lines=4,
         placeholder=" ...",
     ):
-        print(line)
+        console.out(line)
