@@ -487,7 +487,7 @@ def _point(pointer: Path, blob: Path) -> None:
     from huggingface_hub import constants
 
     pointer.unlink(missing_ok=True)  # a link whose blob is gone
-    if not constants.HF_HUB_DISABLE_SYMLINKS:
+    if not getattr(constants, "HF_HUB_DISABLE_SYMLINKS", False):  # newer than 1.0
         with suppress(OSError):
             pointer.symlink_to(os.path.relpath(blob, pointer.parent))
             return
@@ -587,8 +587,6 @@ def _transfer(
     partial: _Partial, source: Source, remote: _Remote, at: Places, progress: Progress | None
 ) -> None:
     """Fill the partial file up to its size; a cut connection is taken up again."""
-    if partial.n_bytes > remote.n_bytes:
-        partial.restart()
     store.check_free(remote.n_bytes - partial.n_bytes, partial.path.parent)
     if partial.n_bytes:
         _log.info("%s: going on at byte %d", source.label, partial.n_bytes)
@@ -605,8 +603,6 @@ def _transfer(
         if partial.n_bytes > furthest:
             patience, furthest = _Patience(met=True), partial.n_bytes
         patience.pause(error)
-        if _status(error) == 416:  # the server's file ends before ours
-            partial.restart()
         remote = _address_again(source, remote, at)
 
 
@@ -652,7 +648,7 @@ def _mismatch(partial: _Partial, source: Source, remote: _Remote) -> FetchFailed
 
 _BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 16.0)  # waits between failures in a row; the next is an error
 _LONGEST_WAIT_S = 300.0  # that a Retry-After may ask for
-_PASSING_STATUS = frozenset({408, 416, 429, 500, 502, 503, 504})
+_PASSING_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 
 
 class _Interrupted(Exception):
