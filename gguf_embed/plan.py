@@ -1,0 +1,968 @@
+"""Which file of a model to run, where and how: `(model, Machine, Limits) -> Plan`.
+
+Nothing is opened or asked here. Memory is counted from the tensor table and from the contexts that
+the engine really makes (runner.py); the compute buffer follows llama.cpp's graphs. Against what
+llama.cpp itself reports, every part is within 5 % or 64 MiB (tests/test_plan.py). The parts on a
+GPU follow from llama.cpp's source (src/llama-model.cpp, load_tensors; ggml/src/ggml-backend.cpp).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Final, Literal, TypeAlias
+
+from gguf_embed import catalog, layout
+from gguf_embed.catalog import ModelCard, ModelFile
+from gguf_embed.errors import BadModelFile, BadOption, DoesNotFit
+from gguf_embed.gguf import ENCODERS, Header, Pooling, TensorInfo
+from gguf_embed.hardware import Device, Machine
+from gguf_embed.layout import Shape
+
+Prefer: TypeAlias = Literal["quality", "speed", "memory"]
+Verdict: TypeAlias = Literal["fits", "tight", "no"]
+Tier: TypeAlias = Literal["gpu", "split", "cpu"]  # all layers on GPUs, some of them, none
+
+PREFERENCES: Final[tuple[Prefer, ...]] = ("quality", "speed", "memory")
+HOST: Final = "CPU"  # the key of RAM in `memory`
+MIB: Final = 2**20
+
+# What stays free: llama.cpp's own default per device (common/common.h, fit_params_target), on small
+# devices an eighth of what is free. A tight plan leaves at least a quarter of that.
+MARGIN_BYTES: Final = 1024 * MIB
+MARGIN_SHARE: Final = 8
+TIGHT_SHARE: Final = 4
+# A context of the driver, where free memory was not read by a process that had one. 457 MiB is
+# what ollama reserves (ml/device.go); reports are between 250 and 500.
+DRIVER_BYTES: Final = {"CUDA": 457 * MIB, "ROCm": 457 * MIB}
+
+# Context that a plan must have room for before it counts as roomy. Where a text is one microbatch
+# (encoders, pooled paths) llama.cpp's buffers grow with n_ctx x vocabulary, so less is asked.
+N_CTX: Final = 8192
+N_CTX_WHOLE: Final = 2048
+N_CTX_LEAST: Final = 512
+# As tune.untuned, runner.RunSettings and runner.LONG_STEP have them; tests compare.
+BATCH_TOKENS: Final = 512
+BATCH_TOKENS_ENCODER: Final = 256  # on a CPU
+BATCH_TOKENS_TIGHT: Final = 128
+BATCH_SEQS: Final = 64
+LONG_STEP: Final = 1024
+SMALL_MODEL: Final = 1_000_000_000  # parameters; `auto` takes none larger without a GPU
+
+AUTO: Final = "auto"
+AUTO_FAMILY: Final = "qwen3-embedding"
+
+
+# Quantizations, best quality first, with what is left of F32's retrieval in percent where that is
+# published: nDCG@10 of Qwen3-Embedding-0.6B, mean over SciFact, NFCorpus, ArguAna and SciDocs, the
+# 5 and 4 bit files with a token table in Q4_0, the 3 bit one called "Q3_K". The others are in the
+# order of their bits per weight. BF16 and F32 give nothing over F16.
+QUALITY_SOURCE: Final = "rosecky/embedding-quantization-public, 2026-09"
+QUALITY: Final[Mapping[str, float | None]] = {
+    "F16": 100.0,
+    "BF16": None,
+    "F32": 100.0,
+    "Q8_0": None,
+    "Q6_K": None,
+    "Q5_K_M": 100.0,
+    "Q5_K_S": None,
+    "Q5_1": None,
+    "Q5_0": None,
+    "Q4_K_M": 99.7,
+    "Q4_K_S": None,
+    "Q4_1": None,
+    "IQ4_NL": None,
+    "IQ4_XS": None,
+    "Q4_0": None,
+    "Q3_K_L": None,
+    "Q3_K_M": 95.2,
+    "Q3_K_S": None,
+    "Q2_K": None,
+}
+_RANK: Final = {quant: rank for rank, quant in enumerate(QUALITY)}
+FLOOR: Final = "Q4_K_M"  # below it small models lose percents, not tenths
+SPEED_FLOOR: Final = "Q5_K_M"  # with `prefer="speed"` on a CPU that was not measured
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What the caller decided; None leaves it to the plan."""
+
+    quant: str | None = None
+    n_ctx: int | None = None  # longest text, in tokens
+    max_batch_tokens: int | None = None
+    n_gpu_layers: int | None = None  # llama.cpp's count: the output is one more; -1: all
+    memory_bytes: int | None = None  # most to use of RAM, and of each GPU
+    margin_bytes: int | None = None  # what stays free of each
+    prefer: Prefer = "quality"
+    allow_smaller: bool = False  # take a smaller model of the family where this one is cramped
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One GGUF of a model, here or not: all that its memory depends on."""
+
+    model: str
+    quant: str
+    file: ModelFile | None  # None: a local file, or one that would have to be made
+    shape: Shape
+    pooling: Pooling
+    causal: bool
+    input_bytes: int  # tables that stay in RAM whatever the device
+    layer_bytes: tuple[int, ...]
+    output_bytes: int  # on a GPU, with the copy of the token table where that is the output
+    output_copy_bytes: int  # that copy: RAM has none
+    largest_bytes: int  # of one tensor
+    gated: bool  # the feed-forward part has a gate
+    n_masks: int
+
+    @property
+    def encoder(self) -> bool:
+        """Runs without a KV cache, a microbatch whole."""
+        return self.shape.architecture in ENCODERS
+
+    @property
+    def tapped(self) -> bool:
+        """The engine leaves out the language-model head."""
+        return not self.encoder and self.pooling is not Pooling.RANK
+
+    @property
+    def splits(self) -> bool:
+        """A text may be longer than a microbatch."""
+        return self.tapped and self.causal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """How a variant is run; names as in runner.RunSettings. `n_ctx` is the longest text."""
+
+    n_ctx: int
+    max_batch_tokens: int
+    n_contexts: int = 1
+    n_gpu_layers: int = 0
+    flash_attn: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes on one device, by what they are for."""
+
+    weights_bytes: int = 0
+    cache_bytes: int = 0  # KV cache
+    compute_bytes: int = 0  # graph, inputs included
+    host_bytes: int = 0  # llama.cpp's output buffers, RAM only
+    overhead_bytes: int = 0  # the driver's
+    margin_bytes: int = 0  # to be left free
+
+    @property
+    def used_bytes(self) -> int:
+        """All but the margin."""
+        parts = (self.weights_bytes, self.cache_bytes, self.compute_bytes, self.host_bytes)
+        return sum(parts) + self.overhead_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        """The margin too."""
+        return self.used_bytes + self.margin_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One row of what was considered; needed and free bytes are those of the scarcest memory."""
+
+    quant: str
+    tier: Tier
+    where: str
+    verdict: Verdict
+    needed_bytes: int  # without margin
+    free_bytes: int
+    reason: str
+    run: Run
+    memory: Mapping[str, Memory]  # by device, "CPU" for RAM
+
+    @property
+    def fits(self) -> bool:
+        """Comfortably or not."""
+        return self.verdict != "no"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to run and how, with every choice's reason."""
+
+    model: str
+    quant: str
+    file: ModelFile | None
+    tier: Tier
+    verdict: Verdict  # "fits" or "tight"
+    devices: tuple[str, ...]  # that hold layers; "CPU" last
+    n_gpu_layers: int
+    n_ctx: int  # longest text that there is memory for
+    max_batch_tokens: int
+    n_contexts: int
+    n_threads: int  # of each context
+    memory: Mapping[str, Memory]
+    considered: tuple[Candidate, ...]
+    why: tuple[str, ...]
+    suggestion: str | None = None  # a smaller model that would have room
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Larger is better: room and layers on GPUs first, then the quantization's quality."""
+        tiers: tuple[Tier, ...] = ("cpu", "split", "gpu")
+        place = 2 * tiers.index(self.tier) + (self.verdict == "fits")
+        return place, -quality_rank(self.quant)
+
+    @property
+    def chosen(self) -> Candidate:
+        """Its row in `considered`."""
+        asked = (self.quant, self.tier)
+        return next(row for row in self.considered if (row.quant, row.tier) == asked)
+
+
+def quality_rank(quant: str) -> int:
+    """Position in QUALITY, 0 the best; quantizations that are not in it come last."""
+    return _RANK.get(quant, len(QUALITY))
+
+
+# -- variants ------------------------------------------------------------------------------------
+
+
+def variants(card: ModelCard, *, any_quant: bool = False) -> tuple[Variant, ...]:
+    """One for each file of the card; with `any_quant` for each quantization that can be made.
+
+    Raises BadOption where the architecture's tensor table is not known: use `variant` with the
+    headers of its files.
+    """
+    if card.shape is None:
+        raise BadOption(f"{card.id}: its shape is not known; read the header of one of its files")
+    files = {file.quant: file for file in reversed(card.files)}
+    quants = layout.QUANTS if any_quant else sorted(files, key=quality_rank)
+    return tuple(
+        _variant(
+            model=card.id,
+            quant=quant,
+            file=files.get(quant),
+            shape=card.shape,
+            pooling=card.pooling,
+            causal=card.causal,
+            tensors=layout.tensors(card.shape, quant),
+            n_masks=1,
+        )
+        for quant in quants
+    )
+
+
+def variant(
+    header: Header, *, card: ModelCard | None = None, file: ModelFile | None = None
+) -> Variant:
+    """The variant that a GGUF's header describes. Raises BadModelFile."""
+    n_window = header.metadata.get(f"{header.architecture}.attention.sliding_window")
+    return _variant(
+        model=card.id if card else header.name or header.source,
+        quant=header.quant,
+        file=file,
+        shape=Shape(
+            architecture=header.architecture,
+            n_layer=header.n_layer,
+            n_embd=header.n_embd,
+            n_head=header.n_head,
+            n_head_kv=header.n_head_kv,
+            head_dim=max(header.key_length, header.value_length),
+            n_ff=header.n_ff,
+            n_vocab=header.n_vocab,
+            n_ctx_train=header.n_ctx_train,
+        ),
+        pooling=card.pooling if card else header.pooling or Pooling.MEAN,
+        causal=card.causal if card else header.causal,
+        tensors=header.tensors,
+        n_masks=2 if n_window else 1,
+    )
+
+
+# Looked up by token: llama.cpp keeps them in RAM (LLM_TENSOR_LAYER_INPUT in src/llama-arch.cpp).
+_INPUTS: Final = ("token_embd", "position_embd", "token_types")
+# Encoders that load the token table a second time as an output, like decoders.
+_ENCODERS_WITH_OUTPUT: Final = frozenset({"dream", "gemma-embedding", "llada"})
+
+
+def _variant(
+    *,
+    model: str,
+    quant: str,
+    file: ModelFile | None,
+    shape: Shape,
+    pooling: Pooling,
+    causal: bool,
+    tensors: Sequence[TensorInfo],
+    n_masks: int,
+) -> Variant:
+    input_bytes = output_bytes = token_embd_bytes = 0
+    layer_bytes = [0] * shape.n_layer
+    names: set[str] = set()
+    for tensor in tensors:
+        part, _, rest = tensor.name.partition(".")
+        names.add(rest.partition(".")[2] if part == "blk" else tensor.name)
+        if part == "blk":
+            number = rest.partition(".")[0]
+            if not number.isdecimal() or int(number) >= shape.n_layer:
+                raise BadModelFile(f"{model}: {tensor.name} is beyond its {shape.n_layer} layers")
+            layer_bytes[int(number)] += tensor.n_bytes
+        elif part.startswith(_INPUTS):
+            input_bytes += tensor.n_bytes
+            token_embd_bytes += tensor.n_bytes if tensor.name == "token_embd.weight" else 0
+        else:
+            output_bytes += tensor.n_bytes
+    encoder = shape.architecture in ENCODERS
+    has_output = not encoder or shape.architecture in _ENCODERS_WITH_OUTPUT
+    copy_bytes = token_embd_bytes if has_output and "output.weight" not in names else 0
+    return Variant(
+        model=model,
+        quant=quant,
+        file=file,
+        shape=shape,
+        pooling=pooling,
+        causal=causal and not encoder,
+        input_bytes=input_bytes,
+        layer_bytes=tuple(layer_bytes),
+        output_bytes=output_bytes + copy_bytes,
+        output_copy_bytes=copy_bytes,
+        largest_bytes=max((tensor.n_bytes for tensor in tensors), default=0),
+        # ModernBERT and others have gate and up in one tensor.
+        gated="ffn_gate.weight" in names or shape.architecture in ("modern-bert", "neo-bert"),
+        n_masks=n_masks,
+    )
+
+
+# -- memory --------------------------------------------------------------------------------------
+
+
+def predict(variant: Variant, machine: Machine, run: Run) -> dict[str, Memory]:
+    """What each device will hold, by device name and "CPU" for RAM; margins are 0.
+
+    Weights are counted once: what is repacked replaces pages of the file that can be dropped.
+    Not counted: one-off contexts (token_vectors, the path after NaN) and the Python process.
+    """
+    gpus = gpus_of(machine)
+    n_layer = variant.shape.n_layer
+    contexts = _contexts(variant, run)
+    places = _places(n_layer, run.n_gpu_layers, gpus)
+    whole = all(place != HOST for place in places)
+    weights = dict.fromkeys((HOST, *(gpu.name for gpu in gpus)), 0)
+    cache = dict(weights)
+    weights[HOST] = variant.input_bytes
+    per_cell = 0 if variant.encoder else 4 * variant.shape.n_head_kv * variant.shape.head_dim
+    n_cells = sum(context.n_ctx for context in contexts)
+    for n_bytes, place in zip(variant.layer_bytes, places, strict=False):  # the output comes last
+        weights[place] += n_bytes
+        cache[place] += per_cell * n_cells
+    on_gpu = places[-1] != HOST
+    weights[places[-1]] += variant.output_bytes - (0 if on_gpu else variant.output_copy_bytes)
+
+    compute = dict.fromkeys(weights, 0)
+    for context in contexts:
+        graph = _graph_bytes(variant, context, flash_attn=run.flash_attn)
+        inputs = _input_bytes(variant, context, flash_attn=run.flash_attn)
+        carried = 4 * context.n_ubatch * variant.shape.n_embd  # the hidden state
+        # With every layer on GPUs the CPU makes inputs and token vectors only.
+        compute[HOST] += inputs + carried if whole else graph
+        for index, gpu in enumerate(gpus):
+            if gpu.name in places:
+                compute[gpu.name] += graph
+                if whole and len(gpus) > 1:  # a pipeline keeps four copies of what is handed on
+                    compute[gpu.name] += 3 * (inputs + carried)
+            if index == 0 and not whole:
+                # Large batches are computed on the first GPU even where the weights are not: they
+                # are copied there one by one (ggml_backend_sched, op_offload).
+                compute[gpu.name] += variant.largest_bytes
+                compute[gpu.name] += 0 if gpu.name in places else graph
+    row = variant.shape.n_vocab + (0 if variant.tapped else variant.shape.n_embd)
+    driver = DRIVER_BYTES if machine.source == "specification" else {}
+    backends = {gpu.name: gpu.backend for gpu in gpus}
+    return {
+        name: Memory(
+            weights_bytes=weights[name],
+            cache_bytes=cache[name],
+            compute_bytes=compute[name],
+            host_bytes=4 * row * sum(c.n_rows for c in contexts) if name == HOST else 0,
+            overhead_bytes=driver.get(backends.get(name, ""), 0),
+        )
+        for name in weights
+    }
+
+
+def gpus_of(machine: Machine) -> tuple[Device, ...]:
+    """The GPUs that llama.cpp spreads a model over: integrated ones only where there are no others.
+
+    (src/llama.cpp, llama_prepare_model_devices.)
+    """
+    usable = [device for device in machine.devices if device.total_bytes]
+    own = [device for device in usable if device.kind == "gpu"]
+    shared = [device for device in usable if device.kind == "igpu"]
+    return tuple(own or [gpu for gpu in shared if gpu.backend == shared[0].backend])
+
+
+def _places(n_layer: int, n_gpu_layers: int, gpus: Sequence[Device]) -> list[str]:
+    """The device of each layer, and of the output after them.
+
+    The last layers are on GPUs, in shares of free memory (src/llama-model.cpp, load_tensors).
+    """
+    n_on_gpu = min(n_gpu_layers, n_layer + 1) if gpus else 0
+    free = list(accumulate(max(gpu.free_bytes, 1) for gpu in gpus))
+    places = [HOST] * (n_layer + 1 - n_on_gpu)
+    for index in range(n_on_gpu):
+        share = index / n_on_gpu * free[-1]
+        places.append(gpus[min(bisect_right(free, share), len(gpus) - 1)].name)
+    return places
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Context:
+    """What llama.cpp makes of a context's parameters."""
+
+    n_ctx: int  # cells of the cache
+    n_ubatch: int
+    n_outputs: int  # rows of the graph that reach its end
+    n_rows: int  # rows of the output buffer, once in use
+
+
+def _contexts(variant: Variant, run: Run) -> list[_Context]:
+    """The contexts of runner.Runner: ordinary ones, and one for a text that they cannot take."""
+    factor = 2 if variant.splits else 1
+    ordinary = _context(variant, run, run.max_batch_tokens, factor * run.max_batch_tokens)
+    contexts = [ordinary] * run.n_contexts
+    if run.n_ctx > factor * run.max_batch_tokens:
+        n_tokens = _round_up(run.n_ctx, LONG_STEP)
+        contexts.append(_context(variant, run, n_tokens, n_tokens))
+    return contexts
+
+
+def _context(variant: Variant, run: Run, n_tokens: int, n_cells: int) -> _Context:
+    n_seq_max = min(BATCH_SEQS + variant.splits, n_tokens)
+    n_ubatch = _round_up(run.max_batch_tokens if variant.splits else n_tokens, n_seq_max)
+    n_ctx = _round_up(max(n_cells, n_ubatch), 256)
+    if variant.tapped and variant.pooling in (Pooling.LAST, Pooling.CLS):
+        n_outputs = n_rows = n_seq_max
+    else:
+        n_outputs = n_ubatch
+        n_rows = n_ctx if variant.tapped else n_ubatch
+    return _Context(n_ctx=n_ctx, n_ubatch=n_ubatch, n_outputs=n_outputs, n_rows=n_rows)
+
+
+def _input_bytes(variant: Variant, context: _Context, *, flash_attn: bool) -> int:
+    """Attention masks, positions, indices."""
+    n_kv = context.n_ubatch if variant.encoder else context.n_ctx
+    masks = n_kv * (2 if flash_attn else 4) * variant.n_masks
+    # Without flash attention values are written to the cache element by element: an index each.
+    kv_width = variant.shape.n_head_kv * variant.shape.head_dim
+    indices = 0 if flash_attn or variant.encoder else 8 * kv_width
+    return context.n_ubatch * (masks + indices + 24)
+
+
+def _graph_bytes(variant: Variant, context: _Context, *, flash_attn: bool) -> int:
+    """The compute buffer: inputs, and the most that lives at one time while a layer is computed.
+
+    Read off src/models/qwen3.cpp, qwen2.cpp and bert.cpp in units of one float per token, and
+    checked against ggml's allocator over shapes, contexts and microbatches.
+    """
+    shape = variant.shape
+    n_kv = context.n_ubatch if variant.encoder else context.n_ctx
+    q_width = shape.n_head * shape.head_dim
+    scores = 0 if flash_attn else shape.n_head * n_kv
+    feed_forward = (3 if variant.gated else 1) * shape.n_ff + 3 * shape.n_embd
+    if variant.encoder:
+        attention, head = 3 * (shape.n_embd + q_width) + scores, 0
+    else:
+        attention, head = 3 * shape.n_embd + 2 * q_width + scores, shape.n_vocab + 2 * shape.n_embd
+        feed_forward += q_width if flash_attn else 0  # the allocator leaves a hole
+    widest = max(context.n_ubatch * max(attention, feed_forward), context.n_outputs * head)
+    return 4 * widest + _input_bytes(variant, context, flash_attn=flash_attn)
+
+
+def _round_up(n: int, step: int) -> int:
+    return -(-n // step) * step
+
+
+# -- choosing ------------------------------------------------------------------------------------
+
+
+def plan_for(
+    card: ModelCard,
+    machine: Machine,
+    limits: Limits | None = None,
+    *,
+    speeds: Mapping[str, float] | None = None,
+    any_quant: bool = False,
+) -> Plan:
+    """The plan for a known model; suggests, or with `allow_smaller` takes, a smaller one of its
+    family where it would be cramped.
+
+    `speeds` are measured tokens/s of this model on this machine, by quantization. Raises
+    DoesNotFit, BadOption.
+    """
+    limits = limits or Limits()
+    found = _best(variants(card, any_quant=any_quant), machine, limits, speeds or {})
+    if isinstance(found, Plan) and _runs_well(found, machine):
+        return found
+    smaller = _first_that_runs_well(_smaller(card), machine, limits, any_quant=any_quant)
+    if smaller is not None and limits.allow_smaller:
+        problem = _in_words(found.chosen if isinstance(found, Plan) else found.nearest)
+        return replace(smaller, why=(f"{smaller.model}: {card.id} {problem}", *smaller.why))
+    hint = f"{smaller.model} ({_in_words(smaller.chosen)})" if smaller else None
+    if isinstance(found, Plan):
+        return replace(found, suggestion=hint)
+    raise _does_not_fit(found, machine, limits, hint)
+
+
+def plan_auto(machine: Machine, limits: Limits | None = None) -> Plan:
+    """The best Qwen3-Embedding that the machine runs well: all of it on GPUs, or a small one.
+
+    Raises DoesNotFit where not even the smallest fits.
+    """
+    limits = limits or Limits()
+    family = [card for card in catalog.cards() if card.family == AUTO_FAMILY]
+    family = sorted((card for card in family if card.kind == "embedder"), key=_size, reverse=True)
+    why: list[str] = []
+    for card in family:
+        last = card is family[-1]
+        found = _best(variants(card), machine, limits, {})
+        if not isinstance(found, Plan):
+            if last:
+                raise _does_not_fit(
+                    found, machine, limits, f"{catalog.BUILTIN}, the built-in model"
+                )
+            why.append(f"not {card.id}: {_in_words(found.nearest)}")
+            continue
+        well = _runs_well(found, machine)
+        fast = found.tier == "gpu" or _size(card) <= SMALL_MODEL
+        if (well and fast) or last:
+            reason = "the best of its family that runs well here" if well else "the smallest"
+            return replace(found, why=(f"{card.id}: {reason}", *why, *found.why))
+        slow = f"{_size(card) / 1e9:.1f} billion parameters are slow without a GPU"
+        why.append(f"not {card.id}: {slow if well else _in_words(found.chosen)}")
+    raise AssertionError(f"the catalog has no {AUTO_FAMILY}")
+
+
+def make_plan(
+    variants: Sequence[Variant],
+    machine: Machine,
+    limits: Limits | None = None,
+    *,
+    speeds: Mapping[str, float] | None = None,
+) -> Plan:
+    """The best of a model's variants for a machine.
+
+    All layers on GPUs come before a better quantization. Among variants that leave the margin free,
+    `prefer` decides: "quality" takes the best quantization, "speed" the fastest by `speeds` (not
+    measured: a K-quant from Q5_K_M up on a CPU, the smallest on a GPU), "memory" the smallest; none
+    below Q4_K_M unless asked for. Where nothing leaves the margin free, the smallest is taken with
+    a small microbatch and the plan is tight; split between GPU and CPU it is the smallest too,
+    because each layer on the GPU counts most. Raises DoesNotFit, BadOption.
+    """
+    limits = limits or Limits()
+    found = _best(variants, machine, limits, speeds or {})
+    if isinstance(found, Plan):
+        return found
+    raise _does_not_fit(found, machine, limits, None)
+
+
+def spare_bytes(variant: Variant, machine: Machine, run: Run, limits: Limits | None = None) -> int:
+    """Bytes left in the scarcest memory beyond the margin that should stay free; below 0: too much.
+
+    For settings that were measured to be fast and need not fit.
+    """
+    return _Room(machine, limits or Limits()).spare_bytes(variant, run)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Misfit:
+    """Nothing fits: the row that came nearest, and a quantization that was not acceptable."""
+
+    model: str
+    nearest: Candidate
+    lower: str | None
+
+
+def _best(
+    variants: Sequence[Variant], machine: Machine, limits: Limits, speeds: Mapping[str, float]
+) -> Plan | _Misfit:
+    offered = _offered(variants, limits)
+    acceptable = _acceptable(offered, limits)
+    room = _Room(machine, limits)
+    rows: list[Candidate] = []
+    for tier in _tiers(machine, limits, next(iter(offered.values()))):
+        found = {quant: room.candidate(variant, tier) for quant, variant in offered.items()}
+        rows += found.values()
+        for verdict in ("fits", "tight"):
+            open_to = [found[quant] for quant in acceptable if found[quant].verdict == verdict]
+            if open_to:
+                chosen, reason = _choose(open_to, limits, speeds)
+                return _plan(offered[chosen.quant], chosen, reason, rows, room)
+    return _Misfit(
+        model=variants[0].model,
+        nearest=min(
+            (row for row in rows if row.quant in acceptable),
+            key=lambda row: row.needed_bytes - row.free_bytes,
+        ),
+        lower=next((row.quant for row in rows if row.fits), None),
+    )
+
+
+def _offered(variants: Sequence[Variant], limits: Limits) -> dict[str, Variant]:
+    """Those that were asked for by quantization, best quality first."""
+    if limits.prefer not in PREFERENCES:
+        raise BadOption(f"prefer={limits.prefer!r}: choose {', '.join(PREFERENCES)}")
+    if not variants:
+        raise BadOption("no file of this model is known; pass the path of a GGUF")
+    longest = variants[0].shape.n_ctx_train
+    if limits.n_ctx and limits.n_ctx > longest:
+        raise BadOption(
+            f"n_ctx={limits.n_ctx}: {variants[0].model} was trained on {longest} tokens"
+        )
+    offered: dict[str, Variant] = {}
+    for variant in sorted(variants, key=lambda v: quality_rank(v.quant)):
+        offered.setdefault(variant.quant, variant)
+    if limits.quant is None:
+        return offered
+    quant = limits.quant.upper()
+    if quant not in offered:
+        raise BadOption(
+            f"{variants[0].model} is not offered as {quant}; choose {', '.join(offered)}"
+        )
+    return {quant: offered[quant]}
+
+
+def _acceptable(offered: Iterable[str], limits: Limits) -> list[str]:
+    """Quantizations from Q4_K_M up; all, where the caller named one or there are no better ones."""
+    good = [quant for quant in offered if quality_rank(quant) <= quality_rank(FLOOR)]
+    return list(offered) if limits.quant or not good else good
+
+
+def _tiers(machine: Machine, limits: Limits, variant: Variant) -> tuple[Tier, ...]:
+    """Where to try, best first."""
+    asked = limits.n_gpu_layers
+    if not gpus_of(machine):
+        if asked:
+            raise BadOption(
+                f"n_gpu_layers={asked}: llama.cpp has no GPU here (backends: "
+                f"{', '.join(machine.backends)}); leave the option out, or see gguf-embed probe"
+            )
+        return ("cpu",)
+    if asked is None:
+        return ("gpu", "split", "cpu")
+    if asked == 0:
+        return ("cpu",)
+    return ("gpu",) if asked < 0 or asked > variant.shape.n_layer else ("split",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pool:
+    """One physical memory: what of it would be used, what is free, what of that should stay so."""
+
+    name: str
+    used_bytes: int
+    free_bytes: int
+    margin_bytes: int
+
+    def spare_bytes(self, share: int = 1) -> int:
+        return self.free_bytes - self.used_bytes - self.margin_bytes // share
+
+
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """A machine under the caller's limits: what fits into it, and how."""
+
+    machine: Machine
+    limits: Limits
+
+    def candidate(self, variant: Variant, tier: Tier) -> Candidate:
+        """The variant on one tier, with as much room as there is."""
+        counts = self._layer_counts(variant, tier)
+        for count in counts:
+            for run in self._roomy(variant, tier):
+                run = replace(run, n_gpu_layers=count)
+                if self.spare_bytes(variant, run) >= 0:
+                    return self._row(variant, self._grown(variant, run), tier, "fits")
+        # Where layers may move to the CPU instead, nothing needs to be tight.
+        count, search = counts[-1], tier != "split" or len(counts) == 1
+        cramped = [replace(run, n_gpu_layers=count) for run in self._cramped(variant)]
+        for run in cramped if search else ():
+            if self.spare_bytes(variant, run, TIGHT_SHARE) >= 0:
+                return self._row(variant, run, tier, "tight")
+        return self._row(variant, cramped[-1], tier, "no")
+
+    def _layer_counts(self, variant: Variant, tier: Tier) -> Sequence[int]:
+        """Values of n_gpu_layers to try, the best first."""
+        n_layer = variant.shape.n_layer
+        if tier != "split":
+            return (n_layer + 1,) if tier == "gpu" else (0,)
+        if self.limits.n_gpu_layers:
+            return (self.limits.n_gpu_layers,)
+        return range(n_layer, max(1, n_layer // 4) - 1, -1)  # fewer are not worth the copying
+
+    def _roomy(self, variant: Variant, tier: Tier) -> Iterator[Run]:
+        """Runs without a compromise, the best first."""
+        limits = self.limits
+        n_ctx = limits.n_ctx or _n_ctx_wanted(variant)
+        if tier != "cpu" or not variant.encoder:
+            yield Run(n_ctx=n_ctx, max_batch_tokens=limits.max_batch_tokens or BATCH_TOKENS)
+            return
+        # Small models are fastest with a context per core, each with buffers of its own.
+        n_tokens = limits.max_batch_tokens or BATCH_TOKENS_ENCODER
+        n_contexts = self.machine.usable_cores
+        while n_contexts:
+            yield Run(n_ctx=n_ctx, max_batch_tokens=n_tokens, n_contexts=n_contexts)
+            n_contexts //= 2
+
+    def _cramped(self, variant: Variant) -> Iterator[Run]:
+        """Runs for tight memory, the longest context first."""
+        n_tokens = self.limits.max_batch_tokens or BATCH_TOKENS_TIGHT
+        n_ctx = self.limits.n_ctx or _n_ctx_wanted(variant)
+        yield Run(n_ctx=n_ctx, max_batch_tokens=n_tokens)
+        while self.limits.n_ctx is None and n_ctx > N_CTX_LEAST:
+            n_ctx = max(n_ctx // 2, N_CTX_LEAST)
+            yield Run(n_ctx=n_ctx, max_batch_tokens=n_tokens)
+
+    def _grown(self, variant: Variant, run: Run) -> Run:
+        """The longest context that leaves the margin free, by doubling; none to save memory."""
+        longest = variant.shape.n_ctx_train
+        if self.limits.n_ctx or self.limits.prefer == "memory":
+            return run
+        while run.n_ctx < longest:
+            longer = replace(run, n_ctx=min(2 * run.n_ctx, longest))
+            if self.spare_bytes(variant, longer) < 0:
+                break
+            run = longer
+        return run
+
+    def spare_bytes(self, variant: Variant, run: Run, share: int = 1) -> int:
+        """Bytes left in the scarcest memory beyond 1/share of the margin; below 0: too much."""
+        pools = self._pools(predict(variant, self.machine, run))
+        return min(pool.spare_bytes(share) for pool in pools)
+
+    def _pools(self, memory: Mapping[str, Memory]) -> list[_Pool]:
+        """Each GPU that is used, then RAM, which holds what is on GPUs without their own memory."""
+        machine, gpus = self.machine, gpus_of(self.machine)
+        in_ram = [gpu.name for gpu in gpus if machine.unified_memory or gpu.kind == "igpu"]
+        ram_bytes = sum(memory[name].used_bytes for name in (HOST, *in_ram))
+        sizes = [(gpu.name, memory[gpu.name].used_bytes, gpu.free_bytes) for gpu in gpus]
+        sizes.append(("+".join(("RAM", *in_ram)), ram_bytes, machine.ram_available_bytes))
+        pools: list[_Pool] = []
+        for name, used_bytes, free_bytes in sizes:
+            if self.limits.memory_bytes is not None:
+                free_bytes = min(free_bytes, self.limits.memory_bytes)
+            margin_bytes = self.limits.margin_bytes
+            if margin_bytes is None:
+                margin_bytes = min(MARGIN_BYTES, free_bytes // MARGIN_SHARE)
+            if used_bytes:  # a GPU that nothing is put on has no say, full as it may be
+                pools.append(
+                    _Pool(
+                        name=name,
+                        used_bytes=used_bytes,
+                        free_bytes=free_bytes,
+                        margin_bytes=margin_bytes,
+                    )
+                )
+        return pools
+
+    def _row(self, variant: Variant, run: Run, tier: Tier, verdict: Verdict) -> Candidate:
+        """The candidate with its numbers and its reason."""
+        memory = predict(variant, self.machine, run)
+        pools = self._pools(memory)
+        pool = min(pools, key=_Pool.spare_bytes)
+        left = f"{mib(pool.free_bytes - pool.used_bytes)} of {pool.name} free"
+        if verdict == "no":
+            reason = (
+                f"needs {mib(pool.used_bytes)} of {pool.name}, {mib(pool.free_bytes)} are free, "
+                f"with a context of {run.n_ctx} tokens"
+            )
+        elif verdict == "tight":
+            reason = f"leaves only {left}, with microbatches of {run.max_batch_tokens} tokens"
+        else:
+            reason = f"leaves {left}"
+        if quality_rank(variant.quant) > quality_rank(FLOOR) and not self.limits.quant:
+            reason += f"; below {FLOOR}: only if asked for"
+        margins = {pool.name: pool.margin_bytes for pool in pools} | {HOST: pools[-1].margin_bytes}
+        return Candidate(
+            quant=variant.quant,
+            tier=tier,
+            where=_where(variant, self.machine, run),
+            verdict=verdict,
+            needed_bytes=pool.used_bytes,
+            free_bytes=pool.free_bytes,
+            reason=reason,
+            run=run,
+            memory={
+                name: replace(part, margin_bytes=margins.get(name, 0))
+                for name, part in memory.items()
+            },
+        )
+
+
+def _n_ctx_wanted(variant: Variant) -> int:
+    return min(N_CTX if variant.splits else N_CTX_WHOLE, variant.shape.n_ctx_train)
+
+
+def _where(variant: Variant, machine: Machine, run: Run) -> str:
+    """ "CUDA0", "CUDA0 20/37 + CPU" (layers, the output counted), "CPU"."""
+    places = _places(variant.shape.n_layer, run.n_gpu_layers, gpus_of(machine))
+    names = "+".join(dict.fromkeys(place for place in places if place != HOST))
+    if not names:
+        return HOST
+    n_on_gpu = sum(place != HOST for place in places)
+    return names if n_on_gpu == len(places) else f"{names} {n_on_gpu}/{len(places)} + {HOST}"
+
+
+def _choose(
+    rows: Sequence[Candidate], limits: Limits, speeds: Mapping[str, float]
+) -> tuple[Candidate, str]:
+    """The one to take of rows with the same verdict, best quality first, and why."""
+    smallest = min(rows, key=lambda row: sum(m.weights_bytes for m in row.memory.values()))
+    first = rows[0]
+    if len(rows) == 1:
+        return first, "asked for" if limits.quant else "the only one that can be had here"
+    if first.verdict == "tight":
+        return smallest, "the smallest: memory is tight"
+    if first.tier == "split":
+        most = max(rows, key=lambda row: row.run.n_gpu_layers)
+        return most, "puts the most layers on the GPU"
+    if limits.prefer == "quality":
+        return first, f"the best quality of {len(rows)} that fit"
+    if limits.prefer == "memory":
+        return smallest, f"the smallest of {len(rows)} that fit, from {FLOOR} up"
+    measured = [row for row in rows if row.quant in speeds]
+    if measured:
+        fastest = max(measured, key=lambda row: speeds[row.quant])
+        return fastest, f"{speeds[fastest.quant]:,.0f} tokens/s: the fastest of {len(measured)}"
+    if first.tier == "gpu":
+        return smallest, "the smallest is the fastest on a GPU; not measured here"
+    k_quants = [row for row in rows if "_K" in row.quant]
+    good = [row for row in k_quants if quality_rank(row.quant) <= quality_rank(SPEED_FLOOR)]
+    if k_quants:
+        return (good or k_quants)[-1], "K-quants are the fastest on most CPUs; not measured here"
+    return smallest, "the smallest; not measured here"
+
+
+def _plan(
+    variant: Variant, chosen: Candidate, reason: str, rows: Sequence[Candidate], room: _Room
+) -> Plan:
+    machine, limits = room.machine, room.limits
+    run, n_places = chosen.run, variant.shape.n_layer + 1
+    used = set(_places(variant.shape.n_layer, run.n_gpu_layers, gpus_of(machine)))
+    n_threads = max(1, machine.usable_cores // run.n_contexts)
+    return Plan(
+        model=variant.model,
+        quant=variant.quant,
+        file=variant.file,
+        tier=chosen.tier,
+        verdict=chosen.verdict,
+        devices=tuple(name for name in (*(g.name for g in gpus_of(machine)), HOST) if name in used),
+        n_gpu_layers=run.n_gpu_layers,
+        n_ctx=run.n_ctx,
+        max_batch_tokens=run.max_batch_tokens,
+        n_contexts=run.n_contexts,
+        n_threads=n_threads,
+        memory=chosen.memory,
+        considered=tuple(rows),
+        why=(
+            f"quant {variant.quant}: {reason}{_published(variant.quant)}",
+            f"n_gpu_layers {run.n_gpu_layers} of {n_places}: {_why_there(chosen, machine, limits)}",
+            f"n_ctx {run.n_ctx}: {_why_n_ctx(variant, chosen, limits)}",
+            f"max_batch_tokens {run.max_batch_tokens}: {_why_batch(chosen, limits)}",
+            f"n_contexts {run.n_contexts} x n_threads {n_threads}: "
+            f"{machine.usable_cores} usable cores",
+        ),
+    )
+
+
+def _published(quant: str) -> str:
+    percent = QUALITY.get(quant)
+    return f"; keeps {percent:g} % of F32's retrieval ({QUALITY_SOURCE})" if percent else ""
+
+
+def _why_there(chosen: Candidate, machine: Machine, limits: Limits) -> str:
+    if limits.n_gpu_layers is not None:
+        return f"asked for; {chosen.reason}"
+    if not gpus_of(machine):
+        return f"llama.cpp has no GPU here; {chosen.reason}"
+    if chosen.tier == "gpu":
+        return f"all fit; {chosen.reason}"
+    return f"more do not fit; {chosen.reason}"
+
+
+def _why_n_ctx(variant: Variant, chosen: Candidate, limits: Limits) -> str:
+    if limits.n_ctx:
+        return "asked for"
+    if chosen.run.n_ctx == variant.shape.n_ctx_train:
+        return "the longest that the model takes"
+    if limits.prefer == "memory":
+        return "no longer, to save memory; --n-ctx gives more"
+    return "twice as much does not fit"
+
+
+def _why_batch(chosen: Candidate, limits: Limits) -> str:
+    if limits.max_batch_tokens:
+        return "asked for"
+    if chosen.verdict == "tight":
+        return "small, because memory is tight"
+    return "larger ones gain little: attention is computed over all of it"
+
+
+def _does_not_fit(
+    misfit: _Misfit, machine: Machine, limits: Limits, smaller: str | None
+) -> DoesNotFit:
+    row = misfit.nearest
+    steps = [f"--quant {misfit.lower}, at a loss of quality"] if misfit.lower else []
+    steps += ["a smaller --n-ctx"] if (limits.n_ctx or 0) > N_CTX_LEAST else []
+    steps += ["a larger --memory"] if limits.memory_bytes is not None else []
+    steps.append(smaller or "a smaller model or quantization")
+    what = f"{misfit.model} does not fit on {machine.name}: {_in_words(row)}"
+    return DoesNotFit(
+        f"{what}; try {', or '.join(steps)}",
+        needed_bytes=row.needed_bytes,
+        free_bytes=row.free_bytes,
+    )
+
+
+# -- smaller models ------------------------------------------------------------------------------
+
+
+def _size(card: ModelCard) -> int:
+    return card.parameters or 0
+
+
+def _smaller(card: ModelCard) -> list[ModelCard]:
+    """Smaller models of the same family, the largest first."""
+    if card.family is None:
+        return []
+    same = [c for c in catalog.cards() if c.family == card.family and c.kind == card.kind]
+    return sorted((c for c in same if _size(c) < _size(card)), key=_size, reverse=True)
+
+
+def _runs_well(plan: Plan, machine: Machine) -> bool:
+    """With room to spare, and on the GPU where there is one."""
+    return plan.verdict == "fits" and (plan.tier == "gpu" or not gpus_of(machine))
+
+
+def _first_that_runs_well(
+    cards: Iterable[ModelCard], machine: Machine, limits: Limits, *, any_quant: bool
+) -> Plan | None:
+    for card in cards:
+        try:
+            found = _best(variants(card, any_quant=any_quant), machine, limits, {})
+        except BadOption:  # it has no file in the quantization asked for, or a shorter context
+            continue
+        if isinstance(found, Plan) and _runs_well(found, machine):
+            return found
+    return None
+
+
+def _in_words(row: Candidate) -> str:
+    return f"{row.quant} on {row.where} {row.reason}"
+
+
+def mib(n_bytes: int) -> str:
+    """ "1,234 MiB"."""
+    return f"{n_bytes / MIB:,.0f} MiB"
