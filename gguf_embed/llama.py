@@ -335,6 +335,8 @@ class Model:
         Special tokens spelled out in the text are plain text: user input cannot forge them.
         """
         native = _native()
+        if not self.pointer:
+            raise ValueError(f"{self.path} is closed")
         size = len(text) // 2 + 16
         while True:
             ids = np.empty(size, np.int32)
@@ -380,8 +382,13 @@ class Context:
 
     def __init__(self, model: Model, params: ContextParams, encoder: bool) -> None:
         """`encoder`: the architecture runs without a KV cache and sees a batch whole."""
+        if not model.pointer:
+            raise ValueError(f"{model.path} is closed")
         if not 1 <= params.n_seq_max <= MAX_SEQS:
             raise ValueError(f"n_seq_max={params.n_seq_max} is not within 1..{MAX_SEQS}")
+        for name in ("n_ctx", "n_ubatch", "n_threads"):
+            if getattr(params, name) < 1:
+                raise ValueError(f"{name}={getattr(params, name)} is not at least 1")
         if encoder and params.tap:
             raise ValueError("an encoder has no language-model head to leave out")
         native = _native()
@@ -467,7 +474,10 @@ class Context:
         next call with the same prefix; causal models with a tap only. With Pooling.NONE the rows
         are all token vectors end to end; with RANK they are n_cls_out scores.
         """
+        if not self.pointer:
+            raise ValueError(f"this context of {self.model.path} is closed")
         if n_prefix:
+            self._check_sharing()
             self._hold_prefix(sequences[0][:n_prefix])
         elif self._memory and (self.params.tap or self._prefix is not None):
             self._prefix = None
@@ -490,14 +500,26 @@ class Context:
         elif params.causal is False:
             limit = min(limit, params.n_ubatch)
         n_seq_max = params.n_seq_max - (before > 0)
-        if n_seqs > n_seq_max or n_tokens > limit or (n_seqs and int(lengths.min()) < 1):
+        shortest, longest = (int(lengths.min()), int(lengths.max())) if n_seqs else (0, 0)
+        if not 1 <= n_seqs <= n_seq_max or n_tokens > limit or shortest < 1:
             raise ValueError(
-                f"{n_seqs} sequences of {n_tokens} tokens (shortest {lengths.min(initial=0)}): "
-                f"this context takes {n_seq_max} sequences, {limit} tokens, none empty"
+                f"{n_seqs} sequences of {n_tokens} tokens (shortest {shortest}): this context "
+                f"takes 1..{n_seq_max} sequences, {limit} tokens, none empty"
+            )
+        if self.encoder and longest > self.model.n_ctx_train:
+            raise ValueError(
+                f"a sequence of {longest} tokens: {self.model.path} has "
+                f"{self.model.n_ctx_train} positions"
             )
         for body in bodies:
             if int(body.max()) >= self.model.n_vocab or int(body.min()) < 0:
                 raise ValueError(f"a token id is not within 0..{self.model.n_vocab - 1}")
+
+    def _check_sharing(self) -> None:
+        """Elsewhere a prefix computed once would silently give other vectors."""
+        params = self.params
+        if not (params.tap and params.causal is not False and params.pooling is Pooling.LAST):
+            raise ValueError("a shared prefix needs a tap, causal attention and pooling LAST")
 
     def _hold_prefix(self, prefix: Tokens) -> None:
         """Leave exactly `prefix` in the cache, as sequence 0."""

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Protocol
 
 import pytest
+import tiny
 
 from gguf_embed.paths import home
 
@@ -16,6 +20,35 @@ CACHE = home() / "test-models"  # read now: a test may point the home elsewhere
 sys.path.append(str(MODELS))
 
 import build_minilm  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _home_for_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or writes what the user's own runs have learnt about this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GGUF_EMBED_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
+class Write(Protocol):
+    """Writes a tiny model; the same arguments give the same file."""
+
+    def __call__(self, architecture: str, outtype: str = "F32", **choices: object) -> Path: ...
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Write:
+    """`tiny_model("qwen3", "Q8_0", pooling=...)` is the file that `tiny.write_qwen3` writes."""
+    folder = tmp_path_factory.mktemp("tiny")
+
+    @cache
+    def write(architecture: str, outtype: str = "F32", **choices: object) -> Path:
+        label = "-".join([architecture, outtype, *map(str, choices.values())])
+        path = folder / f"{label}.gguf"
+        getattr(tiny, f"write_{architecture}")(path, outtype=outtype, **choices)
+        return path
+
+    return write
 
 
 @pytest.fixture(scope="session")
