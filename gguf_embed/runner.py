@@ -187,7 +187,7 @@ class Runner:
             n_ctx=2 * n_tokens if ordinary and splits else n_tokens,
             n_ubatch=settings.max_batch_tokens if splits else n_tokens,
             # One more for the shared prefix.
-            n_seq_max=min(settings.max_batch_seqs + splits, MAX_SEQS, n_tokens),
+            n_seq_max=min(min(settings.max_batch_seqs, n_tokens) + splits, MAX_SEQS),
             n_threads=settings.n_threads * (1 if ordinary else settings.n_contexts),
             pooling=meaning.pooling,
             causal=meaning.causal,

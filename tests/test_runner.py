@@ -1,0 +1,430 @@
+"""Microbatches on contexts: the same vectors on every path, and NaN kept from spreading."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import Write
+
+from gguf_embed import llama, runner
+from gguf_embed.gguf import Pooling
+from gguf_embed.llama import Context, ContextParams, Model, Tokens
+from gguf_embed.pooling import Vectors
+from gguf_embed.runner import LONG_STEP, Meaning, Runner, RunSettings, tap_works
+
+LAST = Meaning(pooling=Pooling.LAST, causal=True, encoder=False)
+CLS = Meaning(pooling=Pooling.CLS, causal=False, encoder=True)
+
+
+def texts(*lengths: int, seed: int = 0) -> list[Tokens]:
+    """Random token ids that every tiny model has."""
+    rng = np.random.default_rng(seed)
+    return [rng.integers(5, 140, n).astype(np.int32) for n in lengths]
+
+
+def distance(a: Vectors, b: Vectors) -> float:
+    """1 - cosine of the two rows that agree least."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    cosines = np.einsum("nd,nd->n", a, b)
+    cosines /= np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return 1 - float(cosines.min())
+
+
+# ------------------------------------------------------------------- the same on every path
+
+
+@pytest.fixture(scope="module")
+def load(tiny_model: Write) -> Iterator[Callable[..., Model]]:
+    opened: dict[Path, Model] = {}
+
+    def load(architecture: str, outtype: str = "F32") -> Model:
+        path = tiny_model(architecture, outtype)
+        if path not in opened:
+            opened[path] = Model(path)
+        return opened[path]
+
+    yield load
+    for model in opened.values():
+        model.close()
+
+
+PARAMS = ContextParams(
+    n_ctx=256, n_ubatch=256, n_seq_max=4, n_threads=1, pooling=Pooling.LAST, causal=True
+)
+
+
+def decode(model: Model, sequences: Sequence[Tokens], **changes: object) -> Vectors:
+    with Context(model, replace(PARAMS, **changes), encoder=False) as context:
+        return context.run(sequences)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("pooling", [Pooling.LAST, Pooling.MEAN, Pooling.CLS, Pooling.NONE])
+@pytest.mark.parametrize("architecture", ["qwen3", "qwen2_bidirectional"])
+def test_the_tap_gives_what_llama_cpp_pools(
+    architecture: str, pooling: Pooling, causal: bool, load: Callable[..., Model]
+):
+    model = load(architecture)
+    sequences = texts(1, 9, 40, 100)
+    ours, theirs = (
+        decode(model, sequences, pooling=pooling, causal=causal, tap=tap) for tap in (True, False)
+    )
+    assert ours.shape == theirs.shape == (150 if pooling is Pooling.NONE else 4, model.dim)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("pooling", [Pooling.LAST, Pooling.MEAN, Pooling.CLS])
+@pytest.mark.parametrize("n_ubatch", [32, 100, 128])
+def test_a_sequence_that_spans_microbatches(
+    pooling: Pooling, n_ubatch: int, load: Callable[..., Model]
+):
+    sequences = texts(129, 100)
+    whole = decode(load("qwen3"), sequences, pooling=pooling)
+    split = decode(load("qwen3"), sequences, pooling=pooling, n_ubatch=n_ubatch, tap=True)
+    assert distance(split, whole) < 1e-5
+
+
+@pytest.mark.parametrize("outtype", ["F32", "F16"])
+def test_a_shared_prefix_changes_nothing(outtype: str, load: Callable[..., Model]):
+    """Without flash attention, whose sums depend on where in the cache a token is."""
+    one, other = texts(30, 20, seed=1)
+    rows = [np.concatenate([one, text]) for text in texts(1, 12, 50)]
+    others = [np.concatenate([other, text]) for text in texts(3, 30, seed=2)]
+    settings = RunSettings(max_batch_tokens=256, flash_attn=False)
+    with Runner(load("qwen3", outtype), LAST, settings) as run:
+        plain, others_plain = run.run(rows).vectors, run.run(others).vectors
+        for _ in range(2):  # the second time the prefix is still there
+            assert distance(run.run(rows, n_prefix=30).vectors, plain) < 1e-6
+            assert distance(run.run(rows[1:], n_prefix=25).vectors, plain[1:]) < 1e-6
+        assert distance(run.run(others, n_prefix=20).vectors, others_plain) < 1e-6
+        assert distance(run.run(rows).vectors, plain) < 1e-6
+
+
+def test_a_shared_prefix_with_flash_attention(load: Callable[..., Model]):
+    (prefix,) = texts(30, seed=1)
+    rows = [np.concatenate([prefix, text]) for text in texts(1, 12, 50)]
+    with Runner(load("qwen3"), LAST, RunSettings(max_batch_tokens=256)) as run:
+        plain = run.run(rows).vectors
+        assert distance(run.run(rows, n_prefix=30).vectors, plain) < 1e-5
+
+
+def test_as_many_texts_as_allowed_share_a_prefix(load: Callable[..., Model]):
+    """The prefix is a sequence too, and so takes a place of its own."""
+    rows = [np.array([7, 8, token], np.int32) for token in range(16)]
+    settings = RunSettings(max_batch_tokens=16, max_batch_seqs=16)
+    with Runner(load("qwen3"), LAST, settings) as run:
+        assert distance(run.run(rows, n_prefix=2).vectors, run.run(rows).vectors) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("architecture", "outtype"),
+    [("bert", "F32"), ("bert", "Q8_0")]
+    + [("qwen3", outtype) for outtype in ("F32", "F16", "Q8_0", "Q4_K_M")],
+)
+def test_a_text_alone_has_the_same_bits_again(
+    architecture: str, outtype: str, load: Callable[..., Model]
+):
+    """Whatever was decoded before it, on any number of threads and in any context."""
+    model = load(architecture, outtype)
+    meaning = CLS if architecture == "bert" else LAST
+    rows = texts(1, 2, 7, 8, 9, 31, 33, 64, 100)
+    results: list[Vectors] = []
+    for n_threads, n_contexts, max_batch_tokens in ((1, 1, 128), (2, 1, 256), (3, 2, 512)):
+        settings = RunSettings(
+            n_threads=n_threads, n_contexts=n_contexts, max_batch_tokens=max_batch_tokens
+        )
+        with Runner(model, meaning, replace(settings, tap=not meaning.encoder)) as run:
+            run.run(rows[:5])
+            order = range(len(rows)) if n_threads == 1 else reversed(range(len(rows)))
+            alone = {row: run.submit([rows[row]]) for row in order}
+            results.append(
+                np.concatenate([alone[row].result().vectors for row in range(len(rows))])
+            )
+    for other in results[1:]:
+        np.testing.assert_array_equal(other, results[0])
+
+
+def test_token_vectors_are_those_before_pooling(load: Callable[..., Model]):
+    (tokens,) = texts(77)
+    settings = RunSettings(max_batch_tokens=32)
+    with Runner(load("qwen3"), LAST, settings) as run:
+        vectors = run.token_vectors(tokens)
+        assert vectors.shape == (77, 256)
+        assert distance(vectors[-1:], run.run([tokens]).vectors) < 1e-5
+    with Runner(load("bert"), CLS, RunSettings(tap=False)) as run:
+        vectors = run.token_vectors(tokens)
+        assert vectors.shape == (77, 96)
+        assert distance(vectors[:1], run.run([tokens]).vectors) < 1e-5
+
+
+# ------------------------------------------------------------------------ is there a tap?
+
+
+def test_the_tap_is_proved_before_it_is_used(
+    load: Callable[..., Model], monkeypatch: pytest.MonkeyPatch
+):
+    model = load("qwen3")
+    assert tap_works(model, LAST, RunSettings())
+    monkeypatch.setattr(llama, "TAPPED_TENSOR", b"of another architecture")
+    assert not tap_works(model, LAST, RunSettings())
+
+
+def test_a_tap_at_the_wrong_tensor_is_not_used(
+    load: Callable[..., Model], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """A tensor of the right shape that is not the one pooled."""
+    monkeypatch.setattr(llama, "TAPPED_TENSOR", b"ffn_out-1")
+    assert not tap_works(load("qwen3"), LAST, RunSettings())
+    assert "differs" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "meaning", [CLS, Meaning(pooling=Pooling.RANK, causal=True, encoder=False)]
+)
+def test_no_tap_where_nothing_is_gained(meaning: Meaning):
+    assert not tap_works(SimpleNamespace(), meaning, RunSettings())  # nothing is tried
+
+
+# --------------------------------------------------------------------- contexts, with fakes
+
+
+@dataclass(eq=False, slots=True)
+class Lab:
+    """Makes fake contexts and remembers them."""
+
+    poison: Callable[[Tokens, int, ContextParams], bool] = lambda *_: False
+    spreads: bool = False  # one NaN makes its whole microbatch NaN
+    together: threading.Barrier | None = None  # runs that must be under way at the same time
+    made: list[FakeContext] = field(default_factory=list)
+
+    def context(self, _model: object, params: ContextParams, encoder: bool) -> FakeContext:
+        context = FakeContext(self, params)
+        self.made.append(context)
+        return context
+
+    @property
+    def open(self) -> list[FakeContext]:
+        return [context for context in self.made if not context.closed]
+
+
+@dataclass(eq=False, slots=True)
+class FakeContext:
+    """The vector of a text is (sum, length) of its tokens.
+
+    As with llama.cpp, a NaN stays in the memory: all later texts are NaN until it is cleared.
+    """
+
+    lab: Lab
+    params: ContextParams
+    closed: bool = False
+    spoiled: bool = False
+    runs: list[int] = field(default_factory=list)  # rows of each call
+
+    def run(self, sequences: Sequence[Tokens], *, n_prefix: int = 0) -> Vectors:
+        assert not self.closed
+        if self.lab.together is not None:
+            self.lab.together.wait(timeout=10)
+        self.runs.append(len(sequences))
+        vectors = expected(sequences)
+        bad = [self.lab.poison(text, len(sequences), self.params) for text in sequences]
+        vectors[self.spoiled | np.array(bad) | (self.lab.spreads and any(bad))] = np.nan
+        self.spoiled |= any(bad)
+        return vectors
+
+    def forget(self) -> None:
+        self.spoiled = False
+
+    def close(self) -> None:
+        self.closed = True
+
+    def __enter__(self) -> FakeContext:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def expected(sequences: Sequence[Tokens]) -> Vectors:
+    return np.array([[text.sum(), len(text)] for text in sequences], np.float32)
+
+
+@pytest.fixture
+def lab(monkeypatch: pytest.MonkeyPatch) -> Lab:
+    lab = Lab()
+    monkeypatch.setattr(runner, "Context", lab.context)
+    return lab
+
+
+def fake_runner(meaning: Meaning = LAST, **changes: object) -> Runner:
+    settings = RunSettings(max_batch_tokens=64, tap=not meaning.encoder)
+    return Runner(SimpleNamespace(), meaning, replace(settings, **changes))
+
+
+def test_contexts_compute_at_the_same_time(lab: Lab):
+    with fake_runner(n_contexts=3) as run:
+        lab.together = threading.Barrier(3)
+        futures = [run.submit([text]) for text in texts(3, 4, 5)]
+        done, _ = wait(futures, timeout=20)
+        vectors = np.concatenate([future.result().vectors for future in futures])
+    assert len(done) == 3
+    np.testing.assert_array_equal(vectors, expected(texts(3, 4, 5)))
+    assert [context.runs for context in lab.made] == [[1], [1], [1]]
+
+
+def test_one_context_is_used_by_one_thread_at_a_time(lab: Lab):
+    with fake_runner() as run, ThreadPoolExecutor(2) as callers:
+        lab.together = threading.Barrier(2)  # for this thread and one run: two would pass it
+        futures = [callers.submit(run.run, [text]) for text in texts(3, 4)]
+        for _ in futures:
+            time.sleep(0.02)
+            lab.together.wait(timeout=5)
+        vectors = np.concatenate([future.result().vectors for future in futures])
+    np.testing.assert_array_equal(vectors, expected(texts(3, 4)))
+
+
+@pytest.mark.parametrize(("meaning", "room"), [(LAST, 128), (CLS, 64)])
+def test_a_long_text_gets_a_larger_context_and_the_others_stay(
+    meaning: Meaning, room: int, lab: Lab
+):
+    with fake_runner(meaning, n_contexts=2, n_threads=3) as run:
+        ordinary = list(lab.made)
+        run.run(texts(room))
+        assert lab.made == ordinary
+        for n, n_made in ((room + 1, 3), (LONG_STEP, 3), (LONG_STEP + 1, 4), (room + 1, 4)):
+            (text,) = texts(n)
+            np.testing.assert_array_equal(run.run([text]).vectors, expected([text]))
+            assert len(lab.made) == n_made
+        assert lab.open == [*ordinary, lab.made[-1]]
+        long = lab.made[-1].params
+        assert long.n_ctx == 2 * LONG_STEP
+        assert long.n_threads == 6  # the others wait for it
+        # An encoder sees a text whole; others take it in microbatches of the ordinary size.
+        assert long.n_ubatch == (long.n_ctx if meaning.encoder else 64)
+    assert lab.open == []
+
+
+def test_a_shared_prefix_counts_once(lab: Lab):
+    """40 tokens of prefix and three times 20: fits; computed in full it would not."""
+    (prefix,) = texts(40)
+    rows = [np.concatenate([prefix, text]) for text in texts(20, 20, 20)]
+    with fake_runner() as run:
+        assert run.can_share
+        run.run(rows, n_prefix=40)
+        assert len(lab.made) == 1
+        run.run(rows)
+        assert len(lab.made) == 2
+
+
+def test_who_can_share_a_prefix(lab: Lab):
+    for meaning, tap, can in (
+        (LAST, True, True),
+        (LAST, False, False),
+        (replace(LAST, causal=False), True, False),
+        (replace(LAST, pooling=Pooling.MEAN), True, False),
+        (CLS, False, False),
+    ):
+        with fake_runner(meaning, tap=tap) as run:
+            assert run.can_share is can
+
+
+@pytest.mark.parametrize("meaning", [LAST, CLS, replace(LAST, causal=False)])
+@pytest.mark.parametrize("max_batch_tokens", [8, 100, 2048])
+@pytest.mark.parametrize("max_batch_seqs", [1, 64, 256])
+def test_ordinary_contexts_hold_a_full_microbatch(
+    meaning: Meaning, max_batch_tokens: int, max_batch_seqs: int, lab: Lab
+):
+    with fake_runner(meaning, max_batch_tokens=max_batch_tokens, max_batch_seqs=max_batch_seqs):
+        params = lab.made[0].params
+    assert params.n_ubatch >= max_batch_tokens
+    assert params.n_ctx >= max_batch_tokens
+    assert min(max_batch_seqs, max_batch_tokens) <= params.n_seq_max <= llama.MAX_SEQS
+
+
+def test_closing_waits_for_what_is_under_way(lab: Lab):
+    run = fake_runner()
+    lab.together = threading.Barrier(2)
+    future = run.submit(texts(3))
+    closer = threading.Thread(target=run.close)
+    closer.start()
+    closer.join(0.05)
+    assert closer.is_alive()
+    lab.together.wait(timeout=10)
+    closer.join(10)
+    np.testing.assert_array_equal(future.result().vectors, expected(texts(3)))
+    assert lab.open == []
+    run.close()
+
+
+# ------------------------------------------------------------------------------------ NaN
+
+POISON = 999
+
+
+def poisoned(text: Tokens) -> Tokens:
+    return np.append(text, np.int32(POISON))
+
+
+def has_poison(text: Tokens) -> bool:
+    return POISON in text
+
+
+KINDS: dict[str, Callable[[Tokens, int, ContextParams], bool]] = {
+    "among others": lambda text, n_rows, _: has_poison(text) and n_rows > 1,
+    "with flash attention": lambda text, _, params: has_poison(text) and params.flash_attn is True,
+    "with the tap": lambda text, _, params: has_poison(text) and params.tap,
+    "always": lambda text, *_: has_poison(text),
+}
+
+
+@pytest.mark.parametrize("spreads", [False, True])
+@pytest.mark.parametrize("n_prefix", [0, 2])
+@pytest.mark.parametrize("long", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_nan_is_kept_to_its_row(kind: str, long: bool, n_prefix: int, spreads: bool, lab: Lab):
+    lab.poison, lab.spreads = KINDS[kind], spreads
+    (prefix,) = texts(2)
+    rows = [np.concatenate([prefix, text]) for text in texts(5, 300 if long else 6, 7, 8)]
+    rows[1], rows[3] = poisoned(rows[1]), poisoned(rows[3])
+    with fake_runner() as run:
+        outcome = run.run(rows, n_prefix=n_prefix)
+        assert outcome.bad == ((1, 3) if kind == "always" else ())
+        right = [row for row in range(4) if row not in outcome.bad]
+        np.testing.assert_array_equal(outcome.vectors[right], expected(rows)[right])
+        assert np.isnan(outcome.vectors[list(outcome.bad)]).all()
+        # Nothing is left behind, in the ordinary contexts and in the long one.
+        for clean in (texts(5, 6, 7), texts(200)):
+            again = run.run(clean)
+            np.testing.assert_array_equal(again.vectors, expected(clean))
+            assert again.bad == ()
+
+
+def test_the_last_resort_is_llama_cpps_own_path(lab: Lab):
+    lab.poison = KINDS["with the tap"]
+    with fake_runner() as run:
+        run.run([poisoned(texts(9)[0])])
+        resort = lab.made[-1]
+        assert lab.open == [lab.made[0]]
+    assert (resort.params.tap, resort.params.flash_attn) == (False, False)
+    assert (resort.params.n_ctx, resort.params.n_ubatch) == (10, 10)
+
+
+def test_infinity_is_as_bad_as_nan(lab: Lab, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(np, "nan", np.inf)
+    lab.poison = KINDS["always"]
+    with fake_runner() as run:
+        assert run.run([*texts(4), poisoned(texts(5)[0])]).bad == (1,)
+
+
+def test_nan_is_reported(lab: Lab, caplog: pytest.LogCaptureFixture):
+    lab.poison = KINDS["among others"]
+    with fake_runner() as run:
+        run.run([*texts(4), poisoned(texts(5)[0])])
+    assert "NaN in 1 rows of a microbatch; 0 stay NaN alone" in caplog.text
