@@ -145,6 +145,7 @@ class LlamaServer:
         # stdin is not ours: the server must not read our commands.
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr)
         self._local = threading.local()
+        self._connections: list[http.client.HTTPConnection] = []
         self._pool = ThreadPoolExecutor(int(settings["concurrency"]))
         try:
             self._await_health()
@@ -193,6 +194,7 @@ class LlamaServer:
             return known, False
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=REQUEST_S)
         self._local.connection = connection
+        self._connections.append(connection)
         connection.connect()
         connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection, True
@@ -219,6 +221,8 @@ class LlamaServer:
 
     def close(self) -> None:
         self._pool.shutdown()
+        for connection in self._connections:
+            connection.close()
         self._process.terminate()
         try:
             self._process.wait(10)

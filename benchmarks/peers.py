@@ -311,7 +311,7 @@ def race(
     with tempfile.TemporaryDirectory(prefix="peers-") as name, contextlib.ExitStack() as stack:
         scratch = Path(name)
         warm_up = replace(work, texts=work.texts[:WARM_UP_TEXTS])
-        ours = stack.enter_context(opened(listed[0], {}, scratch))
+        ours = stack.enter_context(opened(listed[0], listed[0].candidates[0], scratch))
         note(f"{work.name}: reference vectors")
         ours.run(warm_up)
         reference = ours.run(work)[1]

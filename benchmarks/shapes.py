@@ -17,8 +17,8 @@ about four times as many tokens as in reality.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,8 +28,8 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from gguf_embed import catalog, layout
-from gguf_embed.gguf import TensorInfo
+from gguf_embed import catalog, layout, llama
+from gguf_embed.gguf import FILE_TYPES, TensorInfo
 
 CHUNK_ELEMENTS = 1 << 24  # random numbers made at a time: 64 MiB of float32
 DTYPES = {"F16": np.dtype(np.float16), "F32": np.dtype(np.float32)}
@@ -186,31 +186,29 @@ def _set_ends(writer: gguf.GGUFWriter, card: catalog.ModelCard) -> None:
 
 
 def quantize(source: Path, out: Path, quant: str, *, n_threads: int) -> None:
-    """Quantize an F16 GGUF to `quant` with the installed llama.cpp; 0 threads: all cores."""
-    import llama_cpp  # opens the native library: work, so not at import
-
-    ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{quant}", None)
-    if ftype is None:
-        prefix = "LLAMA_FTYPE_MOSTLY_"
-        levels = sorted(n.removeprefix(prefix) for n in dir(llama_cpp) if n.startswith(prefix))
+    """Quantize an F16 GGUF to `quant` with the installed llama.cpp; complete or not at all."""
+    levels = FILE_TYPES.values()
+    if quant not in levels:
         raise SystemExit(f"no quantization level {quant!r}; llama.cpp has {', '.join(levels)}")
-
-    @llama_cpp.llama_log_callback
-    def show_warnings(level: int, text: bytes, _: object) -> None:
-        if level in (3, 4):  # warning, error; below them is one line per tensor
-            print(text.decode(errors="replace"), end="", flush=True)
-
-    llama_cpp.llama_log_set(show_warnings, ctypes.c_void_p())
-    params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = ftype
-    params.nthread = n_threads
-    partial = out.with_suffix(".part")
-    status = llama_cpp.llama_model_quantize(
-        str(source).encode(), str(partial).encode(), ctypes.pointer(params)
+    params = llama.QuantizeParams(
+        level=quant,
+        token_embedding_type=None,
+        output_type=None,
+        pure=False,
+        allow_requantize=False,
+        dry_run=False,
+        n_threads=n_threads,
+        imatrix={},
+        metadata={},
     )
-    if status != 0:
-        raise SystemExit(f"llama_model_quantize({source}, {quant}) returned {status}")
+    partial = out.with_suffix(".part")
+    llama.quantize(source, partial, params, _show_warning)
     partial.replace(out)
+
+
+def _show_warning(line: str) -> None:
+    if "warning" in line.lower():  # the rest is a line per tensor
+        print(line, flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -221,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--vocab", type=Path, help="GGUF whose tokenizer is copied")
     parser.add_argument("--quant", nargs="*", default=[], metavar="LEVEL", help="e.g. Q8_0 Q4_K_M")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=0, help="for quantizing; 0: all cores")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="for quantizing")
     args = parser.parse_args(argv)
     args.directory.mkdir(parents=True, exist_ok=True)
     source = args.directory / f"{args.model}-F16.gguf"
