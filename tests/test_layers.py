@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "gguf_embed"
 LAYERS = (
     {"errors", "paths", "normalizer"},
     {"gguf"},
-    {"schedule", "pooling", "layout", "passages", "wordpiece", "metrics"},
+    {"schedule", "pooling", "layout", "passages", "wordpiece", "imatrix"},
     {"metrics"},
     {"catalog", "llama"},
     {"selftest", "hardware", "store", "tokenizer"},
