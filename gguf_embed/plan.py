@@ -54,7 +54,6 @@ SMALL_MODEL: Final = 1_000_000_000  # parameters; `auto` takes none larger witho
 AUTO: Final = "auto"
 AUTO_FAMILY: Final = "qwen3-embedding"
 
-
 # Quantizations, best quality first, with what is left of F32's retrieval in percent where that is
 # published: nDCG@10 of Qwen3-Embedding-0.6B, mean over SciFact, NFCorpus, ArguAna and SciDocs, the
 # 5 and 4 bit files with a token table in Q4_0, the 3 bit one called "Q3_K". The others are in the
@@ -114,7 +113,7 @@ class Variant:
     layer_bytes: tuple[int, ...]
     output_bytes: int  # on a GPU, with the copy of the token table where that is the output
     output_copy_bytes: int  # that copy: RAM has none
-    largest_bytes: int  # of one tensor
+    largest_bytes: int  # of one tensor in the layers
     gated: bool  # the feed-forward part has a gate
     n_masks: int
 
@@ -299,7 +298,7 @@ def _variant(
     tensors: Sequence[TensorInfo],
     n_masks: int,
 ) -> Variant:
-    input_bytes = output_bytes = token_embd_bytes = 0
+    input_bytes = output_bytes = token_embd_bytes = largest_bytes = 0
     layer_bytes = [0] * shape.n_layer
     names: set[str] = set()
     for tensor in tensors:
@@ -310,6 +309,7 @@ def _variant(
             if not number.isdecimal() or int(number) >= shape.n_layer:
                 raise BadModelFile(f"{model}: {tensor.name} is beyond its {shape.n_layer} layers")
             layer_bytes[int(number)] += tensor.n_bytes
+            largest_bytes = max(largest_bytes, tensor.n_bytes)
         elif part.startswith(_INPUTS):
             input_bytes += tensor.n_bytes
             token_embd_bytes += tensor.n_bytes if tensor.name == "token_embd.weight" else 0
@@ -329,7 +329,7 @@ def _variant(
         layer_bytes=tuple(layer_bytes),
         output_bytes=output_bytes + copy_bytes,
         output_copy_bytes=copy_bytes,
-        largest_bytes=max((tensor.n_bytes for tensor in tensors), default=0),
+        largest_bytes=largest_bytes,
         # ModernBERT and others have gate and up in one tensor.
         gated="ffn_gate.weight" in names or shape.architecture in ("modern-bert", "neo-bert"),
         n_masks=n_masks,
@@ -346,10 +346,10 @@ def predict(variant: Variant, machine: Machine, run: Run) -> dict[str, Memory]:
     Not counted: one-off contexts (token_vectors, the path after NaN) and the Python process.
     """
     gpus = gpus_of(machine)
-    n_layer = variant.shape.n_layer
     contexts = _contexts(variant, run)
-    places = _places(n_layer, run.n_gpu_layers, gpus)
-    whole = all(place != HOST for place in places)
+    places = _places(variant.shape.n_layer, run.n_gpu_layers, gpus)
+    whole = HOST not in places
+    helper = None if whole or not gpus else gpus[0].name
     weights = dict.fromkeys((HOST, *(gpu.name for gpu in gpus)), 0)
     cache = dict(weights)
     weights[HOST] = variant.input_bytes
@@ -368,16 +368,14 @@ def predict(variant: Variant, machine: Machine, run: Run) -> dict[str, Memory]:
         carried = 4 * context.n_ubatch * variant.shape.n_embd  # the hidden state
         # With every layer on GPUs the CPU makes inputs and token vectors only.
         compute[HOST] += inputs + carried if whole else graph
-        for index, gpu in enumerate(gpus):
-            if gpu.name in places:
-                compute[gpu.name] += graph
-                if whole and len(gpus) > 1:  # a pipeline keeps four copies of what is handed on
-                    compute[gpu.name] += 3 * (inputs + carried)
-            if index == 0 and not whole:
-                # Large batches are computed on the first GPU even where the weights are not: they
-                # are copied there one by one (ggml_backend_sched, op_offload).
-                compute[gpu.name] += variant.largest_bytes
-                compute[gpu.name] += 0 if gpu.name in places else graph
+        for gpu in gpus:
+            compute[gpu.name] += graph if gpu.name in (*places, helper) else 0
+            # Large batches are computed on the first GPU even where the weights are not: they are
+            # copied there one by one (ggml_backend_sched, op_offload).
+            visitor = max(variant.largest_bytes, 0 if on_gpu else variant.output_bytes)
+            compute[gpu.name] += visitor if gpu.name == helper else 0
+            if whole and len(gpus) > 1:  # a pipeline keeps four copies of what is handed on
+                compute[gpu.name] += 3 * (inputs + carried)
     row = variant.shape.n_vocab + (0 if variant.tapped else variant.shape.n_embd)
     driver = DRIVER_BYTES if machine.source == "specification" else {}
     backends = {gpu.name: gpu.backend for gpu in gpus}
@@ -407,9 +405,11 @@ def gpus_of(machine: Machine) -> tuple[Device, ...]:
 def _places(n_layer: int, n_gpu_layers: int, gpus: Sequence[Device]) -> list[str]:
     """The device of each layer, and of the output after them.
 
-    The last layers are on GPUs, in shares of free memory (src/llama-model.cpp, load_tensors).
+    The last ones are on GPUs, the output first of all, in shares of free memory
+    (src/llama-model.cpp, load_tensors).
     """
-    n_on_gpu = min(n_gpu_layers, n_layer + 1) if gpus else 0
+    n_on_gpu = n_layer + 1 if n_gpu_layers < 0 else min(n_gpu_layers, n_layer + 1)
+    n_on_gpu = n_on_gpu if gpus else 0
     free = list(accumulate(max(gpu.free_bytes, 1) for gpu in gpus))
     places = [HOST] * (n_layer + 1 - n_on_gpu)
     for index in range(n_on_gpu):
@@ -430,24 +430,23 @@ class _Context:
 
 def _contexts(variant: Variant, run: Run) -> list[_Context]:
     """The contexts of runner.Runner: ordinary ones, and one for a text that they cannot take."""
-    factor = 2 if variant.splits else 1
-    ordinary = _context(variant, run, run.max_batch_tokens, factor * run.max_batch_tokens)
-    contexts = [ordinary] * run.n_contexts
-    if run.n_ctx > factor * run.max_batch_tokens:
-        n_tokens = _round_up(run.n_ctx, LONG_STEP)
-        contexts.append(_context(variant, run, n_tokens, n_tokens))
+    room = run.max_batch_tokens * (2 if variant.splits else 1)
+    contexts = [_context(variant, run, run.max_batch_tokens, room)] * run.n_contexts
+    if run.n_ctx > room:
+        contexts.append(_context(variant, run, _round_up(run.n_ctx, LONG_STEP), run.n_ctx))
     return contexts
 
 
-def _context(variant: Variant, run: Run, n_tokens: int, n_cells: int) -> _Context:
+def _context(variant: Variant, run: Run, n_tokens: int, longest: int) -> _Context:
+    """A context of `n_tokens` (Runner._params) for batches of up to `longest` tokens."""
     n_seq_max = min(BATCH_SEQS + variant.splits, n_tokens)
     n_ubatch = _round_up(run.max_batch_tokens if variant.splits else n_tokens, n_seq_max)
-    n_ctx = _round_up(max(n_cells, n_ubatch), 256)
+    n_ctx = _round_up(max(n_tokens, longest, n_ubatch), 256)
+    n_outputs, n_rows = n_ubatch, longest
     if variant.tapped and variant.pooling in (Pooling.LAST, Pooling.CLS):
         n_outputs = n_rows = n_seq_max
-    else:
-        n_outputs = n_ubatch
-        n_rows = n_ctx if variant.tapped else n_ubatch
+    # llama.cpp starts with a row for each sequence.
+    n_rows = max(n_rows, n_seq_max)
     return _Context(n_ctx=n_ctx, n_ubatch=n_ubatch, n_outputs=n_outputs, n_rows=n_rows)
 
 
@@ -751,11 +750,16 @@ class _Room:
         sizes.append(("+".join(("RAM", *in_ram)), ram_bytes, machine.ram_available_bytes))
         pools: list[_Pool] = []
         for name, used_bytes, free_bytes in sizes:
-            if self.limits.memory_bytes is not None:
-                free_bytes = min(free_bytes, self.limits.memory_bytes)
             margin_bytes = self.limits.margin_bytes
             if margin_bytes is None:
                 margin_bytes = min(MARGIN_BYTES, free_bytes // MARGIN_SHARE)
+            if self.limits.memory_bytes is not None:
+                # What the caller keeps for others counts as left free.
+                kept_bytes = max(0, free_bytes - self.limits.memory_bytes)
+                free_bytes, margin_bytes = (
+                    free_bytes - kept_bytes,
+                    max(0, margin_bytes - kept_bytes),
+                )
             if used_bytes:  # a GPU that nothing is put on has no say, full as it may be
                 pools.append(
                     _Pool(
@@ -825,7 +829,7 @@ def _choose(
         return first, "asked for" if limits.quant else "the only one that can be had here"
     if first.verdict == "tight":
         return smallest, "the smallest: memory is tight"
-    if first.tier == "split":
+    if first.tier == "split" and limits.n_gpu_layers is None:
         most = max(rows, key=lambda row: row.run.n_gpu_layers)
         return most, "puts the most layers on the GPU"
     if limits.prefer == "quality":

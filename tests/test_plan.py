@@ -1,0 +1,865 @@
+"""Plans: predicted memory against llama.cpp's own numbers, the choices, their properties."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gguf_embed import catalog, cli, layout, plan, runner, tune
+from gguf_embed.catalog import ModelCard
+from gguf_embed.cli.plan import size
+from gguf_embed.errors import BadOption, DoesNotFit
+from gguf_embed.gguf import Pooling, read_header
+from gguf_embed.hardware import Device, Machine, machine_from_json
+from gguf_embed.llama import Context, Model
+from gguf_embed.plan import MIB, Limits, Memory, Plan, Run, Variant, make_plan, plan_auto, plan_for
+from gguf_embed.runner import Meaning, Runner, RunSettings
+from gguf_embed.selftest import Working
+
+MACHINES = Path(__file__).parent / "machines"
+GIB = 2**30
+QWEN = "qwen3-embedding"
+NOT_ENOUGH = r"does not fit on"
+
+
+def card_of(name: str) -> ModelCard:
+    card = catalog.find(name)
+    assert card is not None
+    return card
+
+
+def machine_of(name: str) -> Machine:
+    return machine_from_json((MACHINES / f"{name}.json").read_text())
+
+
+def variant_of(name: str, quant: str) -> Variant:
+    return next(v for v in plan.variants(card_of(name), any_quant=True) if v.quant == quant)
+
+
+ALL_MACHINES = tuple(sorted(path.stem for path in MACHINES.glob("*.json")))
+CPU_ONLY = machine_of("laptop-16gb-no-gpu")
+ONE_GPU = machine_of("rtx-4090-24gb")
+
+
+def with_ram(machine: Machine, n_bytes: int) -> Machine:
+    return replace(machine, ram_total_bytes=max(n_bytes, 1), ram_available_bytes=n_bytes)
+
+
+def with_gpus(machine: Machine, *free_bytes: int) -> Machine:
+    """The same machine with other GPU memory, read by a process that had its driver's context."""
+    gpus = (d for d in machine.devices if d.kind != "cpu")
+    changed = tuple(
+        replace(gpu, free_bytes=free, total_bytes=max(free, 1))
+        for gpu, free in zip(gpus, free_bytes, strict=True)
+    )
+    cpus = tuple(d for d in machine.devices if d.kind == "cpu")
+    return replace(machine, source="reading", devices=changed + cpus)
+
+
+# -- predicted against llama.cpp -----------------------------------------------------------------
+
+
+def write_shape(path: Path, card: ModelCard, quant: str) -> None:
+    """A GGUF of the card's shape: header only, its tensor data a hole in the file."""
+    shape = card.shape
+    assert shape is not None
+    writer = gguf.GGUFWriter(path, shape.architecture)
+    writer.add_name("sparse")
+    writer.add_block_count(shape.n_layer)
+    writer.add_context_length(shape.n_ctx_train)
+    writer.add_embedding_length(shape.n_embd)
+    writer.add_feed_forward_length(shape.n_ff)
+    writer.add_head_count(shape.n_head)
+    writer.add_head_count_kv(shape.n_head_kv)
+    writer.add_key_length(shape.head_dim)
+    writer.add_value_length(shape.head_dim)
+    writer.add_layer_norm_eps(1e-12)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_pooling_type(gguf.PoolingType(card.pooling))
+    writer.add_causal_attention(card.causal)
+    writer.add_tokenizer_model("none")
+    writer.add_vocab_size(shape.n_vocab)
+    writer.add_token_type_count(shape.n_token_types)
+    n_bytes = 0
+    for tensor in layout.tensors(shape, quant):
+        kind = gguf.GGMLQuantizationType[tensor.type]
+        dims = gguf.quant_shape_to_byte_shape(tensor.shape[::-1], kind)
+        writer.add_tensor_info(tensor.name, dims, np.dtype(np.uint8), tensor.n_bytes, kind)
+        n_bytes += -(-tensor.n_bytes // 32) * 32
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    os.truncate(path, -(-path.stat().st_size // 32) * 32 + n_bytes)
+
+
+REPORTED = (
+    ("weights", re.compile(r"load_tensors: +\S+ model buffer size = +([\d.]+) MiB")),
+    ("cache", re.compile(r"llama_kv_cache: size = +([\d.]+) MiB")),
+    ("compute", re.compile(r"sched_reserve: +\S+ compute buffer size = +([\d.]+) MiB")),
+    ("host", re.compile(r"llama_context: +\S+ +output buffer size = +([\d.]+) MiB")),
+)
+
+
+@contextmanager
+def reported() -> Iterator[dict[str, float]]:
+    """MiB that llama.cpp reports meanwhile, by part."""
+    sums: dict[str, float] = defaultdict(float)
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            for part, pattern in REPORTED:
+                if found := pattern.search(record.getMessage()):
+                    sums[part] += float(found[1])
+
+    handler, log = Handler(), logging.getLogger("gguf_embed.llama")
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG)
+    try:
+        yield sums
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+
+
+def assert_near(part: str, predicted_bytes: int, reported_mib: float) -> None:
+    """5 % or 64 MiB; what is exact by construction is held to the rounding of the report."""
+    off = predicted_bytes / MIB - reported_mib
+    allowed = max(0.05 * reported_mib, 64) if part == "compute" else 0.1
+    assert abs(off) <= allowed, f"{part}: {predicted_bytes / MIB:.1f} MiB, reported {reported_mib}"
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, str], Model]]:
+    """Models loaded without memory for their weights, made on first use."""
+    folder = tmp_path_factory.mktemp("shapes")
+
+    class Models(dict[tuple[str, str], Model]):
+        def __missing__(self, key: tuple[str, str]) -> Model:
+            path = folder / f"{key[0]}-{key[1]}.gguf"
+            write_shape(path, card_of(key[0]), key[1])
+            self[key] = Model(path, no_alloc=True)
+            return self[key]
+
+    models = Models()
+    yield models
+    for model in models.values():
+        model.close()
+
+
+@pytest.mark.parametrize("flash_attn", [True, False])
+@pytest.mark.parametrize(("n_ctx", "n_tokens", "n_contexts"), [(1024, 512, 2), (8192, 128, 1)])
+@pytest.mark.parametrize(
+    ("name", "quant"),
+    [
+        (f"{QWEN}-0.6b", "Q8_0"),
+        (f"{QWEN}-0.6b", "Q4_K_M"),
+        (f"{QWEN}-4b", "Q4_K_M"),
+        (f"{QWEN}-4b", "F16"),
+        ("gte-qwen2-1.5b-instruct", "Q8_0"),  # bidirectional with a cache
+        ("bge-m3", "Q8_0"),
+    ],
+)
+def test_contexts_take_the_memory_that_is_predicted(
+    shapes: dict[tuple[str, str], Model],
+    name: str,
+    quant: str,
+    n_ctx: int,
+    n_tokens: int,
+    n_contexts: int,
+    flash_attn: bool,
+):
+    """The engine's own contexts, among them the one for a long text."""
+    variant = variant_of(name, quant)
+    run = Run(n_ctx=n_ctx, max_batch_tokens=n_tokens, n_contexts=n_contexts, flash_attn=flash_attn)
+    meaning = Meaning(pooling=variant.pooling, causal=variant.causal, encoder=variant.encoder)
+    run_settings = RunSettings(
+        max_batch_tokens=n_tokens,
+        n_contexts=n_contexts,
+        flash_attn=flash_attn,
+        tap=not variant.encoder,
+    )
+    with reported() as mib, Runner(shapes[name, quant], meaning, run_settings) as runs:
+        if n_ctx > runs._room(0):
+            runs._long_context(n_ctx)
+    memory = plan.predict(variant, CPU_ONLY, run)
+    assert memory.keys() == {"CPU"}
+    assert_near("compute", memory["CPU"].compute_bytes, mib["compute"])
+    assert_near("cache", memory["CPU"].cache_bytes, mib["cache"])
+    if variant.tapped:  # an encoder's grows at the first text: see the built-in model below
+        assert_near("host", memory["CPU"].host_bytes, mib["host"])
+
+
+@pytest.mark.parametrize("n_tokens", [512, 2048])
+def test_the_head_of_the_pooled_path_is_counted(
+    shapes: dict[tuple[str, str], Model], n_tokens: int
+):
+    """A reranker is pooled by llama.cpp, which computes the whole vocabulary for every token."""
+    variant = replace(variant_of(f"{QWEN}-0.6b", "Q8_0"), pooling=Pooling.RANK)
+    meaning = Meaning(pooling=Pooling.LAST, causal=True, encoder=False)
+    model = shapes[f"{QWEN}-0.6b", "Q8_0"]
+    with (
+        reported() as mib,
+        Runner(model, meaning, RunSettings(tap=False, max_batch_tokens=n_tokens)),
+    ):
+        pass
+    memory = plan.predict(variant, CPU_ONLY, Run(n_ctx=n_tokens, max_batch_tokens=n_tokens))
+    assert mib["compute"] > n_tokens * variant.shape.n_vocab * 4 / MIB
+    assert_near("compute", memory["CPU"].compute_bytes, mib["compute"])
+
+
+def test_the_built_in_model_really_loaded():
+    """In a process of its own: what llama.cpp reports, and how much the process grows."""
+    done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, check=True)
+    seen = json.loads(done.stdout)
+    predicted = plan.predict(variant_of(catalog.BUILTIN, "Q8_0"), CPU_ONLY, BUILTIN_RUN)["CPU"]
+    assert_near("weights", predicted.weights_bytes, seen["reported"]["weights"])
+    assert_near("compute", predicted.compute_bytes, seen["reported"]["compute"])
+    assert predicted.cache_bytes == 0
+    # llama.cpp makes room for the vocabulary of every token, also in an encoder that has no use
+    # for it: most of what the process grows by.
+    assert predicted.host_bytes > predicted.used_bytes / 2
+    # Beside it: the vocabulary, threads and their scratch, what malloc holds back.
+    assert -8 * MIB < seen["rss_grown_bytes"] - predicted.used_bytes < 48 * MIB
+
+
+BUILTIN_RUN = Run(n_ctx=512, max_batch_tokens=256, n_contexts=2)
+
+
+def _run_builtin() -> None:
+    """What the test above runs: every context filled once."""
+    import psutil
+
+    meaning = Meaning(pooling=Pooling.MEAN, causal=False, encoder=True)
+    rng = np.random.default_rng(0)
+
+    def text(n_tokens: int) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+        return rng.integers(1000, 30000, n_tokens).astype(np.int32)
+
+    with reported() as mib:
+        # A first small context loads the libraries and what the process needs whatever the plan.
+        model = Model(catalog.builtin_path())
+        with Runner(model, meaning, RunSettings(max_batch_tokens=8, tap=False)) as small:
+            small.run([text(8)])
+        model.close()
+        mib.clear()
+        process = psutil.Process()
+        before = process.memory_info().rss
+        model = Model(catalog.builtin_path())
+        run_settings = RunSettings(
+            max_batch_tokens=BUILTIN_RUN.max_batch_tokens,
+            n_contexts=BUILTIN_RUN.n_contexts,
+            tap=False,
+        )
+        with Runner(model, meaning, run_settings) as runs:
+            contexts: list[Context] = [*runs._opened, runs._long_context(BUILTIN_RUN.n_ctx)]
+            for context in contexts:
+                context.run([text(min(context.n_batch, BUILTIN_RUN.n_ctx))])
+            grown = process.memory_info().rss - before
+        model.close()
+    print(json.dumps({"reported": mib, "rss_grown_bytes": grown}))
+
+
+@pytest.mark.parametrize("quant", ["F16", "Q8_0", "Q4_K_M"])
+@pytest.mark.parametrize("name", [f"{QWEN}-0.6b", f"{QWEN}-4b", f"{QWEN}-8b"])
+def test_weights_are_those_of_the_tensor_table(name: str, quant: str):
+    """On a CPU each tensor once; on a GPU the token table a second time, as the output."""
+    variant, card = variant_of(name, quant), card_of(name)
+    assert card.shape is not None
+    tensors = layout.tensors(card.shape, quant)
+    table = next(t.n_bytes for t in tensors if t.name == "token_embd.weight")
+    run = Run(n_ctx=512, max_batch_tokens=512)
+    on_cpu = plan.predict(variant, CPU_ONLY, run)
+    assert on_cpu["CPU"].weights_bytes == sum(t.n_bytes for t in tensors)
+    on_gpu = plan.predict(variant, ONE_GPU, replace(run, n_gpu_layers=-1))
+    assert on_gpu["CPU"].weights_bytes == table
+    assert on_gpu["CUDA0"].weights_bytes == sum(t.n_bytes for t in tensors)
+
+
+@pytest.mark.parametrize(
+    ("quant", "weights_mib", "total_mib"), [("F16", 14434, 15888), ("Q8_0", 7669, 9123)]
+)
+def test_a_whole_model_on_a_gpu(quant: str, weights_mib: int, total_mib: int):
+    """The 8B with 8,192 tokens of cache, counted by hand from the formulas in llama.cpp's source.
+
+    `total_mib` is with the pooled path's logits of 512 tokens; the tapped path needs no such thing.
+    """
+    run = Run(n_ctx=8192, max_batch_tokens=512, n_gpu_layers=37)
+    memory = plan.predict(variant_of(f"{QWEN}-8b", quant), ONE_GPU, run)["CUDA0"]
+    assert memory.weights_bytes / MIB == pytest.approx(weights_mib, abs=2)
+    assert memory.cache_bytes / MIB == 36 * 8 * 128 * 4 * (8192 + 1024) / MIB
+    tapped = memory.used_bytes - memory.overhead_bytes
+    assert 0.98 * total_mib < tapped / MIB < 1.03 * total_mib
+
+
+def test_layers_go_to_the_gpu_from_the_last_one():
+    """The output first, then layer by layer (i_gpu_start = n_layer + 1 - n_gpu_layers)."""
+    variant = variant_of(f"{QWEN}-0.6b", "Q4_K_M")
+    run = Run(n_ctx=1024, max_batch_tokens=512)
+    steps = [plan.predict(variant, ONE_GPU, replace(run, n_gpu_layers=n)) for n in range(30)]
+    assert steps[0]["CUDA0"].weights_bytes == steps[0]["CUDA0"].cache_bytes == 0
+    moved = [b["CUDA0"].weights_bytes - a["CUDA0"].weights_bytes for a, b in pairwise(steps)]
+    assert moved == [variant.output_bytes, *reversed(variant.layer_bytes)]
+    left = [a["CPU"].weights_bytes - b["CPU"].weights_bytes for a, b in pairwise(steps)]
+    # The token table stays in RAM, where it was the output as well.
+    assert left == [variant.output_bytes - variant.output_copy_bytes, *moved[1:]]
+    assert [step["CUDA0"].cache_bytes for step in steps[1:]] == [
+        n * 8 * 128 * 4 * 1024 for n in range(29)
+    ]
+    # Until the last one the GPU holds one weight at a time that it computes with but does not keep.
+    helped = steps[28]["CUDA0"].compute_bytes - steps[29]["CUDA0"].compute_bytes
+    assert helped == variant.largest_bytes
+
+
+def test_gpus_share_the_layers_by_free_memory():
+    machine = with_gpus(machine_of("two-gpus"), 8 * GIB, 24 * GIB)
+    run = Run(n_ctx=1024, max_batch_tokens=512, n_gpu_layers=29)
+    variant = variant_of(f"{QWEN}-0.6b", "F16")
+    memory = plan.predict(variant, machine, run)
+    per_layer = variant.layer_bytes[0]
+    # llama.cpp: layer i is on the first GPU whose share of free memory, summed up, exceeds i / 29.
+    assert memory["CUDA0"].weights_bytes == 8 * per_layer
+    assert memory["CUDA1"].weights_bytes == 20 * per_layer + variant.output_bytes
+
+
+def test_a_header_gives_the_same_numbers_as_the_card():
+    header = read_header(catalog.builtin_path())
+    card = card_of(catalog.BUILTIN)
+    of_card = variant_of(catalog.BUILTIN, "Q8_0")
+    of_header = plan.variant(header, card=card, file=of_card.file)
+    assert card.shape is not None
+    assert replace(of_header, shape=card.shape) == of_card
+    assert of_header.model == catalog.BUILTIN
+    assert plan.variant(header).model == header.name
+
+
+def test_the_engine_is_planned_as_it_runs():
+    """Constants that belong to modules which a plan may not import."""
+    header = read_header(catalog.builtin_path())
+    meaning = Meaning(pooling=Pooling.MEAN, causal=False, encoder=True)
+    working = Working(flash=True, repack=True, remark=None)
+    encoder = tune.untuned(header, meaning, working, 4)
+    assert encoder.max_batch_tokens == plan.BATCH_TOKENS_ENCODER
+    assert encoder.n_contexts == 4
+    decoder = tune.untuned(header, replace(meaning, encoder=False, causal=True), working, 4)
+    assert (decoder.max_batch_tokens, decoder.n_contexts) == (plan.BATCH_TOKENS, 1)
+    assert decoder.max_batch_seqs == RunSettings().max_batch_seqs == plan.BATCH_SEQS
+    assert runner.LONG_STEP == plan.LONG_STEP
+    assert encoder.flash_attn is Run(n_ctx=1, max_batch_tokens=1).flash_attn is True
+
+
+def test_qualities_are_those_that_can_be_made():
+    assert plan.QUALITY.keys() == set(layout.QUANTS)
+
+
+# -- choices -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("machine", "quant", "devices", "verdict"),
+    [
+        ("rtx-4090-24gb", "F16", ("CUDA0",), "fits"),
+        ("rtx-3090-24gb", "F16", ("CUDA0",), "fits"),
+        ("rtx-4070ti-12gb", "Q8_0", ("CUDA0",), "fits"),
+        ("wsl", "Q8_0", ("CUDA0",), "fits"),
+        ("gpu-8gb", "Q4_K_M", ("CUDA0",), "tight"),
+        ("m4-max-48gb", "F16", ("MTL0",), "fits"),
+        ("m4-max-64gb", "F16", ("MTL0",), "fits"),
+        ("two-gpus", "F16", ("CUDA0", "CUDA1"), "fits"),
+        ("laptop-16gb-no-gpu", "Q8_0", ("CPU",), "fits"),
+        ("cpu-2core-24gb", "F16", ("CPU",), "fits"),
+    ],
+)
+def test_the_8b_on_each_machine(machine: str, quant: str, devices: tuple[str, ...], verdict: str):
+    found = plan_for(card_of(f"{QWEN}-8b"), machine_of(machine))
+    assert (found.quant, found.devices, found.verdict) == (quant, devices, verdict)
+    assert found.n_gpu_layers == (0 if devices == ("CPU",) else 37)
+    if verdict == "tight":
+        assert found.max_batch_tokens < plan.BATCH_TOKENS
+        assert found.suggestion is not None
+        assert found.suggestion.startswith(f"{QWEN}-4b (Q8_0 on CUDA0")
+    else:
+        assert found.max_batch_tokens == plan.BATCH_TOKENS
+        assert found.suggestion is None
+
+
+@pytest.mark.parametrize("machine", ["container-4gb", "m2-air-8gb"])
+def test_the_8b_does_not_fit_everywhere(machine: str):
+    with pytest.raises(DoesNotFit, match=NOT_ENOUGH) as caught:
+        plan_for(card_of(f"{QWEN}-8b"), machine_of(machine))
+    error = caught.value
+    assert error.needed_bytes > error.free_bytes > 3 * GIB
+    assert f"needs {plan.mib(error.needed_bytes)}" in str(error)
+    assert f"try {QWEN}-0.6b (F16 on " in str(error)
+    with pytest.raises(DoesNotFit, match="try a larger --memory, or a smaller model"):
+        make_plan(
+            plan.variants(card_of(f"{QWEN}-8b")), machine_of(machine), Limits(memory_bytes=GIB)
+        )
+
+
+@pytest.mark.parametrize(
+    ("free_gib", "quant", "verdict"),
+    [
+        (24.0, "F16", "fits"),
+        (10.0, "Q8_0", "fits"),
+        (8.5, "Q6_K", "fits"),
+        (7.7, "Q5_K_M", "fits"),
+        (7.0, "Q4_K_M", "fits"),
+        (6.0, "Q4_K_M", "tight"),
+    ],
+)
+def test_the_8b_by_free_memory(free_gib: float, quant: str, verdict: str):
+    machine = with_gpus(ONE_GPU, int(free_gib * GIB))
+    found = plan_for(card_of(f"{QWEN}-8b"), machine)
+    assert (found.quant, found.tier, found.verdict) == (quant, "gpu", verdict)
+
+
+@pytest.mark.parametrize(
+    ("prefer", "machine", "quant"),
+    [
+        ("quality", "rtx-4070ti-12gb", "Q8_0"),
+        ("speed", "rtx-4070ti-12gb", "Q4_K_M"),
+        ("memory", "rtx-4070ti-12gb", "Q4_K_M"),
+        ("quality", "laptop-16gb-no-gpu", "Q8_0"),
+        ("speed", "laptop-16gb-no-gpu", "Q5_K_M"),
+        ("memory", "laptop-16gb-no-gpu", "Q4_K_M"),
+    ],
+)
+def test_preferences(prefer: plan.Prefer, machine: str, quant: str):
+    found = plan_for(card_of(f"{QWEN}-8b"), machine_of(machine), Limits(prefer=prefer))
+    assert found.quant == quant
+    if prefer == "memory":
+        assert found.n_ctx == plan.N_CTX
+
+
+def test_measured_speed_decides_where_speed_is_preferred():
+    card = card_of(f"{QWEN}-0.6b")
+    measured = {"F16": 180.0, "Q8_0": 181.0, "Q6_K": 345.0, "Q5_K_M": 364.0, "Q4_K_M": 358.0}
+    found = plan_for(card, CPU_ONLY, Limits(prefer="speed"), speeds=measured)
+    assert found.quant == "Q5_K_M"
+    assert "364 tokens/s: the fastest of 5" in found.why[0]
+    faster_below = measured | {"Q2_K": 900.0}  # quality has a floor
+    assert plan_for(card, CPU_ONLY, Limits(prefer="speed"), speeds=faster_below).quant == "Q5_K_M"
+    assert plan_for(card, CPU_ONLY, Limits(prefer="speed"), speeds={"Q8_0": 1.0}).quant == "Q8_0"
+
+
+def test_files_below_the_floor_are_shown_but_not_chosen():
+    card = card_of(f"{QWEN}-0.6b")  # it has a Q2_K and a Q3_K_M
+    found = plan_for(card, CPU_ONLY, Limits(prefer="memory"))
+    assert found.quant == "Q4_K_M"
+    row = next(row for row in found.considered if row.quant == "Q2_K")
+    assert row.fits
+    assert row.reason.endswith("below Q4_K_M: only if asked for")
+    assert plan_for(card, CPU_ONLY, Limits(quant="q2_k")).quant == "Q2_K"
+
+
+def test_a_lower_quality_is_offered_where_nothing_else_fits():
+    lower = Limits(memory_bytes=650 * MIB)
+    with pytest.raises(DoesNotFit, match=r"try --quant Q3_K_M, at a loss of quality, or a larger"):
+        plan_for(card_of(f"{QWEN}-0.6b"), CPU_ONLY, lower)
+    found = plan_for(card_of(f"{QWEN}-0.6b"), CPU_ONLY, replace(lower, quant="Q3_K_M"))
+    assert (found.quant, found.verdict) == ("Q3_K_M", "tight")
+
+
+def test_any_quantization_can_be_planned():
+    card = card_of("multilingual-e5-large-instruct")  # Q8_0 and Q6_K
+    machine = with_ram(replace(CPU_ONLY, usable_cores=1), 2 * GIB)
+    assert plan_for(card, machine, Limits(prefer="memory")).quant == "Q6_K"
+    made = plan_for(card, machine, Limits(prefer="memory"), any_quant=True)
+    assert (made.quant, made.file) == ("Q4_K_M", None)
+
+
+def test_layers_are_split_where_the_gpu_is_too_small():
+    found = plan_for(card_of(f"{QWEN}-8b"), with_gpus(ONE_GPU, 4 * GIB))
+    assert (found.tier, found.quant, found.devices) == ("split", "Q4_K_M", ("CUDA0", "CPU"))
+    assert 9 <= found.n_gpu_layers < 37
+    one_more = replace(found.chosen.run, n_gpu_layers=found.n_gpu_layers + 1, n_ctx=plan.N_CTX)
+    variant = variant_of(f"{QWEN}-8b", "Q4_K_M")
+    assert plan.spare_bytes(variant, with_gpus(ONE_GPU, 4 * GIB), one_more) < 0
+    assert found.suggestion is not None
+    assert found.suggestion.startswith(f"{QWEN}-0.6b")
+
+
+def test_the_caller_decides():
+    card, machine = card_of(f"{QWEN}-4b"), ONE_GPU
+    limits = Limits(quant="Q6_K", n_ctx=3000, max_batch_tokens=1024, n_gpu_layers=10)
+    found = plan_for(card, machine, limits)
+    assert (found.quant, found.n_ctx, found.max_batch_tokens) == ("Q6_K", 3000, 1024)
+    assert (found.n_gpu_layers, found.tier, found.devices) == (10, "split", ("CUDA0", "CPU"))
+    assert sum("asked for" in why for why in found.why) == 4
+    assert plan_for(card, machine, Limits(n_gpu_layers=0)).devices == ("CPU",)
+    assert plan_for(card, machine, Limits(n_gpu_layers=-1)).n_gpu_layers == 37
+    assert plan_for(card, machine, Limits(n_gpu_layers=99)).n_gpu_layers == 37
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        (Limits(quant="Q7"), "is not offered as Q7; choose F16, Q8_0, Q6_K, Q5_K_M, Q5_0, Q4_K_M"),
+        (Limits(n_ctx=50_000), "n_ctx=50000: qwen3-embedding-4b was trained on 40960 tokens"),
+        (Limits(n_gpu_layers=1), "llama.cpp has no GPU here"),
+        (Limits(prefer="best"), "choose quality, speed, memory"),  # pyright: ignore[reportArgumentType]
+    ],
+)
+def test_what_cannot_be_had_is_refused(limits: Limits, message: str):
+    with pytest.raises(BadOption, match=re.escape(message)):
+        plan_for(card_of(f"{QWEN}-4b"), CPU_ONLY, limits)
+
+
+def test_no_layout_no_guess():
+    with pytest.raises(BadOption, match="no layout for architecture 'nomic-bert'"):
+        plan_for(card_of("nomic-embed-text-v1.5"), CPU_ONLY)
+    with pytest.raises(BadOption, match="its shape is not known"):
+        plan_for(card_of("nomic-embed-text-v2-moe"), CPU_ONLY)
+
+
+@pytest.mark.parametrize(
+    ("machine", "model"),
+    [
+        ("rtx-4090-24gb", f"{QWEN}-8b"),
+        ("m4-max-48gb", f"{QWEN}-8b"),
+        ("gpu-8gb", f"{QWEN}-4b"),
+        ("m2-air-8gb", f"{QWEN}-0.6b"),
+        ("cpu-2core-24gb", f"{QWEN}-0.6b"),  # the 8B would fit, and take minutes for a page
+        ("container-4gb", f"{QWEN}-0.6b"),
+    ],
+)
+def test_auto_takes_what_runs_well(machine: str, model: str):
+    found = plan_auto(machine_of(machine))
+    assert (found.model, found.verdict) == (model, "fits")
+    assert found.why[0] == f"{model}: the best of its family that runs well here"
+
+
+def test_a_limit_is_not_cut_further():
+    """What the caller keeps for others is margin enough."""
+    card = card_of(f"{QWEN}-8b")
+    free = plan_for(card, ONE_GPU, Limits(quant="Q8_0", n_ctx=8192))
+    needed = free.memory["CUDA0"].used_bytes
+    exact = Limits(quant="Q8_0", n_ctx=8192, memory_bytes=needed)
+    assert plan_for(card, ONE_GPU, exact).verdict == "fits"
+    less = plan_for(card, ONE_GPU, replace(exact, memory_bytes=needed - 1))
+    assert less.verdict == "tight"
+    close = replace(exact, memory_bytes=ONE_GPU.devices[0].free_bytes)
+    assert plan_for(card, ONE_GPU, close).memory["CUDA0"].margin_bytes == plan.MARGIN_BYTES
+
+
+def test_auto_ends_at_the_smallest():
+    tight = plan_auto(with_ram(CPU_ONLY, GIB))
+    assert (tight.model, tight.verdict) == (f"{QWEN}-0.6b", "tight")
+    with pytest.raises(DoesNotFit, match="all-minilm-l6-v2, the built-in model"):
+        plan_auto(with_ram(CPU_ONLY, GIB // 2))
+
+
+def test_a_smaller_model_only_when_asked():
+    card, machine = card_of(f"{QWEN}-8b"), machine_of("gpu-8gb")
+    assert plan_for(card, machine).model == card.id
+    found = plan_for(card, machine, Limits(allow_smaller=True))
+    assert (found.model, found.quant, found.verdict) == (f"{QWEN}-4b", "Q8_0", "fits")
+    assert found.why[0].startswith(f"{QWEN}-4b: {card.id} Q4_K_M on CUDA0 leaves only ")
+    roomy = plan_for(card, machine_of("rtx-4090-24gb"), Limits(allow_smaller=True))
+    assert roomy.model == card.id
+    tiny = plan_for(card, machine_of("container-4gb"), Limits(allow_smaller=True))
+    assert tiny.model == f"{QWEN}-0.6b"
+
+
+def test_a_process_with_its_driver_does_not_pay_for_it_twice():
+    run = Run(n_ctx=512, max_batch_tokens=512, n_gpu_layers=-1)
+    variant = variant_of(f"{QWEN}-0.6b", "Q8_0")
+    described = plan.predict(variant, ONE_GPU, run)
+    read = plan.predict(variant, replace(ONE_GPU, source="reading"), run)
+    assert described["CUDA0"].overhead_bytes == 457 * MIB
+    assert read["CUDA0"].overhead_bytes == read["CPU"].overhead_bytes == 0
+    assert replace(described["CUDA0"], overhead_bytes=0) == read["CUDA0"]
+
+
+def test_ram_holds_what_is_on_an_integrated_gpu():
+    """With RAM for half of it, the GPU's own 32 GiB do not help."""
+    igpu = Device(
+        name="Vulkan0",
+        description="Graphics",
+        backend="Vulkan",
+        kind="igpu",
+        free_bytes=32 * GIB,
+        total_bytes=32 * GIB,
+        device_id=None,
+    )
+    machine = replace(with_ram(CPU_ONLY, 10 * GIB), devices=(igpu, *CPU_ONLY.devices))
+    found = plan_for(card_of(f"{QWEN}-8b"), machine)
+    assert (found.quant, found.devices) == ("Q6_K", ("Vulkan0",))
+    row = next(row for row in found.considered if row.quant == "F16")
+    assert (row.verdict, row.free_bytes) == ("no", 10 * GIB)
+    assert "of RAM+Vulkan0" in row.reason
+
+
+def test_encoders_get_a_context_per_core_where_they_fit():
+    card = card_of("bge-m3")  # 250,002 tokens: 244 MiB of output buffer for each context
+    many = plan_for(card, replace(CPU_ONLY, usable_cores=16), Limits(quant="Q8_0"))
+    assert (many.n_contexts, many.n_threads, many.max_batch_tokens) == (16, 1, 256)
+    few = plan_for(
+        card, with_ram(replace(CPU_ONLY, usable_cores=16), 5 * GIB), Limits(quant="Q8_0")
+    )
+    assert (few.n_contexts, few.n_threads) == (4, 4)
+    on_gpu = plan_for(card, ONE_GPU)
+    assert (on_gpu.n_contexts, on_gpu.n_ctx, on_gpu.devices) == (1, 8192, ("CUDA0",))
+    assert on_gpu.memory["CPU"].host_bytes > 7 * GIB  # 8,192 tokens x vocabulary, in RAM
+
+
+# -- properties ----------------------------------------------------------------------------------
+
+CARDS = tuple(
+    card
+    for card in catalog.cards()
+    if card.kind == "embedder" and card.shape and card.architecture in layout.ARCHITECTURES
+)
+sizes = st.integers(0, 40 * GIB)
+limits_ = st.builds(
+    Limits,
+    n_ctx=st.none() | st.integers(1, 512),
+    max_batch_tokens=st.none() | st.integers(1, 4096),
+    memory_bytes=st.none() | st.integers(0, 32 * GIB),
+    margin_bytes=st.none() | st.integers(0, 4 * GIB),
+    prefer=st.sampled_from(plan.PREFERENCES),
+)
+gpu_layers = st.none() | st.integers(-1, 40)
+
+
+@st.composite
+def machines(draw: st.DrawFn) -> Machine:
+    machine = machine_of(draw(st.sampled_from(ALL_MACHINES)))
+    machine = with_ram(replace(machine, usable_cores=draw(st.integers(1, 16))), draw(sizes))
+    n_gpus = sum(device.kind != "cpu" for device in machine.devices)
+    return with_gpus(machine, *(draw(sizes) for _ in range(n_gpus)))
+
+
+def try_plan(card: ModelCard, machine: Machine, limits: Limits) -> Plan | None:
+    try:
+        return make_plan(plan.variants(card), machine, limits)
+    except DoesNotFit:
+        return None
+
+
+def used(machine: Machine, memory: dict[str, Memory]) -> Iterator[tuple[int, int]]:
+    """(used, free) of each physical memory, counted anew."""
+    in_ram = memory["CPU"].used_bytes
+    for gpu in plan.gpus_of(machine):
+        n_bytes = memory[gpu.name].used_bytes
+        yield n_bytes, gpu.free_bytes
+        in_ram += n_bytes if machine.unified_memory or gpu.kind == "igpu" else 0
+    yield in_ram, machine.ram_available_bytes
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(CARDS), machines(), limits_, gpu_layers)
+def test_never_over_budget_and_always_with_reasons(
+    card: ModelCard, machine: Machine, limits: Limits, n_gpu_layers: int | None
+):
+    if plan.gpus_of(machine):
+        limits = replace(limits, n_gpu_layers=n_gpu_layers)
+    found = try_plan(card, machine, limits)
+    if found is None:
+        return
+    assert found == try_plan(card, machine, limits)
+    for n_used, n_free in used(machine, dict(found.memory)):
+        assert n_used <= n_free
+        assert not n_used or n_used <= (
+            n_free if limits.memory_bytes is None else limits.memory_bytes
+        )
+        if found.verdict == "fits" and limits.margin_bytes and n_used:
+            assert n_used + limits.margin_bytes <= n_free
+    assert found.memory == {
+        name: replace(part, margin_bytes=found.memory[name].margin_bytes)
+        for name, part in plan.predict(
+            next(v for v in plan.variants(card) if v.quant == found.quant),
+            machine,
+            Run(
+                n_ctx=found.n_ctx,
+                max_batch_tokens=found.max_batch_tokens,
+                n_contexts=found.n_contexts,
+                n_gpu_layers=found.n_gpu_layers,
+            ),
+        ).items()
+    }
+    choices = ("quant", "n_gpu_layers", "n_ctx", "max_batch_tokens", "n_contexts")
+    assert [why.split()[0] for why in found.why] == list(choices)
+    assert all(re.fullmatch(r"\S.*: \S.+", why) for why in found.why)
+    assert all(row.reason for row in found.considered)
+    assert found.chosen.verdict == found.verdict != "no"
+    assert found.n_threads * found.n_contexts <= max(machine.usable_cores, found.n_contexts)
+    assert len({(row.quant, row.tier) for row in found.considered}) == len(found.considered)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(CARDS), machines(), limits_, sizes, sizes)
+def test_more_memory_never_plans_worse(
+    card: ModelCard, machine: Machine, limits: Limits, more_ram: int, more_gpu: int
+):
+    """Several GPUs grow together: llama.cpp shares layers out by free memory, so that more on one
+    alone moves whole layers there."""
+    limits = replace(limits, prefer="quality")
+    before = try_plan(card, machine, limits)
+    if before is None:
+        return
+    gpus = [device for device in machine.devices if device.kind != "cpu"]
+    factor = 1 + more_gpu / (8 * GIB)
+    if len(plan.gpus_of(machine)) > 1:
+        grown = [int(gpu.free_bytes * factor) for gpu in gpus]
+        if (
+            len(
+                {
+                    g * gpus[0].free_bytes == grown[0] * d.free_bytes
+                    for g, d in zip(grown, gpus, strict=True)
+                }
+            )
+            > 1
+        ):
+            return
+    else:
+        grown = [gpu.free_bytes + more_gpu for gpu in gpus]
+    more = with_gpus(with_ram(machine, machine.ram_available_bytes + more_ram), *grown)
+    after = try_plan(card, more, limits)
+    assert after is not None
+    assert after.rank >= before.rank
+    if after.tier == before.tier:
+        assert plan.quality_rank(after.quant) <= plan.quality_rank(before.quant)
+
+
+# -- command line --------------------------------------------------------------------------------
+
+RunPlan = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run_plan(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> RunPlan:
+    """`gguf-embed plan` with these arguments, on a machine that holds no models."""
+    monkeypatch.setenv("GGUF_EMBED_HOME", str(tmp_path))
+
+    def run(*args: object) -> tuple[int, str, str]:
+        code = cli.main(["plan", *map(str, args)])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+def on(machine: str) -> tuple[str, Path]:
+    return "--machine", MACHINES / f"{machine}.json"
+
+
+def test_the_command_shows_what_was_considered(run_plan: RunPlan):
+    code, out, err = run_plan(f"{QWEN}-8b", *on("gpu-8gb"))
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == f"{QWEN}-8b on gpu-8gb (specification)"
+    assert lines[2].split() == ["quant", "where", "n_ctx", "needed", "free", "verdict", "reason"]
+    rows = [line.split()[0] for line in lines[3:9]]
+    assert rows == ["F16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_0", "Q4_K_M"]
+    assert re.match(
+        r"F16 +CUDA0 +512 +15,\d{3} MiB +7,168 MiB +no +needs 15,\d{3} MiB of", lines[3]
+    )
+    assert re.match(r"Q4_K_M +CUDA0 +8192 +6,\d{3} MiB +7,168 MiB +tight +leaves only", lines[8])
+    assert "chosen: Q4_K_M on CUDA0, tight" in lines
+    assert "  max_batch_tokens 128: small, because memory is tight" in lines
+    assert re.search(r"^CUDA0 +4,454 MiB +1,\d{3} MiB .* 457 MiB", out, re.MULTILINE)
+    assert lines[-1].startswith(f"more room: {QWEN}-4b (Q8_0 on CUDA0 leaves ")
+
+
+def test_the_command_gives_json(run_plan: RunPlan):
+    code, out, _ = run_plan(f"{QWEN}-4b", *on("m4-max-48gb"), "--json")
+    assert code == 0
+    made = json.loads(out)
+    assert (made["machine"], made["model"], made["quant"]) == ("m4-max-48gb", f"{QWEN}-4b", "F16")
+    assert made["file"]["name"] == "Qwen3-Embedding-4B-f16.gguf"
+    assert made["n_gpu_layers"] == 37
+    assert [row["quant"] for row in made["considered"]][-1] == "Q4_K_M"
+    assert made["memory"]["MTL0"]["weights_bytes"] > 7 * GIB
+
+
+@pytest.mark.parametrize(
+    ("args", "chosen"),
+    [
+        (("auto", *on("gpu-8gb")), "qwen3-embedding-4b Q8_0 8192"),
+        (("qwen3-embedding:8b", *on("gpu-8gb"), "--allow-smaller"), "qwen3-embedding-4b Q8_0 8192"),
+        (("Qwen/Qwen3-Embedding-8B-GGUF", *on("wsl")), "qwen3-embedding-8b Q8_0 8192"),
+        (
+            ("qwen3-embedding-8b", *on("wsl"), "--prefer", "speed"),
+            "qwen3-embedding-8b Q4_K_M 32768",
+        ),
+        (("qwen3-embedding-8b:Q6_K", *on("wsl")), "qwen3-embedding-8b Q6_K 16384"),
+        (("qwen3-embedding-8b", *on("wsl"), "--memory", "6GiB"), "qwen3-embedding-8b Q4_K_M 4096"),
+        (("qwen3-embedding-8b", *on("wsl"), "--n-ctx", 999), "qwen3-embedding-8b Q8_0 999"),
+        (
+            ("multilingual-e5-large", "--any-quant", "--quant", "q2_k"),
+            "multilingual-e5-large Q2_K 512",
+        ),
+        ((catalog.builtin_path(),), "all-minilm-l6-v2 Q8_0 512"),
+    ],
+)
+def test_the_options_reach_the_plan(run_plan: RunPlan, args: tuple[object, ...], chosen: str):
+    code, out, err = run_plan(*args, "--json")
+    assert (code, err) == (0, "")
+    made = json.loads(out)
+    assert f"{made['model']} {made['quant']} {made['n_ctx']}" == chosen
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        ((f"{QWEN}-8b", *on("m2-air-8gb")), 5, NOT_ENOUGH),
+        ((f"{QWEN}-8b", "--machine", "absent.json"), 2, "absent.json: cannot be read"),
+        ((f"{QWEN}-8b", "--machine", __file__), 2, "machine description: not JSON"),
+        (("qwen4-embedding",), 4, "did you mean qwen3-embedding"),
+        ((f"{QWEN}-8b", *on("wsl"), "--quant", "Q7"), 2, "is not offered as Q7"),
+        ((catalog.builtin_path(), "--any-quant"), 2, "name a file"),
+    ],
+)
+def test_the_command_says_what_is_wrong(
+    run_plan: RunPlan, args: tuple[object, ...], code: int, message: str
+):
+    found, out, err = run_plan(*args)
+    assert (found, out) == (code, "")
+    assert len(err.splitlines()) == 1
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    ("text", "n_bytes"),
+    [
+        ("123", 123),
+        ("6GiB", 6 * GIB),
+        ("6g", 6 * GIB),
+        ("1.5 MiB", 3 * MIB // 2),
+        ("2GB", 2 * 10**9),
+    ],
+)
+def test_sizes(text: str, n_bytes: int):
+    assert size(text) == n_bytes
+
+
+@pytest.mark.parametrize("text", ["", "6 apples", "-1", "GiB", "1e9", "6GG"])
+def test_sizes_that_are_none(text: str):
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a size"):
+        size(text)
+
+
+if __name__ == "__main__":
+    _run_builtin()
