@@ -37,7 +37,7 @@ import workloads
 from contenders import Load
 from workloads import Workload
 
-from gguf_embed.gguf import Header, read_header
+from gguf_embed.gguf import Header, Pooling, read_header
 from gguf_embed.llama import Model
 
 Vectors = npt.NDArray[np.float32]
@@ -46,6 +46,7 @@ PEERS = ("untuned", "llama-cpp-python", "llama-server", "sentence-transformers")
 OURS = "gguf-embed"
 WARM_UP_TEXTS = 4
 BUSY = 0.5  # load average before we start
+MAX_SERVER_CTX = 65_536  # tokens in all slots: 7 GiB of cache for Qwen3-Embedding-0.6B
 COMMAND_S = 3600  # a command that takes longer has hung
 
 # Lowest cosine with our vector of the same text, by what both computed with. Quantized kernels
@@ -170,6 +171,7 @@ def entries(args: argparse.Namespace, header: Header, work: Workload, n: int) ->
     if peer_model != args.model:
         like = TOLERANCE_OTHER_WEIGHTS
     llama_cpp = replace(base, kind="llama-cpp-python", model=str(peer_model))
+    splits = header.causal and header.pooling is Pooling.LAST
     server = replace(base, kind="llama-server", model=str(peer_model), binary=args.llama_server)
     torch = replace(base, kind="sentence-transformers", model=str(args.st_model))
     asked = set(args.peers)
@@ -183,7 +185,7 @@ def entries(args: argparse.Namespace, header: Header, work: Workload, n: int) ->
     wanted = "llama-server" in asked and args.llama_server is not None
     table += [
         ("llama-server", server, ({},), like, wanted),
-        ("llama-server, best", server, server_settings(n, work.one_by_one), like, wanted),
+        ("llama-server, best", server, server_settings(n, work.one_by_one, splits), like, wanted),
     ]
     wanted = "sentence-transformers" in asked and args.st_model is not None
     table += [
@@ -202,35 +204,48 @@ def llama_cpp_settings(max_tokens: int) -> tuple[dict[str, Any], ...]:
     """For `Llama`: batch and microbatch of equal size, as encoders and embeddings need it."""
     return tuple(
         {"n_ctx": size, "n_batch": size, "n_ubatch": size, "flash_attn": flash}
-        for size in _sizes(max_tokens)
+        for size in dict.fromkeys(_sizes(max_tokens))
         for flash in (True, False)
     )
 
 
-def server_settings(max_tokens: int, one_by_one: bool) -> tuple[dict[str, Any], ...]:
-    """For llama-server: slots, microbatch, flash attention, repacking, ways to send the texts."""
+def server_settings(max_tokens: int, one_by_one: bool, splits: bool) -> tuple[dict[str, Any], ...]:
+    """For llama-server: slots, microbatch, flash attention, repacking, ways to send the texts.
 
-    def flags(slots: int, size: int, flash: str, *more: str) -> list[str]:
-        n_ctx = slots * _sizes(max_tokens)[0]
-        batch = ["-b", str(size), "-ub", str(size)]
-        return ["-np", str(slots), "-c", str(n_ctx), *batch, "-fa", flash, *more]
+    `splits`: it can spread a text over microbatches, as it does for last-token pooling.
+    """
+    small, large = (512, 2048) if splits else _sizes(max_tokens)
+    slot = -(-(max_tokens + 1) // 256) * 256  # a text that fills its slot is refused
+    most = max(1, MAX_SERVER_CTX // slot)
 
-    small, large = _sizes(max_tokens)
+    def flags(slots: int, size: int, flash: str, *more: str) -> tuple[str, ...]:
+        slots = min(slots, most)
+        batch = ("-b", str(size), "-ub", str(size), "-fa", flash)
+        return ("-np", str(slots), "-c", str(slots * slot), *batch, *more)
+
     one = "--kv-unified"
     if one_by_one:
         grid = [flags(1, small, flash, one) for flash in ("auto", "on", "off")]
         grid += [flags(1, small, "on", one, "--no-repack")]
-        return tuple({"flags": f, "per_request": 1, "base64": True} for f in grid)
+        return tuple({"flags": list(f), "per_request": 1, "base64": True} for f in grid)
     grid = [flags(slots, small, "on", one) for slots in (1, 4, 8, 16, 64)]
     grid += [flags(4, small, "auto", one), flags(16, small, "off", one), flags(16, small, "on")]
     grid += [flags(slots, large, "on", one) for slots in (4, 16, 64)]
     grid += [flags(16, large, "off", one)]
     grid += [flags(slots, small, "on", one, "--no-repack") for slots in (4, 16)]
-    many = tuple({"flags": f, "per_request": 64, "base64": True} for f in grid)
-    wide: dict[str, Any] = {"per_request": 1, "concurrency": 16, "base64": True}
-    deep: dict[str, Any] = {"per_request": 1024, "base64": True}
-    ways = (wide, deep, {**deep, "per_request": 32, "concurrency": 4})
-    return (*many, *({"flags": flags(16, small, "on", one), **way} for way in ways))
+    # dict.fromkeys: for long texts some of these are the same.
+    many = [{"flags": list(f), "per_request": 64, "base64": True} for f in dict.fromkeys(grid)]
+    ways = ((1, 16), (32, 4), (1024, 1))
+    many += [
+        {
+            "flags": list(flags(16, small, "on", one)),
+            "per_request": per_request,
+            "concurrency": concurrency,
+            "base64": True,
+        }
+        for per_request, concurrency in ways
+    ]
+    return tuple(many)
 
 
 def torch_settings(dtype: str, one_by_one: bool) -> tuple[dict[str, Any], ...]:

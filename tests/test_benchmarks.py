@@ -226,16 +226,23 @@ def test_vectors_of_another_shape_do_not_agree():
         peers.check(VECTORS[:, :4], VECTORS, 0.8)
 
 
-@given(st.integers(1, 40_000), st.booleans())
-def test_every_setting_offered_to_a_peer_holds_the_longest_text(n: int, one_by_one: bool):
+@given(st.integers(1, 40_000), st.booleans(), st.booleans())
+def test_every_setting_offered_to_a_peer_holds_the_longest_text(
+    n: int, one_by_one: bool, splits: bool
+):
     for settings in peers.llama_cpp_settings(n):
         assert settings["n_batch"] == settings["n_ubatch"] == settings["n_ctx"] >= n
-    for settings in peers.server_settings(n, one_by_one):
+    offered = peers.server_settings(n, one_by_one, splits)
+    assert len({json.dumps(settings) for settings in offered}) == len(offered)
+    for settings in offered:
         flags = settings["flags"]
-        value = {name: flags[flags.index(name) + 1] for name in ("-np", "-c", "-b", "-ub")}
-        assert int(value["-ub"]) >= n
-        assert int(value["-b"]) == int(value["-ub"])
-        assert int(value["-c"]) // int(value["-np"]) >= n
+        slots, n_ctx, n_batch, n_ubatch = (
+            int(flags[flags.index(name) + 1]) for name in ("-np", "-c", "-b", "-ub")
+        )
+        assert n_batch == n_ubatch
+        assert splits or n_ubatch >= n
+        assert n_ctx // slots > n
+        assert slots == 1 or n_ctx <= peers.MAX_SERVER_CTX
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=20), st.integers(1, 200))
