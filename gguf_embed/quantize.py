@@ -387,13 +387,7 @@ def make(
         reference = _embed(forecast.path, forecast)
         others = ~np.eye(len(CANARIES), dtype=np.bool_)
         apart = float((reference @ reference.T)[others].mean())
-
-        def listen(line: str) -> None:
-            if on_progress is not None and (match := _TENSOR.match(line)):
-                on_progress(int(match[1]), int(match[2]), match[3])
-
-        _run(forecast.path, temporary, forecast.recipe, dry_run=False, on_line=listen)
-        _check_whole(forecast, temporary, target)
+        _write(forecast, temporary, target, on_progress)
         if on_status is not None:
             on_status("embedding with the result")
         canaries = _verify(forecast, temporary, reference, apart)
@@ -442,40 +436,40 @@ def _create(temporary: Path, target: Path) -> None:
         ) from error
 
 
-def _check_whole(forecast: Forecast, temporary: Path, target: Path) -> None:
-    """llama.cpp reports success where a full disk cut the file short."""
-    data_bytes = sum(_padded(tensor.n_bytes) for tensor in forecast.tensors)
-    n_bytes = temporary.stat().st_size
-    if n_bytes < data_bytes:
+def _write(forecast: Forecast, temporary: Path, target: Path, on_progress: Progress | None) -> None:
+    def listen(line: str) -> None:
+        if on_progress is not None and (match := _TENSOR.match(line)):
+            on_progress(int(match[1]), int(match[2]), match[3])
+
+    try:
+        _run(forecast.path, temporary, forecast.recipe, dry_run=False, on_line=listen)
+    except NativeFailed as error:
+        if "iostream" not in str(error):  # all that C++ says of a write that failed
+            raise
         free_bytes = shutil.disk_usage(target.absolute().parent).free
         raise OutputFailed(
-            f"{target}: only {n_bytes} of about {forecast.n_bytes} bytes could be written, "
-            f"{free_bytes} are free on that disk; make room, or choose another -o"
-        )
-    written = {tensor.name: tensor.type for tensor in read_header(temporary).tensors}
-    expected = {tensor.name: tensor.type for tensor in forecast.tensors}
-    if written != expected:
-        name, found = next(iter(written.items() - expected.items()), ("", "other tensors"))
-        raise NativeFailed(
-            f"{target}: llama.cpp wrote {found} {name}, its dry run said "
-            f"{expected.get(name, 'otherwise')}; nothing was kept, please report it"
-        )
+            f"{target}: only {temporary.stat().st_size} of about {forecast.n_bytes} bytes could be "
+            f"written, {free_bytes} are free on that disk; make room, or choose another -o"
+        ) from error
 
 
 def _verify(forecast: Forecast, temporary: Path, reference: Vectors, apart: float) -> CosineStats:
     """Refuse what is no nearer to its source than texts that have nothing in common."""
+    what = f"the {forecast.recipe.level} of {forecast.path.name}"
     try:
+        written = {tensor.name: tensor.type for tensor in read_header(temporary).tensors}
         canaries = cosine_stats(_embed(temporary, forecast), reference)
     except GgufEmbedError as error:
+        raise NativeFailed(f"{what} does not embed and was removed: {error}") from error
+    if written != {tensor.name: tensor.type for tensor in forecast.tensors}:
         raise NativeFailed(
-            f"the {forecast.recipe.level} of {forecast.path.name} does not embed and was removed: "
-            f"{error}"
-        ) from error
+            f"{what} has other tensor types than llama.cpp's dry run said and was removed; "
+            "please report it"
+        )
     if canaries.mean <= apart:
         raise NativeFailed(
-            f"the {forecast.recipe.level} of {forecast.path.name} gives other vectors than its "
-            f"source and was removed: their mean cosine is {canaries.mean:.3f}, and {apart:.3f} "
-            "between different texts; take a level with more bits"
+            f"{what} gives other vectors than its source and was removed: their mean cosine is "
+            f"{canaries.mean:.3f}, and {apart:.3f} between different texts; take more bits"
         )
     return canaries
 
