@@ -677,8 +677,6 @@ class _Patience:
 def _passes(error: Exception, *, met: bool = True) -> bool:
     """Whether trying again can help; `met`: the server has answered before."""
     kinds = _kinds(error)
-    if "SSLError" in kinds and "ConnectError" in kinds:
-        return False  # a certificate stays wrong
     if kinds & {"ConnectError", "ConnectTimeout"}:
         return met  # a host that never answered is a wrong name, or there is no network
     if kinds & {"_Interrupted", "TimeoutException", "NetworkError", "RemoteProtocolError"}:

@@ -45,7 +45,8 @@ class Faults:
     storage_answers: deque[tuple[int, Mapping[str, str]]] = field(default_factory=deque)
     cut_after: deque[int] = field(default_factory=deque)  # bytes of a body, then the cable
     ignore_ranges: bool = False
-    wrong_range: bool = False  # a 206 that begins elsewhere
+    wrong_ranges: int = 0  # so many answers of 206 begin elsewhere
+    extra_bytes: int = 0  # every file is that much longer than the Hub said
     tamper_at: int | None = None  # this byte of every file comes inverted
     no_hash: bool = False  # a mirror that says no LFS hash
     mute: bool = False  # accepts, and never answers
@@ -243,13 +244,15 @@ class _Handler(BaseHTTPRequestHandler):
         if faults.tamper_at is not None:
             at = faults.tamper_at
             data = data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :]
+        data += bytes(faults.extra_bytes)
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers["Range"] or "")
         if asked is None or faults.ignore_ranges:
             return self._body(200, {}, data, 0)
         first, last = int(asked[1]), min(int(asked[2] or len(data)), len(data) - 1)
         if first >= len(data):
             return self._answer(416, {"Content-Range": f"bytes */{len(data)}"})
-        if faults.wrong_range:
+        if faults.wrong_ranges:
+            faults.wrong_ranges -= 1
             first -= 1
         content_range = {"Content-Range": f"bytes {first}-{last}/{len(data)}"}
         return self._body(206, content_range, data[first : last + 1], first)

@@ -317,6 +317,8 @@ def test_paths(at: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert hub.fetch(source, at=at) == source.path
     assert hub.resolve("mine", at=at).path == Path("mine")
     assert hub.resolve("../models/mine", at=at).path == Path("../models/mine")
+    (here / "bge-m3").touch()  # a known name stays what it is
+    assert hub.resolve("bge-m3", at=at).repo is not None
     monkeypatch.chdir(tmp_path)
     assert hub.resolve("models/mine", at=at).path == Path("models/mine")  # no repository
     with pytest.raises(BadOption, match="one file"):
@@ -440,6 +442,7 @@ def test_local_models(fake: FakeHub, at: Places, model: bytes, other_model: byte
     assert qwen is not None
     ollama_has(at.ollama[0], "registry.ollama.ai/library/nomic/latest", "ab" * 32, 10)
     ollama_has(at.ollama[0], "hf.co/a/b/Q4_K_M", str(qwen.file("Q8_0").sha256), 20)
+    ollama_has(at.ollama[0], "registry.ollama.ai/library/removed/latest", "cd" * 32, 1).unlink()
     (at.ollama[0] / "manifests" / "registry.ollama.ai" / "library" / "broken").mkdir()
     (at.ollama[0] / "manifests" / "registry.ollama.ai" / "library" / "broken" / "x").write_text("{")
 
@@ -694,10 +697,28 @@ def test_a_server_without_ranges_that_always_cuts_is_given_up(
 def test_bytes_of_another_range_are_not_taken(fake: FakeHub, at: Places, model: bytes) -> None:
     fake.add(REPO, {FILE: model})
     fake.faults.cut_after.append(1_000_000)
-    fake.faults.wrong_range = True
+    fake.faults.wrong_ranges = 100
     with pytest.raises(FetchFailed, match=r"asked for bytes=1000000-.*gave 'bytes 999999-"):
         hub.fetch(hub.resolve(NAME, at=at), at=at)
     assert partial_of(at, model).read_bytes() == model[:1_000_000]
+    fake.faults.wrong_ranges = 2
+    assert hub.fetch(hub.resolve(NAME, at=at), at=at).read_bytes() == model
+
+
+def test_a_stalled_transfer_is_taken_up_again(
+    fake: FakeHub, at: Places, model: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.add(REPO, {FILE: model})
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
+    stalling = fake.faults = Faults(hold_at=1_000_000)
+
+    def recover(done: int, total: int) -> None:
+        if stalling.held.is_set():
+            fake.faults = Faults()
+
+    source = hub.resolve(NAME, at=at)
+    assert hub.fetch(source, progress=recover, at=at).read_bytes() == model
+    assert fake.bytes_served == len(model)
 
 
 def test_wrong_bytes_are_never_in_place(fake: FakeHub, at: Places, model: bytes) -> None:
@@ -707,6 +728,15 @@ def test_wrong_bytes_are_never_in_place(fake: FakeHub, at: Places, model: bytes)
         hub.fetch(hub.resolve(NAME, at=at), at=at)
     assert left_over(at) == []
     assert fake.bytes_served == len(model)
+
+
+def test_a_file_that_does_not_end_is_cut_off(fake: FakeHub, at: Places, model: bytes) -> None:
+    fake.add(REPO, {FILE: model})
+    fake.faults.extra_bytes = 64 * 2**20
+    with pytest.raises(FetchFailed, match=rf"expected {len(model)} and"):
+        hub.fetch(hub.resolve(NAME, at=at), at=at)
+    assert left_over(at) == []
+    assert fake.bytes_served < 32 * 2**20  # what the sockets between them hold
 
 
 @pytest.mark.parametrize("start", [b"not what it should be", None])
@@ -857,6 +887,9 @@ class FullDisk(hub._Partial):
                 room -= written
                 return written
 
+            def fileno(self) -> int:
+                return real.fileno()
+
             def close(self) -> None:
                 real.close()
 
@@ -875,6 +908,8 @@ def test_a_disk_that_fills_up_keeps_what_came(
             hub.fetch(hub.resolve(NAME, at=at), at=at)
     assert len([r for r in fake.requests if r.storage]) == 1  # trying again would be no use
     assert partial_of(at, model).read_bytes() == model[:1_000_001]
+    monkeypatch.setattr(FullDisk, "room", 10 * len(model))
+    monkeypatch.setattr(hub, "_Partial", FullDisk)
     assert hub.fetch(hub.resolve(NAME, at=at), at=at).read_bytes() == model
     assert fake.requests[-1].byte_range == "bytes=1000001-"
 
