@@ -877,7 +877,9 @@ def _kinds(error: BaseException) -> set[str]:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    # Without the queries of addresses: those of the storage are signed.
+    text = re.sub(r"(https?://[^\s?']+)\?[^\s']*", r"\1", str(error))
+    return " ".join(text.split()) or type(error).__name__
 
 
 def _host(error: BaseException, at: Places) -> str:

@@ -1017,6 +1017,26 @@ def test_a_server_cannot_name_files_outside_the_cache(
     assert not at.cache.exists()
 
 
+def test_signed_addresses_are_in_no_message(
+    fake: FakeHub, at: Places, model: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake.add(REPO, {FILE: model})
+    fake.faults.storage_answers.extend([(503, {}), (403, {})])
+    with pytest.raises(FetchFailed, match=r"forbids .*403.*HF_TOKEN") as caught:
+        hub.fetch(hub.resolve(NAME, at=at), at=at)
+    assert fake.storage_url in str(caught.value)
+    assert "503" in caplog.text
+    assert "signature" not in str(caught.value) + caplog.text
+
+
+def test_the_clients_own_offline_mode_counts_too(
+    at: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelNotFound, match="offline mode is on"):
+        hub.fetch(hub.resolve(NAME, at=at), at=at)
+
+
 def test_timeout(fake: FakeHub, at: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     fake.faults.mute = True
     monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.05)
