@@ -439,7 +439,7 @@ def _contexts(variant: Variant, run: Run) -> list[_Context]:
 
 def _context(variant: Variant, run: Run, n_tokens: int, longest: int) -> _Context:
     """A context of `n_tokens` (Runner._params) for batches of up to `longest` tokens."""
-    n_seq_max = min(BATCH_SEQS + variant.splits, n_tokens)
+    n_seq_max = min(BATCH_SEQS, n_tokens) + variant.splits
     n_ubatch = _round_up(run.max_batch_tokens if variant.splits else n_tokens, n_seq_max)
     n_ctx = _round_up(max(n_tokens, longest, n_ubatch), 256)
     n_outputs, n_rows = n_ubatch, longest
@@ -454,10 +454,7 @@ def _input_bytes(variant: Variant, context: _Context, *, flash_attn: bool) -> in
     """Attention masks, positions, indices."""
     n_kv = context.n_ubatch if variant.encoder else context.n_ctx
     masks = n_kv * (2 if flash_attn else 4) * variant.n_masks
-    # Without flash attention values are written to the cache element by element: an index each.
-    kv_width = variant.shape.n_head_kv * variant.shape.head_dim
-    indices = 0 if flash_attn or variant.encoder else 8 * kv_width
-    return context.n_ubatch * (masks + indices + 24)
+    return context.n_ubatch * (masks + 24)
 
 
 def _graph_bytes(variant: Variant, context: _Context, *, flash_attn: bool) -> int:

@@ -166,7 +166,9 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str,
 
 
 @pytest.mark.parametrize("flash_attn", [True, False])
-@pytest.mark.parametrize(("n_ctx", "n_tokens", "n_contexts"), [(1024, 512, 2), (8192, 128, 1)])
+@pytest.mark.parametrize(
+    ("n_ctx", "n_tokens", "n_contexts"), [(1024, 512, 2), (8192, 128, 1), (300, 16, 1)]
+)
 @pytest.mark.parametrize(
     ("name", "quant"),
     [
@@ -224,6 +226,8 @@ def test_the_head_of_the_pooled_path_is_counted(
     memory = plan.predict(variant, CPU_ONLY, Run(n_ctx=n_tokens, max_batch_tokens=n_tokens))
     assert mib["compute"] > n_tokens * variant.shape.n_vocab * 4 / MIB
     assert_near("compute", memory["CPU"].compute_bytes, mib["compute"])
+    # And copies the lot to the host, with the vectors (output_reserve in src/llama-context.cpp).
+    assert memory["CPU"].host_bytes == n_tokens * (151_669 + 1024) * 4
 
 
 def test_the_built_in_model_really_loaded():
@@ -340,6 +344,26 @@ def test_gpus_share_the_layers_by_free_memory():
     assert memory["CUDA1"].weights_bytes == 20 * per_layer + variant.output_bytes
 
 
+def test_gpus_in_a_row_keep_copies_of_what_they_hand_on():
+    """Four of the inputs and the hidden state (GGML_SCHED_MAX_COPIES), with no layer on the CPU."""
+    variant = variant_of(f"{QWEN}-0.6b", "F16")
+    run = Run(n_ctx=1024, max_batch_tokens=512, n_gpu_layers=29)
+    one, two = (plan.predict(variant, m, run) for m in (ONE_GPU, machine_of("two-gpus")))
+    n_tokens = 520  # whole multiples of 65 sequences
+    handed_on = n_tokens * (2 * 1024 + 24) + n_tokens * 1024 * 4
+    for name in ("CUDA0", "CUDA1"):
+        assert two[name].compute_bytes == one["CUDA0"].compute_bytes + 3 * handed_on
+
+
+def test_a_gpu_that_holds_nothing_has_no_say():
+    machine = with_gpus(machine_of("two-gpus"), 8 * GIB, 0)
+    limits = Limits(n_gpu_layers=0, margin_bytes=GIB)
+    found = plan_for(card_of(f"{QWEN}-0.6b"), machine, limits)
+    assert (found.devices, found.verdict) == (("CPU",), "fits")
+    assert found.memory["CUDA1"].used_bytes == 0
+    assert found.chosen.needed_bytes > 0
+
+
 def test_a_header_gives_the_same_numbers_as_the_card():
     header = read_header(catalog.builtin_path())
     card = card_of(catalog.BUILTIN)
@@ -430,6 +454,9 @@ def test_the_8b_by_free_memory(free_gib: float, quant: str, verdict: str):
     machine = with_gpus(ONE_GPU, int(free_gib * GIB))
     found = plan_for(card_of(f"{QWEN}-8b"), machine)
     assert (found.quant, found.tier, found.verdict) == (quant, "gpu", verdict)
+    left = machine.devices[0].free_bytes - found.memory["CUDA0"].used_bytes
+    margin = min(GIB, machine.devices[0].free_bytes // 8)
+    assert left >= margin if verdict == "fits" else margin // 4 <= left < margin
 
 
 @pytest.mark.parametrize(
@@ -471,6 +498,14 @@ def test_files_below_the_floor_are_shown_but_not_chosen():
     assert plan_for(card, CPU_ONLY, Limits(quant="q2_k")).quant == "Q2_K"
 
 
+def test_of_two_files_in_one_quantization_the_first_counts():
+    card = card_of(f"{QWEN}-0.6b")
+    first = variant_of(card.id, "Q8_0")
+    other = replace(first, layer_bytes=(0,) * 28)
+    found = make_plan([first, other], CPU_ONLY)
+    assert found.memory["CPU"].weights_bytes == first.input_bytes + sum(first.layer_bytes) + 4096
+
+
 def test_a_lower_quality_is_offered_where_nothing_else_fits():
     lower = Limits(memory_bytes=650 * MIB)
     with pytest.raises(DoesNotFit, match=r"try --quant Q3_K_M, at a loss of quality, or a larger"):
@@ -496,6 +531,10 @@ def test_layers_are_split_where_the_gpu_is_too_small():
     assert plan.spare_bytes(variant, with_gpus(ONE_GPU, 4 * GIB), one_more) < 0
     assert found.suggestion is not None
     assert found.suggestion.startswith(f"{QWEN}-0.6b")
+    # A layer or two are not worth their copies. The GPU still helps, one weight at a time, and has
+    # no room for the largest of F16 in each context.
+    hardly = plan_for(card_of(f"{QWEN}-8b"), with_gpus(ONE_GPU, 2 * GIB))
+    assert (hardly.tier, hardly.quant) == ("cpu", "Q8_0")
 
 
 def test_the_caller_decides():
@@ -505,6 +544,8 @@ def test_the_caller_decides():
     assert (found.quant, found.n_ctx, found.max_batch_tokens) == ("Q6_K", 3000, 1024)
     assert (found.n_gpu_layers, found.tier, found.devices) == (10, "split", ("CUDA0", "CPU"))
     assert sum("asked for" in why for why in found.why) == 4
+    fewer = Limits(n_gpu_layers=10, prefer="memory")
+    assert plan_for(card, machine, fewer).quant == "Q4_K_M"
     assert plan_for(card, machine, Limits(n_gpu_layers=0)).devices == ("CPU",)
     assert plan_for(card, machine, Limits(n_gpu_layers=-1)).n_gpu_layers == 37
     assert plan_for(card, machine, Limits(n_gpu_layers=99)).n_gpu_layers == 37
@@ -609,6 +650,13 @@ def test_ram_holds_what_is_on_an_integrated_gpu():
     assert "of RAM+Vulkan0" in row.reason
 
 
+def test_ram_holds_what_is_on_a_mac():
+    machine = with_ram(machine_of("m4-max-48gb"), 10 * GIB)
+    found = plan_for(card_of(f"{QWEN}-8b"), machine)
+    assert (found.quant, found.devices, found.verdict) == ("Q6_K", ("MTL0",), "fits")
+    assert "of RAM+MTL0" in found.chosen.reason
+
+
 def test_encoders_get_a_context_per_core_where_they_fit():
     card = card_of("bge-m3")  # 250,002 tokens: 244 MiB of output buffer for each context
     many = plan_for(card, replace(CPU_ONLY, usable_cores=16), Limits(quant="Q8_0"))
@@ -704,6 +752,8 @@ def test_never_over_budget_and_always_with_reasons(
     assert found.chosen.verdict == found.verdict != "no"
     assert found.n_threads * found.n_contexts <= max(machine.usable_cores, found.n_contexts)
     assert len({(row.quant, row.tier) for row in found.considered}) == len(found.considered)
+    if limits.n_gpu_layers is None:  # layers move to the CPU before it gets tight
+        assert all(row.verdict != "tight" for row in found.considered if row.tier == "split")
 
 
 @settings(max_examples=150, deadline=None)
