@@ -34,6 +34,8 @@ from gguf_embed.runner import Meaning, Runner, RunSettings
 from gguf_embed.selftest import Working
 
 MACHINES = Path(__file__).parent / "machines"
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+sys.path.append(str(BENCHMARKS))
 GIB = 2**30
 QWEN = "qwen3-embedding"
 NOT_ENOUGH = r"does not fit on"
@@ -791,6 +793,41 @@ def test_more_memory_never_plans_worse(
         assert plan.quality_rank(after.quant) <= plan.quality_rank(before.quant)
 
 
+# -- documents and measurements ------------------------------------------------------------------
+
+
+def test_the_table_of_plans_is_up_to_date():
+    import plans
+
+    made = (BENCHMARKS.parent / "docs" / "plans.md").read_text("utf-8")
+    assert made == plans.document(), "run: python benchmarks/plans.py docs/plans.md"
+
+
+def test_reports_are_summed_by_device():
+    """Buffers as llama.cpp names them on machines that are not here."""
+    from memory import Reports
+
+    reports = Reports()
+    for line in (
+        "load_tensors:   CPU_Mapped model buffer size =   486.01 MiB",
+        "load_tensors:        CUDA0 model buffer size =  4453.99 MiB",
+        "load_tensors:  MTL0_Mapped model buffer size =  1136.48 MiB",
+        "llama_kv_cache:      CUDA1 KV buffer size =   576.00 MiB",
+        "sched_reserve:      CUDA0 compute buffer size =   112.02 MiB",
+        "sched_reserve:  CUDA_Host compute buffer size =    16.02 MiB",
+        "sched_reserve:        CPU compute buffer size =     1.00 MiB",
+    ):
+        reports.emit(logging.makeLogRecord({"msg": line}))
+    assert reports.mib == {
+        ("CPU", "weights"): 486.01,
+        ("CUDA0", "weights"): 4453.99,
+        ("MTL0", "weights"): 1136.48,
+        ("CUDA1", "cache"): 576.0,
+        ("CUDA0", "compute"): 112.02,
+        ("CPU", "compute"): pytest.approx(17.02),
+    }
+
+
 # -- command line --------------------------------------------------------------------------------
 
 RunPlan = Callable[..., tuple[int, str, str]]
@@ -876,7 +913,7 @@ def test_the_options_reach_the_plan(run_plan: RunPlan, args: tuple[object, ...],
     [
         ((f"{QWEN}-8b", *on("m2-air-8gb")), 5, NOT_ENOUGH),
         ((f"{QWEN}-8b", "--machine", "absent.json"), 2, "absent.json: cannot be read"),
-        ((f"{QWEN}-8b", "--machine", __file__), 2, "machine description: not JSON"),
+        ((f"{QWEN}-8b", "--machine", __file__), 2, "test_plan.py: machine description: not JSON"),
         (("qwen4-embedding",), 4, "did you mean qwen3-embedding"),
         ((f"{QWEN}-8b", *on("wsl"), "--quant", "Q7"), 2, "is not offered as Q7"),
         ((catalog.builtin_path(), "--any-quant"), 2, "name a file"),

@@ -114,10 +114,11 @@ def _machine(path: Path | None) -> Machine:
     if path is None:
         return hardware.probe(store=paths.home())
     try:
-        text = path.read_text(encoding="utf-8")
+        return hardware.machine_from_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: cannot be read: {error}; make it with `probe --json`") from None
-    return hardware.machine_from_json(text)
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from None
 
 
 def _plan(name: str, machine: Machine, limits: Limits, *, any_quant: bool) -> Plan:
@@ -130,9 +131,14 @@ def _plan(name: str, machine: Machine, limits: Limits, *, any_quant: bool) -> Pl
         return plan.plan_auto(machine, limits)
     sources = hub.sources(name)
     card = sources[0].card
-    if card is not None and card.shape is not None and card.architecture in layout.ARCHITECTURES:
-        if len(sources) == 1 and limits.quant is None:  # the name says which file
-            limits = replace(limits, quant=sources[0].quant)
+    one = sources[0].quant if len(sources) == 1 else None  # the name says which file
+    if (
+        card is not None
+        and card.shape is not None
+        and card.architecture in layout.ARCHITECTURES
+        and (one is None or one in {file.quant for file in card.files})
+    ):
+        limits = replace(limits, quant=limits.quant or one)
         return plan.plan_for(card, machine, limits, any_quant=any_quant)
     if any_quant:
         raise BadOption(f"{name}: what its other quantizations take is not known; name a file")
