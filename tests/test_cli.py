@@ -81,7 +81,7 @@ def test_embed_writes_an_array_row_by_line(run: Run, notes: Path, tmp_path: Path
 
 
 def test_embed_says_what_made_the_vectors(run: Run, notes: Path, tmp_path: Path):
-    arguments = ("--prompt-name", "query", "--dimensions", 8, "--no-normalize")
+    arguments = ("--prompt-name", "query", "--dimensions", 60, "--no-normalize")
     assert run("embed", notes, "-o", tmp_path / "v.npy", *arguments)[0] == 0
     assert json.loads((tmp_path / "v.npy.meta.json").read_text()) == {
         "model": "fake",
@@ -90,7 +90,7 @@ def test_embed_says_what_made_the_vectors(run: Run, notes: Path, tmp_path: Path)
         "sha256": None,
         "pooling": "mean",
         "prompt": "query: ",
-        "dim": 8,
+        "dim": 60,
         "normalized": False,
         "n_ctx": 32,
         "truncate": "error",
@@ -98,7 +98,7 @@ def test_embed_says_what_made_the_vectors(run: Run, notes: Path, tmp_path: Path)
         "truncated": 0,
         "gguf_embed": __version__,
     }
-    how = {"prompt": "query: ", "dimensions": 8, "normalize": False}
+    how = {"prompt": "query: ", "dimensions": 60, "normalize": False}
     expected = vectors_of(["a cat sits", "", "a dog runs"], **how)
     np.testing.assert_array_equal(np.load(tmp_path / "v.npy"), expected)
 
@@ -149,13 +149,13 @@ def test_empty_input_gives_an_empty_array(run: Run, tmp_path: Path):
 
 
 def test_every_text_that_is_too_long_is_named(run: Run, tmp_path: Path):
-    lengths = [3, 40, 5, 5, 5, 30, 31, 5, 100, 1]
+    lengths = [3, 5, 5, 5, 5, 40, 30, 31, 5, 100, 1]  # the first four come back before
     source = tmp_path / "long.txt"
     source.write_text("".join("w " * n + "\n" for n in lengths))
     code, out, err = run("embed", source, "-o", tmp_path / "v.npy")
     assert (code, out) == (2, "")
     *rows, last = err.splitlines()
-    too_long = [(2, 42), (7, 33), (9, 102)]
+    too_long = [(6, 42), (8, 33), (10, 102)]
     assert rows == [f"gguf-embed: {source}:{i}: {n} tokens" for i, n in too_long]
     assert "3 text(s) longer than the 32 tokens of fake; " in last
     assert f"{tmp_path}/v.npy is not written" in last
@@ -375,8 +375,10 @@ def test_help_teaches_by_example(run: Run, command: str):
 
 def spawn(arguments: list[object], **kwargs: object) -> subprocess.Popen[bytes]:
     command = [*FAKE, *map(str, arguments)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, **{**pipes, **kwargs})  # type: ignore[arg-type]
+    # Unbuffered output would hide what happens to buffers at the end of a process.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    usual = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, **{**usual, "env": environment, **kwargs})  # type: ignore[arg-type]
 
 
 def wait_for(condition: Callable[[], object]) -> None:
@@ -456,6 +458,15 @@ def test_a_reader_that_goes_away_is_no_error_to_talk_about():
     assert process.stderr
     assert process.stderr.read() == b""
     process.stderr.close()
+
+
+def test_a_reader_that_never_reads_is_none_either():
+    process = spawn(["search", "x", "-"])
+    assert process.stdout
+    process.stdout.close()
+    process.stdout = None
+    _, err = process.communicate(b"text\n", timeout=20)
+    assert (process.returncode, err) == (141, b"")
 
 
 def test_what_a_terminal_cannot_show_is_escaped(tmp_path: Path):

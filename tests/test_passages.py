@@ -46,7 +46,10 @@ def test_code_between_fences_is_one_paragraph():
 
 def test_what_only_looks_like_a_heading_is_none():
     for text in ["#hashtag", "####### seven", "# " + "x" * 300, "    # code"]:
-        assert split(f"{text}\n\nbody") == [(1, f"{text}\n\nbody")]
+        long = "word " * 90
+        (_, first), (_, second) = split(f"{text}\n\n{long}\n\n{long}")
+        assert first.startswith(text)
+        assert second.startswith("word"), "not repeated as a heading is"
 
 
 def test_a_blank_text_has_no_passage():
@@ -83,6 +86,8 @@ def test_parts_fit_and_together_are_the_text(text: str, most: int):
     assert all(len(part) <= most for part in parts if len(text) > 1)
     if len(text) <= most:
         assert parts == [text]
+    else:
+        assert all(part.strip() for part in parts)
 
 
 def test_parts_end_at_lines_then_words():
