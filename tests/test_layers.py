@@ -23,7 +23,10 @@ LAYERS = (
     {"tune"},
     {"engine"},
     {"formats", "quantize", "compare", "bundle", "evaluation"},
-    {"bench"},
+    {"judge"},
+    {"bench", "judge", "report"},
+    {"report"},
+    {"plots"},
     {"cli", "integrations"},
 )
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
@@ -35,6 +38,8 @@ ONLY_IN = {
     "llama_cpp": "llama.py",
     "huggingface_hub": "hub.py",
     "rich": "cli/console.py",
+    "matplotlib": "plots.py",
+    "mteb": "integrations/mteb.py",
 }
 
 
