@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="where (default: .venv)")
     parser.add_argument("--extras", default="cli", help="extras of pyproject.toml (default: cli)")
     args = parser.parse_args()
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036  (run before pip could refuse)
         sys.exit(f"Python 3.11 or newer is needed, this is {platform.python_version()}")
 
     python = args.venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")

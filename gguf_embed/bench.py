@@ -68,6 +68,7 @@ ROUND_S = 4.0  # the slowest level embeds for about so long in a round
 MIN_TEXTS = 8  # but never less than that
 N_LATENCIES = 24  # single texts per round
 WARM_UP_TEXTS = 8
+WORKER = ("-m", "gguf_embed.bench", "--worker")
 BUSY = 0.5  # load per usable core from which speeds are not to be trusted
 
 
@@ -227,7 +228,7 @@ def _known_subject(name: str) -> Subject:
 def _wanted(subject: Subject, asked: Sequence[str] | None) -> tuple[str, ...]:
     """The levels to compare, as llama.cpp spells them, the source's own first."""
     ready = {name.upper(): name for name in subject.ready}  # also names that are no level
-    if asked is None and subject.source is None and subject.asked is None:
+    if asked is None and subject.asked is None and len(subject.ready) > 1:
         return tuple(subject.ready)
     names = [ready.get(name.upper()) or level_named(name) for name in asked or DEFAULT_LEVELS]
     best = [name for name, path in subject.ready.items() if path == subject.source]
@@ -566,12 +567,11 @@ class _TurnFailed(Exception):
 
 def _ask(job: Mapping[str, Any], say: Status) -> dict[str, Any]:
     """A child's answer to one job; raises _TurnFailed with its reason. It ends when this does."""
-    command = [sys.executable, "-m", "gguf_embed.bench", "--worker"]
     answer: dict[str, Any] | None = None
     with (
         tempfile.TemporaryFile() as errors,
         subprocess.Popen(
-            command,
+            [sys.executable, *WORKER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, TypeAlias, overload
@@ -20,16 +20,24 @@ import numpy.typing as npt
 
 from gguf_embed import catalog, hub, selftest, tune
 from gguf_embed.catalog import BUILTIN, ModelCard
-from gguf_embed.errors import BadModelFile, BadOption, BadText, NativeFailed, TextTooLong
+from gguf_embed.errors import (
+    BadInput,
+    BadModelFile,
+    BadOption,
+    BadText,
+    NativeFailed,
+    TextTooLong,
+)
 from gguf_embed.gguf import ENCODERS, Header, Pooling, check_embedder, needs_pooling, read_header
-from gguf_embed.llama import Model, Tokens
+from gguf_embed.llama import MAX_SEQS, Model, Tokens
 from gguf_embed.pooling import Vectors, check_dimensions, finish
 from gguf_embed.runner import Meaning, Outcome, Runner, RunSettings, tap_works
 from gguf_embed.schedule import Microbatch, Shared, pack, shared_prefixes
 from gguf_embed.tokenizer import Tokenizer
 
 Truncate: TypeAlias = Literal["error", "end", "start"]
-Progress: TypeAlias = Callable[[int, int], None]  # texts and tokens done since the last call
+# Texts and tokens done since the last call; called in the thread that takes the results.
+Progress: TypeAlias = Callable[[int, int], None]
 
 WINDOW = 2048  # texts sorted and packed together by `stream`; two windows are in flight
 ENCODE_WINDOW = 1 << 18  # the same for `encode`, whose caller holds all texts anyway
@@ -84,6 +92,9 @@ class _Window:
     truncated: npt.NDArray[np.bool_]  # (different texts,)
 
 
+_InFlight: TypeAlias = deque[tuple[_Window, list[tuple[Microbatch, Future[Outcome]]]]]
+
+
 class Embedder:
     """A model ready to embed. Safe to use from several threads; close it or use `with`."""
 
@@ -105,8 +116,9 @@ class Embedder:
         encoder = header.architecture in ENCODERS
         causal = card.causal if card else header.causal
         self.meaning = Meaning(pooling=pooling, causal=causal and not encoder, encoder=encoder)
-        self.n_ctx = min(settings.n_ctx or header.n_ctx_train, header.n_ctx_train)
-        if settings.n_ctx and settings.n_ctx > header.n_ctx_train:
+        _check_ranges(settings)
+        self.n_ctx = settings.n_ctx or header.n_ctx_train
+        if self.n_ctx > header.n_ctx_train:
             raise BadOption(
                 f"n_ctx={settings.n_ctx}: {path.name} was trained on {header.n_ctx_train} tokens"
             )
@@ -122,9 +134,14 @@ class Embedder:
             on_status=on_status,
         )
         self.model = Model(path, n_gpu_layers=run_settings.n_gpu_layers, repack=run_settings.repack)
-        if run_settings.tap and not tap_works(self.model, self.meaning, run_settings):
-            run_settings = replace(run_settings, tap=False)
-        self._runner = Runner(self.model, self.meaning, run_settings)
+        try:
+            if run_settings.tap and not tap_works(self.model, self.meaning, run_settings):
+                run_settings = replace(run_settings, tap=False)
+            self._runner = Runner(self.model, self.meaning, run_settings)
+        except BaseException:
+            self.model.close()
+            raise
+        self._closed = False
         self.dim = self.model.dim
         self.prompts: Mapping[str, str] = card.prompts if card else {}
         self._specials = self.model.special_tokens()
@@ -173,7 +190,8 @@ class Embedder:
         self.close()
 
     def close(self) -> None:
-        """Free the model; later calls fail."""
+        """Free the model; later calls raise BadInput."""
+        self._closed = True
         self._tokenizers.shutdown()
         self._runner.close()
         self.model.close()
@@ -304,6 +322,9 @@ class Embedder:
 
     def count_tokens(self, texts: Sequence[str]) -> npt.NDArray[np.int32]:
         """Number of tokens of each text, special tokens included, shape (n,)."""
+        self._check_open()
+        if isinstance(texts, str):
+            texts = [texts]
         ids = self._tokenizers.map(self._ids, texts, range(len(texts)), chunksize=64)
         return np.fromiter(map(len, ids), np.int32, len(texts))
 
@@ -333,7 +354,7 @@ class Embedder:
         """
         request = self._request(prompt_name, prompt, dimensions, normalize, truncate, on_progress)
         iterator = iter(texts)
-        in_flight: deque[tuple[_Window, list[tuple[Microbatch, Future[Outcome]]]]] = deque()
+        in_flight: _InFlight = deque()
         too_long: list[tuple[int, int]] = []
         start = 0
         try:
@@ -341,13 +362,13 @@ class Embedder:
                 prepared = self._prepare(chunk, start, request, too_long)
                 start += len(chunk)
                 if not too_long:
-                    in_flight.append((prepared, self._submit(prepared, request)))
+                    in_flight.append((prepared, self._submit(prepared)))
                     if len(in_flight) > 1:
-                        yield self._collect(*in_flight.popleft(), request)
+                        yield self._collect(in_flight, request)
             if too_long:
-                raise TextTooLong(too_long, self.n_ctx)
+                raise TextTooLong(sorted(too_long), self.n_ctx)
             while in_flight:
-                yield self._collect(*in_flight.popleft(), request)
+                yield self._collect(in_flight, request)
         finally:
             for _, futures in in_flight:
                 for _, future in futures:
@@ -373,8 +394,14 @@ class Embedder:
             mrl_min=card.mrl_min if card else None,
             mrl_dims=card.mrl_dims if card else (),
         )
+        text = self.prompt(prompt_name) if prompt_name is not None else prompt or ""
+        if text and (n_tokens := len(self._ids(text, row=0))) >= self.n_ctx:
+            raise BadOption(
+                f"the prompt takes {n_tokens} of n_ctx={self.n_ctx} tokens and leaves none for a "
+                "text; shorten it"
+            )
         return _Request(
-            prompt=self.prompt(prompt_name) if prompt_name is not None else prompt or "",
+            prompt=text,
             dimensions=dimensions,
             normalize=normalize,
             truncate=truncate,
@@ -385,6 +412,7 @@ class Embedder:
         self, texts: list[str], start: int, request: _Request, too_long: list[tuple[int, int]]
     ) -> _Window:
         """Tokenize each different text once, in several threads, and cut what is too long."""
+        self._check_open()
         for row, text in enumerate(texts):
             if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise BadText(start + row, f"is a {type(text).__name__}, not a str")
@@ -395,8 +423,11 @@ class Embedder:
         first_rows = [0] * len(unique)
         for row in range(len(texts) - 1, -1, -1):
             first_rows[place[row]] = start + row
-        prompted = [request.prompt + text for text in unique]
-        tokens = list(self._tokenizers.map(self._ids, prompted, first_rows, chunksize=64))
+        tokens = list(
+            self._tokenizers.map(
+                self._ids, unique, first_rows, repeat(request.prompt), chunksize=64
+            )
+        )
         truncated = np.fromiter((len(t) > self.n_ctx for t in tokens), np.bool_, len(tokens))
         for index in np.flatnonzero(truncated):
             if request.truncate == "error":
@@ -408,15 +439,22 @@ class Embedder:
             start=start, tokens=tokens, first_rows=first_rows, place=place, truncated=truncated
         )
 
-    def _ids(self, text: str, row: int) -> Tokens:
+    def _ids(self, text: str, row: int, prompt: str = "") -> Tokens:
+        self._check_open()
         try:
-            return self._tokenizer.encode(text)
+            return self._tokenizer.encode(prompt + text)
         except UnicodeEncodeError as error:
             raise BadText(
                 row,
-                f"character {error.start} is a lone surrogate (U+{ord(text[error.start]):04X}),"
-                " which is no text; fix the decoding or use errors='replace'",
+                f"character {error.start - len(prompt)} is a lone surrogate "
+                f"(U+{ord(error.object[error.start]):04X}), which is no text; fix the decoding or "
+                "use errors='replace'",
             ) from None
+
+    def _check_open(self) -> None:
+        """Native pointers of a closed model lead nowhere."""
+        if self._closed:
+            raise BadInput(f"{self!r} is closed; open the model again")
 
     def _cut(self, tokens: Tokens, request: _Request) -> Tokens:
         """Cut to n_ctx from the end or the start of the text; prompt and special tokens stay."""
@@ -427,15 +465,12 @@ class Embedder:
         head = max(head, 1 if int(tokens[0]) in self._specials else 0)
         return np.concatenate([tokens[:head], tokens[len(tokens) - (self.n_ctx - head) :]])
 
-    def _submit(
-        self, window: _Window, request: _Request
-    ) -> list[tuple[Microbatch, Future[Outcome]]]:
+    def _submit(self, window: _Window) -> list[tuple[Microbatch, Future[Outcome]]]:
         """Pack the window and hand it to the contexts."""
         tokens, settings = window.tokens, self._runner.settings
         groups = [Shared(rows=tuple(range(len(tokens))), n_prefix=0)]
         if self._runner.can_share and len(tokens) > 1:
             groups = shared_prefixes(tokens, group_cost=settings.max_batch_tokens // 8)
-        n_same = np.bincount(window.place, minlength=len(tokens))
         futures: list[tuple[Microbatch, Future[Outcome]]] = []
         for group in groups:
             n_prefix = min(group.n_prefix, self._runner.max_prefix)
@@ -448,19 +483,17 @@ class Embedder:
             ):
                 rows = tuple(group.rows[i] for i in batch.rows)
                 future = self._runner.submit([tokens[row] for row in rows], n_prefix=n_prefix)
-                if request.on_progress is not None:
-                    n_texts = int(n_same[list(rows)].sum())
-                    future.add_done_callback(_report(request.on_progress, n_texts, batch.n_tokens))
                 futures.append((replace(batch, rows=rows), future))
         return futures
 
-    def _collect(
-        self,
-        window: _Window,
-        futures: list[tuple[Microbatch, Future[Outcome]]],
-        request: _Request,
-    ) -> Block:
-        """Wait for a window's microbatches and put their rows back in order."""
+    def _collect(self, in_flight: _InFlight, request: _Request) -> Block:
+        """Wait for the oldest window's microbatches and put their rows back in order.
+
+        It leaves `in_flight` when it is done: whoever is interrupted before can cancel the rest.
+        """
+        self._check_open()
+        window, futures = in_flight[0]
+        n_same = np.bincount(window.place, minlength=len(window.tokens))
         dim = request.dimensions or self.dim
         vectors = np.empty((len(window.tokens), dim), np.float32)
         for batch, future in futures:
@@ -471,9 +504,13 @@ class Embedder:
                     f"row {row}: llama.cpp gives NaN for this text on every path; "
                     f"try another quantization of {self.model_id}, or leave the row out"
                 )
-            vectors[list(batch.rows)] = finish(
+            rows = list(batch.rows)
+            vectors[rows] = finish(
                 outcome.vectors, dimensions=request.dimensions, normalize=request.normalize
             )
+            if request.on_progress is not None:
+                request.on_progress(int(n_same[rows].sum()), batch.n_tokens)
+        in_flight.popleft()
         counts = np.fromiter(map(len, window.tokens), np.int32, len(window.tokens))
         return Block(
             start=window.start,
@@ -506,15 +543,31 @@ def _end_token(header: Header, card: ModelCard | None, pooling: Pooling) -> int 
     return header.eos_id if header.add_eos is not False else None
 
 
+# The least and the most. A text has a start token, one token of its own and an end token.
+# llama.cpp takes 256 sequences, and a shared prefix is one of them.
+_RANGES: Mapping[str, tuple[int, int | None]] = {
+    "n_ctx": (3, None),
+    "max_batch_tokens": (1, None),
+    "max_batch_seqs": (1, MAX_SEQS - 1),
+    "n_contexts": (1, None),
+    "n_threads": (1, None),
+}
+
+
+def _check_ranges(settings: Settings) -> None:
+    """Refuse numbers that llama.cpp would abort for."""
+    for name, (low, high) in _RANGES.items():
+        value: int | None = getattr(settings, name)
+        if value is not None and (value < low or (high is not None and value > high)):
+            allowed = f"at least {low}" if high is None else f"{low}..{high}"
+            raise BadOption(f"{name}={value}: give {allowed}, or leave it out")
+
+
 def _wanted(settings: Settings) -> dict[str, int | bool]:
     """The run settings that the caller decided."""
     names = {field.name for field in fields(RunSettings)}
     given = {name: getattr(settings, name) for name in names}
     return {name: value for name, value in given.items() if value is not None}
-
-
-def _report(on_progress: Progress, n_texts: int, n_tokens: int) -> Callable[[object], None]:
-    return lambda _future: on_progress(n_texts, n_tokens)
 
 
 def _agree(a: Tokens, b: Tokens) -> int:

@@ -71,11 +71,16 @@ class Runner:
         self._long_lock = threading.Lock()
         self._long: Context | None = None
         self._opened: list[Context] = []
-        for _ in range(settings.n_contexts):
-            context = Context(self.model, self._params(settings.max_batch_tokens), meaning.encoder)
-            self._opened.append(context)
-            self._contexts.put(context)
         self._threads = ThreadPoolExecutor(settings.n_contexts, thread_name_prefix="gguf-embed")
+        params = self._params(settings.max_batch_tokens)
+        try:
+            for _ in range(settings.n_contexts):
+                context = Context(self.model, params, meaning.encoder)
+                self._opened.append(context)
+                self._contexts.put(context)
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Runner:
         return self

@@ -37,9 +37,9 @@ class Tokenizer:
         Special tokens spelled out in the text are plain text. Raises UnicodeEncodeError for a lone
         surrogate.
         """
+        raw = text.encode()  # first, so that an error's position is one in the text as given
         if self._nfc:
-            text = unicodedata.normalize("NFC", text)
-        raw = text.encode()
+            raw = unicodedata.normalize("NFC", text).encode()
         if self._wordpiece is not None:
             return np.array(self._wordpiece.encode(text), np.int32)
         ids = self._model.tokenize(raw)

@@ -370,6 +370,17 @@ def test_help_teaches_by_example(run: Run, command: str):
             cli.parser().parse_args(shlex.split(command_line.split(">")[0]))
 
 
+def test_nothing_that_a_terminal_obeys_is_printed(run: Run, tmp_path: Path):
+    name = "\x1b[2Ja.txt"
+    (tmp_path / name).write_text("\x1b]0;title\x07 text\u202e\n")
+    _, out, _ = run("search", "text", tmp_path / name)
+    assert "\\x1b[2Ja.txt:1" in out
+    assert "\\x1b]0;title\\x07 text\\u202e" in out
+    _, _, err = run("embed", tmp_path / f"{name}x")
+    assert "no such file" in one_line(err)
+    assert not {"\x1b", "\x07", "\u202e"} & {*out, *err}
+
+
 # -- what happens to a process ---------------------------------------------------------------
 
 

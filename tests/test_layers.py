@@ -24,7 +24,7 @@ LAYERS = (
     {"engine"},
     {"formats", "quantize", "compare", "bundle", "evaluation"},
     {"judge"},
-    {"bench", "judge", "report"},
+    {"bench"},
     {"report"},
     {"plots"},
     {"cli", "integrations"},

@@ -15,6 +15,7 @@ import pytest
 from conftest import Write
 
 from gguf_embed import llama, runner
+from gguf_embed.errors import NativeFailed
 from gguf_embed.gguf import Pooling
 from gguf_embed.llama import Context, ContextParams, Model, Tokens
 from gguf_embed.pooling import Vectors
@@ -361,6 +362,19 @@ def test_closing_waits_for_what_is_under_way(lab: Lab):
     np.testing.assert_array_equal(future.result().vectors, expected(texts(3)))
     assert lab.open == []
     run.close()
+
+
+def test_contexts_made_before_a_failure_are_freed(lab: Lab, monkeypatch: pytest.MonkeyPatch):
+    def context(model: object, params: ContextParams, encoder: bool) -> FakeContext:
+        if len(lab.made) == 2:
+            raise NativeFailed("no memory")
+        return lab.context(model, params, encoder)
+
+    monkeypatch.setattr(runner, "Context", context)
+    with pytest.raises(NativeFailed, match="no memory"):
+        fake_runner(n_contexts=3)
+    assert len(lab.made) == 2
+    assert lab.open == []
 
 
 # ------------------------------------------------------------------------------------ NaN

@@ -19,7 +19,12 @@ from gguf_embed.errors import OutputFailed
 
 def say(message: str) -> None:
     """One line for the person, on standard error."""
-    print(f"gguf-embed: {message}", file=sys.stderr, flush=True)
+    print(f"gguf-embed: {plain(message)}", file=sys.stderr, flush=True)
+
+
+def plain(text: str) -> str:
+    """The text with every character that a terminal would obey as its escape."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def out(text: str) -> None:

@@ -37,7 +37,7 @@ what comes out (-o):
   NAME.jsonl  one object per text: id, source, position (line), truncated, vector
   -           the same JSON lines on standard output, as they are ready
 A file appears only when it is complete: an error, Ctrl-C or a full disk leaves the older one
-alone. NAME.npy.meta.json beside it says what made it (model, prompt, pooling, dimensions):
+alone. OUT.meta.json beside it says what made it (model, prompt, pooling, dimensions):
 vectors that differ in these cannot be compared.
 
 examples:
@@ -115,13 +115,14 @@ def run(args: argparse.Namespace) -> int:
         with options.open_embedder(args.model, settings, quiet=args.quiet) as embedder:
             opened = time.monotonic()
             prompt = embedder.prompt(args.prompt_name) if args.prompt_name else args.prompt or ""
+            sha256 = _sha256(embedder.path)
             with console.progress("embed", total, quiet=args.quiet) as progress:
                 done = _embed(embedder, Flow(records, progress), output, prompt, args)
             about = {
                 "model": embedder.model_id,
                 "quant": embedder.quant,
                 "file": embedder.path.name,
-                "sha256": _sha256(embedder.path),
+                "sha256": sha256,
                 "pooling": embedder.pooling.name.lower(),
                 "prompt": prompt,
                 "dim": done.dim,

@@ -141,10 +141,10 @@ def _passages(embedder: Embedder, records: Iterator[Record]) -> Iterator[Record]
 def _print_hit(rank: int, score: float, record: Record) -> None:
     place = f"{record.source}:{record.position}"
     own_id = "" if record.id == place else f"  {record.id}"
-    console.out(f"{rank:>2}  {score:.3f}  {place}{own_id}")
+    console.out(console.plain(f"{rank:>2}  {score:.3f}  {place}{own_id}"))
     width = min(shutil.get_terminal_size((100, 24)).columns, 100)
     for line in textwrap.wrap(
-        " ".join(record.text.split()),
+        console.plain(" ".join(record.text.split())),
         width=width,
         initial_indent=" " * 11,
         subsequent_indent=" " * 11,

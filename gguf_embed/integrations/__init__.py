@@ -1,0 +1,1 @@
+"""Bridges to other projects' interfaces; each imports its project only when used."""
