@@ -435,7 +435,7 @@ def join(
                 judged[asked[one.query_id]][place[one.passage_id]] = one.relevance
         answered = [any(relevance > 0 for relevance in row.values()) for row in judged]
         if n_without := answered.count(False):
-            remarks.append(f"{n_without:,} queries without a relevant passage left out")
+            remarks.append(f"queries without a relevant passage, left out: {n_without:,}")
         kept = list(compress(kept, answered))
         judged = list(compress(judged, answered))
         if not kept:
@@ -460,7 +460,7 @@ def _places(texts: Sequence[Text], kind: str, name: str, remarks: list[str]) -> 
         if text.text.strip():
             place[text.id] = len(place)
     if n_blank := len(texts) - len(place):
-        remarks.append(f"{n_blank:,} blank {kind} left out")
+        remarks.append(f"blank {kind}, left out: {n_blank:,}")
     return place
 
 

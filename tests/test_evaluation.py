@@ -62,12 +62,25 @@ def test_the_same_task_whatever_the_hash_seed():
     assert len(seen) == 1
 
 
-def test_packages_are_added(docstrings: Task):
-    task = evaluation.docstring_task(packages=["numpy"])
-    assert len(task.queries) > len(docstrings.queries) + 100
-    assert task.name.endswith(" and numpy")
+def test_packages_are_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    package = tmp_path / "lost_property"
+    (package / "tests").mkdir(parents=True)
+    (package / "__init__.py").write_text(f'"""Find what was lost here.\n\n{BODY}\n"""\n1 / 0')
+    (package / "tests" / "__init__.py").write_text(f'"""Tests are passed over.\n\n{BODY}\n"""')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "stdlib_module_names", frozenset({"json"}))
+    task = evaluation.docstring_task(packages=["lost_property"])
+    assert (task.queries[-1], task.passages[-1]) == ("Find what was lost here.", BODY)
+    assert task.queries[0].startswith("JSON ")
+    assert task.name.endswith(" and lost_property")
     with pytest.raises(BadOption, match="'no_such_thing' is not installed"):
         evaluation.docstring_task(packages=["no_such_thing"])
+
+
+def test_no_source_code_is_told(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "stdlib_module_names", frozenset({"_socket"}))
+    with pytest.raises(BadInput, match="no source code of the standard library"):
+        evaluation.docstring_task()
 
 
 @pytest.mark.parametrize(
@@ -127,7 +140,7 @@ def test_pairs_of_a_file_in_order_of_lines(tmp_path: Path):
         "coroutine",
         "function",
     ]
-    assert pairs[2].source == "package/module.py:9"
+    assert pairs[2].source == "package/module.py:10"
     path.write_text("this is no Python")
     assert list(evaluation.read_pairs(path, tmp_path)) == []
 
@@ -287,7 +300,7 @@ def test_a_folder_as_beir_has_it(folder: Path):
     assert task.passages == tuple(f"Title {i} text {i}" for i in range(4))
     assert task.queries == ("query 0", "query 2")
     assert task.qrels == ({1: 1.0}, {3: 2.0, 0: 1.0})
-    assert task.remarks == ("1 queries without a relevant passage left out",)
+    assert task.remarks == ("queries without a relevant passage, left out: 1",)
 
 
 def test_qrels_beside_the_corpus_without_a_header(folder: Path):
@@ -364,7 +377,7 @@ def test_blank_texts_are_left_out_and_told():
     task = evaluation.join("t", passages=passages, queries=[Text(id="q", text="?")], qrels=qrels)
     assert task.passages == ("one", "two")
     assert task.qrels == ({1: 1.0},)
-    assert task.remarks == ("1 blank passages left out",)
+    assert task.remarks == ("blank passages, left out: 1",)
 
 
 def test_the_fingerprint_sees_every_part():
