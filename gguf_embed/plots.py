@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from math import cos, hypot, pi, sin, sqrt
+from math import cos, hypot, nan, pi, sin, sqrt
 from pathlib import Path
 from typing import Any
 
 from gguf_embed.bench import Report, Result
 from gguf_embed.errors import BadOption, OutputFailed
 from gguf_embed.judge import Quality
-from gguf_embed.report import measure
-from gguf_embed.store import mib
+from gguf_embed.report import measure, shown_bytes
 
 SIZE = (8.0, 5.0)  # inches
 DPI = 150
@@ -84,7 +83,7 @@ def _draw_levels(report: Report, measured: Sequence[Result], figure: Any) -> Non
         axes.plot(across, (y, y), color=colour, alpha=0.45, linewidth=1)
         axes.plot((x, x), up, color=colour, alpha=0.45, linewidth=1)
         axes.scatter(x, y, s=area, color=colour, alpha=0.75, edgecolor="white", linewidth=1)
-        label = f"{result.level.name}\n{mib(result.level.n_bytes)}"
+        label = f"{result.level.name}\n{shown_bytes(result.level.n_bytes)}"
         spots.append(_Spot(x=x, y=y, x_bar=across, y_bar=up, radius=sqrt(area / pi), label=label))
     axes.set_xlabel("tokens/s (bar: range of the rounds)")
     if measured[0].quality is None:
@@ -125,7 +124,10 @@ def _draw_dims(report: Report, measured: Sequence[Result], figure: Any) -> None:
         }
         values = [quality.by_dim[dim] for dim in dims]
         whole.plot(dims, values, **style)
-        percent = [100 * (quality.by_dim[dim] / reference[dim] - 1) for dim in dims]
+        percent = [
+            100 * (quality.by_dim[dim] / reference[dim] - 1) if reference[dim] else nan
+            for dim in dims
+        ]
         share.plot(dims, percent, **style)
     for axes in (whole, share):
         axes.set_xscale("log", base=2)
@@ -196,10 +198,14 @@ def places(
         disc, label = discs[i], labels[i]
         area = label.width * label.height
 
-        def cost(box: Box, disc: Box = disc, area: float = area) -> float:
-            covered = sum(box.shared(other) for other in (*placed.values(), *discs, *bars))
+        def cost(box: Box, disc: Box = disc, area: float = area) -> tuple[float, float]:
+            hidden = sum(box.shared(other) for other in (*placed.values(), *discs))
+            crossed = sum(box.shared(bar) for bar in bars)
             far = hypot(box.x - disc.x, box.y - disc.y)
-            return 100 * (covered + area - box.shared(frame)) / area + far / sqrt(area)
+            # Rounded: computing leaves crumbs of area.
+            return round(hidden + area - box.shared(frame), 3), 100 * crossed / area + far / sqrt(
+                area
+            )
 
         around = (
             Box(

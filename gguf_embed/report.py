@@ -16,7 +16,6 @@ from typing import Any
 from gguf_embed.bench import Costs, Level, Report, Result
 from gguf_embed.errors import OutputFailed
 from gguf_embed.judge import Loss, Quality
-from gguf_embed.store import mib
 
 AS_GOOD = 0.01  # quality lost, at most, by a level that is "as good"
 AS_FAST = 1.07  # ratio of speeds, either way, that is no difference
@@ -159,7 +158,7 @@ def _costs_table(report: Report) -> Table:
     rows: list[tuple[str, ...]] = []
     for result in report.results:
         costs, level = result.costs, result.level
-        cells = [level.name + ("*" if level.fallbacks else ""), mib(level.n_bytes)]
+        cells = [level.name + ("*" if level.fallbacks else ""), shown_bytes(level.n_bytes)]
         if costs is None:
             cells += ["-"] * (len(columns) - 2)
         else:
@@ -168,15 +167,15 @@ def _costs_table(report: Report) -> Table:
                 f"\u00b1{_percent(costs.spread)}",
                 f"{costs.latency_s * 1000:.1f} ms",
                 f"{costs.load_s:.2f} s",
-                mib(costs.peak_bytes),
+                shown_bytes(costs.peak_bytes),
             ]
-            cells += [mib(costs.gpu_bytes or 0)] if has_gpu else []
+            cells += [shown_bytes(costs.gpu_bytes or 0)] if has_gpu else []
         types = ", ".join(f"{kind} {_percent(n)}" for kind, n in level.types.items() if n >= 0.01)
         rows.append((*cells, types))
     notes = [
         f"tokens/s: median of {report.rounds} interleaved rounds of {measured[0].n_texts:,} texts "
         f"({measured[0].n_tokens:,} tokens), spread: half their range; one text: median time of a "
-        f"single query; RAM: peak of the process, {mib(measured[0].python_bytes)} of it before "
+        f"single query; RAM: peak of the process, {shown_bytes(measured[0].python_bytes)} before "
         "the model",
     ]
     notes += [
@@ -256,6 +255,12 @@ def _dims_table(report: Report, judged: Sequence[tuple[str, Quality]]) -> Table:
         ),
         notes=tuple(notes),
     )
+
+
+def shown_bytes(n_bytes: int) -> str:
+    """MiB; of small files with a decimal, as the levels of a small model lie close together."""
+    mib = n_bytes / 2**20
+    return f"{mib:,.0f} MiB" if mib >= 100 else f"{mib:.1f} MiB"
 
 
 def measure(report: Report) -> str:
