@@ -14,7 +14,7 @@ test:
 	$(PYTHON) install.py --extras cli,dev,plots
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/pytest
 
 # The golden vectors, compared live with transformers and sentence-transformers (needs PyTorch).
