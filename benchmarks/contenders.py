@@ -235,8 +235,8 @@ class SentenceTransformers:
     """sentence-transformers, which sorts by length itself. Settings: `dtype`, `batch_size`."""
 
     def __init__(self, load: Load) -> None:
-        import torch
-        from sentence_transformers import SentenceTransformer
+        import torch  # pyright: ignore[reportMissingImports]
+        from sentence_transformers import SentenceTransformer  # pyright: ignore[reportMissingImports]
 
         torch.set_num_threads(load.n_threads)
         self._batch_size = int(load.settings["batch_size"])

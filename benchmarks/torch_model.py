@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import torch
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
+import torch  # pyright: ignore[reportMissingImports]
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors  # pyright: ignore[reportMissingImports]
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model  # pyright: ignore[reportMissingImports]
 
 # llama.cpp's name of a tensor in a layer -> transformers'
 IN_LAYER = {
