@@ -145,6 +145,12 @@ def tune(
         trials=tuple(search.trials),
         cost=fit_cost(search.timings),
     )
+    if best.cosine < search.min_cosine:
+        _log.warning(
+            "%s: no settings give the vectors of llama.cpp's own pooling (cosine %.4f)",
+            path,
+            best.cosine,
+        )
     _keep(tuned, header, n_cores)
     return tuned
 
@@ -187,12 +193,14 @@ class _Search:
         """The best trial."""
         try:
             best = self._first(start)
+            tried = {best.settings}
             for name, values in changes:
                 for value in values:
                     if time.perf_counter() > self.deadline:
                         return best
                     settings = _with(best.settings, name, value)
-                    if settings != best.settings:
+                    if settings not in tried:
+                        tried.add(settings)
                         best = self._challenge(best, settings, f"{name} = {value}")
             return best
         finally:
@@ -219,7 +227,9 @@ class _Search:
                 again = self._trial(runner, best.changed, self._time(runner))
             if again.tokens_per_s > best.tokens_per_s:
                 best = replace(best, tokens_per_s=again.tokens_per_s)
-        won = trial.tokens_per_s > best.tokens_per_s * GAIN and trial.cosine >= self.min_cosine
+        # A start with wrong vectors loses to whatever is right, at any speed.
+        faster = trial.tokens_per_s > best.tokens_per_s * GAIN or best.cosine < self.min_cosine
+        won = faster and trial.cosine >= self.min_cosine
         trial = self._record(replace(trial, kept=won))
         if not won and reload:
             self._load(best.settings)
@@ -244,7 +254,7 @@ class _Search:
     def _time(self, runner: Runner) -> float:
         """Seconds per token over full microbatches in every context, for a while if they are short.
 
-        The best of two, after a first one that warms caches and buffers.
+        The best of two, after a first one that warms caches and buffers; fewer when time is up.
         """
         texts = _texts(runner.model.n_vocab, runner.settings)
         per_context = len(texts) // runner.settings.n_contexts
@@ -252,14 +262,14 @@ class _Search:
         n_tokens = sum(map(len, texts))
         rounds = 1
         times: list[float] = []
-        while len(times) < 3:
+        while len(times) < 3 and not (times and time.perf_counter() > self.deadline):
             began = time.perf_counter()
             futures = [runner.submit(batch) for _ in range(rounds) for batch in batches]
             for future in futures:
                 future.result()
             times.append((time.perf_counter() - began) / rounds)
             rounds = max(1, min(64, round(MIN_TIMING_S / times[0])))
-        fastest = min(times[1:])
+        fastest = min(times[1:] or times)
         self.timings.append((n_tokens // len(batches), fastest))
         return fastest / n_tokens
 

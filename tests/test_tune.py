@@ -1,0 +1,561 @@
+"""The tuner: faster settings are found, wrong ones never kept, and what was learnt is kept well.
+
+Most tests run it on a made-up machine, whose clock moves only when it computes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import pytest
+from conftest import Write
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gguf_embed import hardware, llama, paths, selftest, tune
+from gguf_embed.engine import Embedder, Settings
+from gguf_embed.gguf import Header, Pooling, read_header
+from gguf_embed.llama import Tokens
+from gguf_embed.pooling import Vectors
+from gguf_embed.runner import Meaning, Outcome, RunSettings
+from gguf_embed.schedule import Cost
+from gguf_embed.selftest import Working
+from gguf_embed.tune import Trial, Tuned, choose, fit_cost, load, to_json, untuned
+
+LAST = Meaning(pooling=Pooling.LAST, causal=True, encoder=False)
+MEAN = Meaning(pooling=Pooling.MEAN, causal=False, encoder=True)
+ALL_WORKS = Working(flash=True, repack=True, remark=None)
+
+
+@pytest.fixture(scope="module")
+def working() -> Working:
+    """What this machine can do, found out once."""
+    return selftest.check(["F32"])
+
+
+@pytest.fixture(autouse=True)
+def own_home(working: Working, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing measured yet, but the self-test's verdict."""
+    shutil.copytree(paths.home() / "selftest", tmp_path / "selftest")
+    monkeypatch.setenv("GGUF_EMBED_HOME", str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def header(tiny_model: Write) -> Header:
+    return read_header(tiny_model("qwen3"))
+
+
+# ------------------------------------------------------------------------ a made-up machine
+
+Speed = Callable[[RunSettings, float], float]  # settings and time of day -> tokens per second
+
+
+@dataclass(eq=False, slots=True)
+class Machine:
+    """Computes as fast as `speed` says, and wrongly where `wrong` says."""
+
+    speed: Speed
+    wrong: Callable[[RunSettings], bool] = lambda _: False
+    load_s: float = 0.0
+    now: float = 0.0
+    n_loaded: int = 0
+    n_in_memory: int = 0
+    begun: list[float] = field(default_factory=list)  # when contexts were made
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def model(self, _path: Path, *, n_gpu_layers: int, repack: bool) -> FakeModel:
+        assert self.n_in_memory == 0, "two copies of the weights at once"
+        self.n_loaded += 1
+        self.n_in_memory += 1
+        self.now += self.load_s
+        return FakeModel(self, repack)
+
+    def runner(self, model: FakeModel, _meaning: Meaning, settings: RunSettings) -> FakeRunner:
+        assert model.repack == settings.repack
+        self.begun.append(self.now)
+        return FakeRunner(self, model, settings)
+
+    def reference(self, *_: object) -> Vectors:
+        return RIGHT
+
+
+RIGHT: Vectors = np.eye(3, 8, dtype=np.float32)
+WRONG: Vectors = np.roll(RIGHT, 1, axis=1)
+
+
+@dataclass(eq=False, slots=True)
+class FakeModel:
+    machine: Machine
+    repack: bool
+    n_vocab: int = 100
+
+    def close(self) -> None:
+        self.machine.n_in_memory -= 1
+
+
+@dataclass(eq=False, slots=True)
+class FakeRunner:
+    machine: Machine
+    model: FakeModel
+    settings: RunSettings
+
+    def submit(self, sequences: Sequence[Tokens]) -> Future[Outcome]:
+        n_tokens = sum(map(len, sequences))
+        assert n_tokens <= self.settings.max_batch_tokens
+        self.machine.now += n_tokens / self.machine.speed(self.settings, self.machine.now)
+        future: Future[Outcome] = Future()
+        future.set_result(Outcome(vectors=RIGHT))
+        return future
+
+    def run(self, _sequences: Sequence[Tokens]) -> Outcome:
+        return Outcome(vectors=WRONG if self.machine.wrong(self.settings) else RIGHT)
+
+    def __enter__(self) -> FakeRunner:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class Measure(Protocol):
+    """`tune.tune` on a made-up machine."""
+
+    def __call__(
+        self, machine: Machine, budget_s: float = 1e6, working: Working = ALL_WORKS
+    ) -> Tuned: ...
+
+
+@pytest.fixture(scope="module")
+def measure(header: Header) -> Measure:
+    def measure(machine: Machine, budget_s: float = 1e6, working: Working = ALL_WORKS) -> Tuned:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tune, "time", machine)
+            patch.setattr(tune, "Model", machine.model)
+            patch.setattr(tune, "Runner", machine.runner)
+            patch.setattr(tune, "_reference", machine.reference)
+            patch.setattr(tune, "tap_works", lambda *_: True)
+            return tune.tune(Path("m.gguf"), header, LAST, working, n_cores=4, budget_s=budget_s)
+
+    return measure
+
+
+def product(factors: Mapping[str, Mapping[Any, float]]) -> Speed:
+    """A speed that each setting changes by its own factor, whatever the others are."""
+
+    def speed(settings: RunSettings, _now: float) -> float:
+        tokens_per_s = 10_000.0
+        for name, factor in factors.items():
+            tokens_per_s *= factor.get(getattr(settings, name), 1.0)
+        return tokens_per_s
+
+    return speed
+
+
+def test_what_is_faster_is_found(measure: Measure, header: Header):
+    factors = {
+        "repack": {True: 1.3},
+        "n_contexts": {2: 1.2, 4: 1.1},
+        "flash_attn": {False: 1.5},
+        "max_batch_tokens": {256: 1.4},
+    }
+    machine = Machine(speed=product(factors), load_s=5.0)
+    tuned = measure(machine)
+    assert tuned.settings == RunSettings(
+        max_batch_tokens=256, n_contexts=2, n_threads=2, repack=True, flash_attn=False
+    )
+    assert tuned.tokens_per_s == pytest.approx(10_000 * 1.3 * 1.2 * 1.5 * 1.4)
+    assert tuned.untuned_tokens_per_s == pytest.approx(10_000)
+    assert tuned.seconds == pytest.approx(machine.now)
+    assert [trial.changed for trial in tuned.trials if trial.kept] == [
+        "start",
+        "repack = True",
+        "contexts = (2, 2)",
+        "flash_attn = False",
+        "max_batch_tokens = 256",
+    ]
+    assert machine.n_loaded == 2  # repacking alone needs the weights anew
+    assert machine.n_in_memory == 0
+    assert load(header, 4) == tuned
+
+
+def test_a_gain_within_the_noise_changes_nothing(measure: Measure, header: Header):
+    factors = {name: {True: 1.02, False: 1.0} for name in ("repack", "flash_attn")}
+    factors["max_batch_tokens"] = {128: 1.02}
+    start = untuned(header, LAST, ALL_WORKS, 4)
+    assert measure(Machine(speed=product(factors))).settings == start
+
+
+def test_a_machine_that_becomes_quieter_changes_nothing(measure: Measure, header: Header):
+    """What is tried later would seem faster: the best so far is timed again beside it."""
+    machine = Machine(speed=lambda _, now: 1000.0 * (1 + now))
+    working = replace(ALL_WORKS, repack=False)
+    assert measure(machine, working=working).settings == untuned(header, LAST, working, 4)
+
+
+CHOICES: dict[str, list[Any]] = {
+    "repack": [True, False],
+    "n_contexts": [1, 2, 4],
+    "flash_attn": [True, False],
+    "max_batch_tokens": [128, 256, 512, 1024],
+}
+factors = st.fixed_dictionaries(
+    {
+        name: st.fixed_dictionaries({value: st.floats(0.25, 4) for value in values})
+        for name, values in CHOICES.items()
+    }
+)
+some_choices = st.sets(st.sampled_from([(name, v) for name, vs in CHOICES.items() for v in vs]))
+
+
+@settings(deadline=None, max_examples=50)
+@given(factors=factors, wrong=some_choices, budget_s=st.floats(0, 30))
+def test_never_wrong_never_slower_never_late(
+    measure: Measure,
+    factors: Mapping[str, Mapping[Any, float]],
+    wrong: set[tuple[str, Any]],
+    budget_s: float,
+):
+    def is_wrong(settings: RunSettings) -> bool:
+        return any((name, getattr(settings, name)) in wrong for name in CHOICES)
+
+    machine = Machine(speed=product(factors), wrong=is_wrong, load_s=0.1)
+    tuned = measure(machine, budget_s)
+    if not all(is_wrong(trial.settings) for trial in tuned.trials):
+        assert not is_wrong(tuned.settings)
+    if not is_wrong(tuned.trials[0].settings):
+        assert tuned.tokens_per_s >= tuned.untuned_tokens_per_s
+    assert len({trial.settings for trial in tuned.trials}) == len(tuned.trials)
+    # Once the time is up, at most the best so far is timed again beside the last candidate.
+    assert sum(begun > budget_s for begun in machine.begun) <= 1
+    assert machine.n_in_memory == 0
+
+
+def test_a_start_with_wrong_vectors_loses_to_a_slower_right_one(measure: Measure):
+    speed = product({"flash_attn": {False: 0.5}})
+    tuned = measure(Machine(speed=speed, wrong=lambda settings: settings.flash_attn))
+    assert not tuned.settings.flash_attn
+    assert tuned.tokens_per_s == pytest.approx(5000)
+
+
+def test_vectors_that_are_always_wrong_are_reported(
+    measure: Measure, caplog: pytest.LogCaptureFixture
+):
+    measure(Machine(speed=product({}), wrong=lambda _: True))
+    assert "m.gguf: no settings give the vectors of llama.cpp" in caplog.text
+
+
+@pytest.mark.parametrize("tokens_per_s", [1.0, 30.0])
+def test_a_slow_machine_does_not_wait_long(tokens_per_s: float, measure: Measure, header: Header):
+    """The first measurement cannot be left out, but it need not be repeated."""
+    machine = Machine(speed=lambda *_: tokens_per_s)
+    tuned = measure(machine, 10)
+    assert machine.now <= 10 + 512 / tokens_per_s
+    assert tuned.settings == untuned(header, LAST, ALL_WORKS, 4)
+    assert tuned.tokens_per_s == pytest.approx(tokens_per_s)
+
+
+def test_no_trial_where_the_self_test_forbids(measure: Measure):
+    working = Working(flash=False, repack=False, remark=None)
+    tuned = measure(Machine(speed=product({})), working=working)
+    assert not any(trial.settings.repack or trial.settings.flash_attn for trial in tuned.trials)
+
+
+def test_each_trial_is_told_as_it_ends(
+    header: Header, working: Working, tiny_model: Write, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tune, "MIN_TIMING_S", 0.001)
+    told: list[Trial] = []
+    tuned = tune.tune(
+        tiny_model("qwen3"), header, LAST, working, 1, budget_s=0, on_trial=told.append
+    )
+    assert tuple(told) == tuned.trials
+    assert [trial.changed for trial in told] == ["start"]
+
+
+# ------------------------------------------------------------------------------ for real
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "bert", "qwen2_bidirectional"])
+def test_a_tuned_model_works(
+    architecture: str, working: Working, tiny_model: Write, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tune, "MIN_TIMING_S", 0.002)
+    path = tiny_model(architecture)
+    header = read_header(path)
+    texts = ["the cat sat on the mat", "a dog in the river", "bread"]
+    with Embedder.open(path, settings=Settings(tune=False)) as embedder:
+        expected, meaning = embedder.encode(texts), embedder.meaning
+    tuned = tune.tune(path, header, meaning, working, 2, budget_s=60)
+    assert min(trial.cosine for trial in tuned.trials) > 0.9999
+    assert {trial.settings.n_contexts * trial.settings.n_threads for trial in tuned.trials} == {2}
+    assert len({trial.settings.max_batch_tokens for trial in tuned.trials}) == 4
+    assert tuned.cost is not None
+    with Embedder.open(path, settings=Settings(n_threads=2)) as embedder:
+        run = embedder._runner.settings
+        assert run == tuned.settings
+        cosines = np.einsum("nd,nd->n", embedder.encode(texts), expected)
+        assert cosines.min() > 0.99999
+
+
+def test_wrong_kernels_are_seen_by_their_vectors(
+    header: Header, working: Working, tiny_model: Write, monkeypatch: pytest.MonkeyPatch
+):
+    """The real search with real contexts; two contexts read each text backwards."""
+    monkeypatch.setattr(tune, "MIN_TIMING_S", 0.002)
+
+    class Broken(tune.Runner):
+        n_wrong: ClassVar[int] = 0
+
+        def run(self, sequences: Sequence[Tokens], *, n_prefix: int = 0) -> Outcome:
+            if self.settings.n_contexts == 2 and n_prefix == 0:
+                Broken.n_wrong += 1
+                sequences = [sequence[::-1] for sequence in sequences]
+            return super().run(sequences, n_prefix=n_prefix)
+
+    monkeypatch.setattr(tune, "Runner", Broken)
+    monkeypatch.setattr(tune, "GAIN", 0.0)  # anything counts as faster
+    tuned = tune.tune(tiny_model("qwen3"), header, LAST, working, 2, budget_s=60)
+    assert Broken.n_wrong
+    assert tuned.settings.n_contexts == 1
+    assert [t.cosine < 0.99 for t in tuned.trials] == [
+        t.settings.n_contexts == 2 for t in tuned.trials
+    ]
+
+
+# -------------------------------------------------------------------------------- choose
+
+
+@dataclass(eq=False, slots=True)
+class Tuner:
+    """Stands in for `tune.tune`."""
+
+    settings: RunSettings = field(default_factory=lambda: RunSettings(max_batch_tokens=77))
+    budgets: list[float] = field(default_factory=list)
+
+    def __call__(self, *_: object, budget_s: float) -> Tuned:
+        self.budgets.append(budget_s)
+        return record(self.settings)
+
+
+def record(settings: RunSettings, cost: Cost | None = None) -> Tuned:
+    start = RunSettings(n_threads=3, repack=False)
+    trials = (
+        Trial(changed="start", settings=start, tokens_per_s=1.5, cosine=1.0, kept=True),
+        Trial(changed="x = (1, 2)", settings=settings, tokens_per_s=2.5, cosine=0.5, kept=False),
+    )
+    return Tuned(
+        settings=settings,
+        tokens_per_s=2.5,
+        untuned_tokens_per_s=1.5,
+        seconds=0.1,
+        trials=trials,
+        cost=cost,
+    )
+
+
+@pytest.fixture
+def tuner(monkeypatch: pytest.MonkeyPatch) -> Tuner:
+    tuner = Tuner()
+    monkeypatch.setattr(tune, "tune", tuner)
+    return tuner
+
+
+def chosen(
+    header: Header,
+    wanted: Mapping[str, Any],
+    *,
+    budget_s: float = 0,
+    working: Working = ALL_WORKS,
+    said: list[str] | None = None,
+) -> RunSettings:
+    on_status = None if said is None else said.append
+    return choose(
+        Path("m.gguf"), header, LAST, working, wanted, budget_s=budget_s, on_status=on_status
+    )
+
+
+def test_without_a_measurement_the_defaults_serve(header: Header, tuner: Tuner):
+    n_cores = hardware.probe().usable_cores
+    said: list[str] = []
+    assert chosen(header, {}, said=said) == untuned(header, LAST, ALL_WORKS, n_cores)
+    assert (tuner.budgets, said) == ([], [])
+
+
+def test_the_first_use_measures_and_says_so(header: Header, tuner: Tuner):
+    said: list[str] = []
+    assert chosen(header, {}, budget_s=15, said=said) == tuner.settings
+    assert tuner.budgets == [15]
+    (line,) = said
+    assert "first use of m.gguf" in line
+    assert "15 s" in line
+
+
+def test_whoever_chooses_is_not_measured_for(header: Header, tuner: Tuner):
+    settings = chosen(header, {"max_batch_tokens": 99}, budget_s=15)
+    assert settings.max_batch_tokens == 99
+    assert tuner.budgets == []
+
+
+@pytest.mark.parametrize("budget_s", [0, 15])
+def test_what_was_measured_is_used_again(budget_s: float, header: Header, tuner: Tuner):
+    n_cores = hardware.probe().usable_cores
+    tune._keep(record(replace(tuner.settings, max_batch_tokens=55)), header, n_cores)
+    assert chosen(header, {}, budget_s=budget_s).max_batch_tokens == 55
+    assert tuner.budgets == []
+    # And the caller still has the last word.
+    wanted = {"max_batch_tokens": 44, "n_contexts": 3, "n_threads": n_cores, "tap": False}
+    settings = chosen(header, wanted)
+    assert {name: getattr(settings, name) for name in wanted} == wanted
+
+
+def test_threads_without_contexts_are_cores_to_share_out(header: Header):
+    tune._keep(record(RunSettings(n_contexts=3, n_threads=2)), header, 6)
+    settings = chosen(header, {"n_threads": 6})
+    assert (settings.n_contexts, settings.n_threads) == (3, 2)
+    settings = chosen(header, {"n_threads": 5})
+    assert settings.n_contexts * settings.n_threads == 5
+
+
+@pytest.mark.parametrize("flash", [True, False])
+@pytest.mark.parametrize("repack", [True, False])
+def test_what_crashed_in_the_self_test_is_never_chosen(flash: bool, repack: bool, header: Header):
+    """Not by a measurement made before a rebuild, and not by the caller."""
+    n_cores = hardware.probe().usable_cores
+    working = Working(flash=flash, repack=repack, remark=None)
+    tune._keep(record(RunSettings(flash_attn=True, repack=True)), header, n_cores)
+    for wanted in ({}, {"flash_attn": True, "repack": True}):
+        settings = chosen(header, wanted, working=working)
+        assert (settings.flash_attn, settings.repack) == (flash, repack)
+
+
+def test_defaults_by_kind_of_model(header: Header, tiny_model: Write):
+    causal = untuned(header, LAST, ALL_WORKS, 4)
+    assert (causal.n_contexts, causal.n_threads, causal.tap) == (1, 4, True)
+    encoder = untuned(header, MEAN, ALL_WORKS, 4)
+    assert (encoder.n_contexts, encoder.n_threads, encoder.tap) == (4, 1, False)
+    assert encoder.max_batch_tokens < causal.max_batch_tokens
+    repack = {
+        outtype: untuned(read_header(tiny_model("qwen3", outtype)), LAST, ALL_WORKS, 4).repack
+        for outtype in ("Q4_0", "Q8_0", "Q4_K_M")
+    }
+    assert repack == {"Q4_0": True, "Q8_0": True, "Q4_K_M": False}
+
+
+# ---------------------------------------------------------------------------- what is kept
+
+
+@pytest.mark.parametrize("cost", [None, Cost(fixed_s=0.1, token_s=1e-5, pair_s=0.0)])
+def test_a_record_is_read_as_it_was_written(cost: Cost | None, header: Header):
+    tuned = record(RunSettings(n_contexts=2, flash_attn=False), cost)
+    assert load(header, 2) is None
+    tune._keep(tuned, header, 2)
+    assert load(header, 2) == tuned
+    assert json.loads(to_json(tuned)) == json.loads(json.dumps(asdict(tuned)))
+
+
+DAMAGE: dict[str, Callable[[dict[str, Any]], object]] = {
+    "an unknown setting": lambda kept: kept["settings"].update(colour="red"),
+    "an unknown key": lambda kept: kept.update(colour="red"),
+    "no trials": lambda kept: kept.pop("trials"),
+    "no speed": lambda kept: kept.pop("tokens_per_s"),
+    "trials that are no list": lambda kept: kept.update(trials=5),
+    "a trial that is none": lambda kept: kept.update(trials=[5]),
+    "settings that are none": lambda kept: kept.update(settings=5),
+    "a cost that is none": lambda kept: kept.update(cost=[1, 2]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_record_of_another_form_is_ignored(damage: str, header: Header):
+    tune._keep(record(RunSettings()), header, 2)
+    (path,) = tune._file(header, 2).parent.iterdir()
+    kept = json.loads(path.read_text())
+    DAMAGE[damage](kept)
+    path.write_text(json.dumps(kept))
+    assert load(header, 2) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"5", b"null", b'"text"', b"\xff\xfe{}"])
+def test_a_damaged_record_is_ignored_and_replaced(content: bytes, header: Header):
+    path = tune._file(header, 2)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    assert load(header, 2) is None
+    tune._keep(record(RunSettings()), header, 2)
+    assert load(header, 2) == record(RunSettings())
+
+
+def test_a_measurement_holds_for_its_machine_build_and_model(
+    header: Header, tiny_model: Write, monkeypatch: pytest.MonkeyPatch
+):
+    tune._keep(record(RunSettings()), header, 2)
+    assert load(header, 2)
+    assert load(header, 1) is None
+    assert load(read_header(tiny_model("qwen3", "Q8_0")), 2) is None
+    for module, name in ((llama, "build_id"), (selftest, "cpu_id")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, lambda: "another")
+            assert load(header, 2) is None
+    assert load(header, 2)
+
+
+def test_the_files_name_and_place_do_not_matter(header: Header, tiny_model: Write, tmp_path: Path):
+    tune._keep(record(RunSettings()), header, 2)
+    moved = tmp_path / "moved.gguf"
+    moved.hardlink_to(tiny_model("qwen3"))
+    assert load(read_header(moved), 2)
+
+
+def test_a_home_that_cannot_be_written_costs_the_record_only(
+    header: Header,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("GGUF_EMBED_HOME", str(tmp_path / "file"))
+    tune._keep(record(RunSettings()), header, 2)
+    assert "not kept" in caplog.text
+    assert load(header, 2) is None
+
+
+# ---------------------------------------------------------------------- cost of a microbatch
+
+costs = st.builds(
+    Cost,
+    fixed_s=st.one_of(st.just(0.0), st.floats(1e-4, 1)),
+    token_s=st.one_of(st.just(0.0), st.floats(1e-6, 1e-2)),
+    pair_s=st.one_of(st.just(0.0), st.floats(1e-8, 1e-5)),
+)
+sizes = st.sets(st.integers(8, 4096), min_size=3, max_size=8)
+
+
+@given(costs, sizes, st.lists(st.floats(1, 3), min_size=8, max_size=8))
+def test_the_cost_of_a_microbatch_is_recovered(cost: Cost, sizes: set[int], noise: list[float]):
+    """Each size once as it is and once more with noise, which only ever adds."""
+    timings = [(n, cost.seconds(n)) for n in sizes]
+    noisy = [(n, s * factor) for (n, s), factor in zip(timings, noise, strict=False)]
+    fitted = fit_cost([*noisy, *timings])
+    assert fitted is not None
+    for n in sizes:
+        assert fitted.seconds(n) == pytest.approx(cost.seconds(n), rel=1e-6, abs=1e-9)
+
+
+timings = st.lists(st.tuples(st.integers(1, 4096), st.floats(1e-6, 100)), max_size=12)
+
+
+@given(timings)
+def test_no_term_is_negative_whatever_was_measured(timings: list[tuple[int, float]]):
+    fitted = fit_cost(timings)
+    assert (fitted is None) == (len({n for n, _ in timings}) < 3)
+    if fitted is not None:
+        assert min(fitted.fixed_s, fitted.token_s, fitted.pair_s) >= 0
+        assert fitted.best_tokens(512) in range(1, 513)
