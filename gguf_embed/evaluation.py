@@ -70,7 +70,7 @@ def limited(task: Task, limit: int) -> Task:
                 queries = queries[:n_taken]
                 break
             passages = wanted
-        if not queries:
+        if task.queries and not queries:
             raise BadOption(
                 f"a limit of {limit} texts is too low for {task.name}: the passages judged for "
                 "one query are more; raise it"

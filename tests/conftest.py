@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Protocol
 
+import hypothesis
 import pytest
 import tiny
 
@@ -16,6 +18,11 @@ from gguf_embed.paths import home
 
 MODELS = Path(__file__).parents[1] / "models"
 CACHE = home() / "test-models"  # read now: a test may point the home elsewhere
+
+# CI tries the same examples each time: what it finds is then a change's doing.
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("ci")
 
 sys.path.append(str(MODELS))
 
