@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import replace
@@ -328,6 +329,22 @@ def test_a_crash_is_a_reason(code: str, reason: str, monkeypatch: pytest.MonkeyP
         bench._ask({"passages": ["text"] * 100_000}, print)
 
 
+def test_an_interrupt_ends_the_child(monkeypatch: pytest.MonkeyPatch):
+    code = 'import os, time; print(\'{"status": "%d"}\' % os.getpid(), flush=True); time.sleep(99)'
+    monkeypatch.setattr(bench, "WORKER", ("-c", code))
+    pids: list[int] = []
+
+    def interrupt(status: str) -> None:
+        pids.append(int(status))
+        raise KeyboardInterrupt
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        bench._ask({}, interrupt)
+    assert time.monotonic() - began < 30
+    assert not psutil.pid_exists(pids[0])
+
+
 def test_peak_memory_is_kept():
     held = np.ones(64 * 2**20 // 8)
     before = psutil.Process().memory_info().rss
@@ -540,6 +557,8 @@ def test_advice_takes_what_is_as_good_and_then_fast_or_small():
     # As fast as the fastest within the rounds, and smaller: a second run would say the same.
     level = result("Q6_K", 40, costs(290, 310, 300), good)
     assert report.advice(made(fast, level)).startswith("take Q6_K: ")
+    unsure = result("Q6_K", 40, costs(250, 340, 299), good)
+    assert report.advice(made(fast, unsure)).startswith("take Q6_K: ")
     unjudged = [replace(one, quality=None) for one in (fast, worse)]
     assert report.advice(made(*unjudged, has_quality=False)).startswith("take Q2_K: of these")
 
