@@ -82,6 +82,21 @@ def test_the_tap_gives_what_llama_cpp_pools(
     np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("architecture", ["qwen3", "qwen2_bidirectional"])
+@pytest.mark.parametrize("tap", [True, False])
+def test_who_attends_is_ours_to_say(architecture: str, tap: bool, load: Callable[..., Model]):
+    """Files of bidirectional models do not always say so."""
+    model = load(architecture)
+    one_way, both_ways, unsaid = (
+        decode(model, texts(40), causal=causal, tap=tap, pooling=Pooling.CLS)
+        for causal in (True, False, None)
+    )
+    assert distance(one_way, both_ways) > 1e-2
+    # The first token's vector does not depend on the others if it sees none of them.
+    assert distance(one_way, decode(model, [texts(40)[0][:1]], causal=True, tap=tap)) < 1e-5
+    assert distance(unsaid, one_way if architecture == "qwen3" else both_ways) < 1e-6
+
+
 @pytest.mark.parametrize("pooling", [Pooling.LAST, Pooling.MEAN, Pooling.CLS])
 @pytest.mark.parametrize("n_ubatch", [32, 100, 128])
 def test_a_sequence_that_spans_microbatches(
@@ -96,7 +111,7 @@ def test_a_sequence_that_spans_microbatches(
 @pytest.mark.parametrize("outtype", ["F32", "F16"])
 def test_a_shared_prefix_changes_nothing(outtype: str, load: Callable[..., Model]):
     """Without flash attention, whose sums depend on where in the cache a token is."""
-    one, other = texts(30, 20, seed=1)
+    one, other = texts(30, 30, seed=1)
     rows = [np.concatenate([one, text]) for text in texts(1, 12, 50)]
     others = [np.concatenate([other, text]) for text in texts(3, 30, seed=2)]
     settings = RunSettings(max_batch_tokens=256, flash_attn=False)
@@ -104,8 +119,8 @@ def test_a_shared_prefix_changes_nothing(outtype: str, load: Callable[..., Model
         plain, others_plain = run.run(rows).vectors, run.run(others).vectors
         for _ in range(2):  # the second time the prefix is still there
             assert distance(run.run(rows, n_prefix=30).vectors, plain) < 1e-6
+            assert distance(run.run(others, n_prefix=30).vectors, others_plain) < 1e-6
             assert distance(run.run(rows[1:], n_prefix=25).vectors, plain[1:]) < 1e-6
-        assert distance(run.run(others, n_prefix=20).vectors, others_plain) < 1e-6
         assert distance(run.run(rows).vectors, plain) < 1e-6
 
 
@@ -413,6 +428,9 @@ def test_nan_is_kept_to_its_row(kind: str, long: bool, n_prefix: int, spreads: b
         right = [row for row in range(4) if row not in outcome.bad]
         np.testing.assert_array_equal(outcome.vectors[right], expected(rows)[right])
         assert np.isnan(outcome.vectors[list(outcome.bad)]).all()
+        assert not any(context.spoiled for context in lab.open)
+        # Another context is made only where alone in the same one was not enough.
+        assert len(lab.made) - 1 - long == (0 if kind == "among others" else 2)
         # Nothing is left behind, in the ordinary contexts and in the long one.
         for clean in (texts(5, 6, 7), texts(200)):
             again = run.run(clean)

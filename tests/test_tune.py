@@ -500,6 +500,9 @@ def test_a_measurement_holds_for_its_machine_build_and_model(
     assert load(header, 2)
     assert load(header, 1) is None
     assert load(read_header(tiny_model("qwen3", "Q8_0")), 2) is None
+    # IQ4_NL and Q4_0, for one, are of the same size.
+    retyped = tuple(replace(tensor, type="IQ4_NL") for tensor in header.tensors)
+    assert load(replace(header, tensors=retyped), 2) is None
     for module, name in ((llama, "build_id"), (selftest, "cpu_id")):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, lambda: "another")
@@ -559,3 +562,13 @@ def test_no_term_is_negative_whatever_was_measured(timings: list[tuple[int, floa
     if fitted is not None:
         assert min(fitted.fixed_s, fitted.token_s, fitted.pair_s) >= 0
         assert fitted.best_tokens(512) in range(1, 513)
+
+
+def test_a_term_left_out_is_made_up_for_by_the_others():
+    """Concave timings ask for a negative square; setting it to 0 afterwards would be far off."""
+    timings = [(128, 0.2), (256, 0.4), (512, 0.8), (1024, 1.4)]
+    fitted = fit_cost(timings)
+    assert fitted is not None
+    assert fitted.pair_s == 0
+    for n_tokens, seconds in timings:
+        assert fitted.seconds(n_tokens) == pytest.approx(seconds, rel=0.15)
