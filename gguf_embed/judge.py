@@ -29,6 +29,7 @@ from gguf_embed.pooling import Vectors, finish
 
 TOP = 10  # of rankings: overlap@10, recall@10, nDCG@10
 MIN_DIM = 32  # vectors shorter than that are not asked for
+MIN_QUERIES = 30  # fewer give no interval to be trusted
 Z95 = 1.96  # half a 95 % interval of a mean, in standard errors
 
 
@@ -129,14 +130,14 @@ def loss_of(level: Values, reference: Values) -> Loss | None:
     """What a level loses of the reference's mean, from paired figures per query, shape (n,) each.
 
     The interval is that of the mean difference: the two rank for the same queries, so what makes
-    a query hard cancels out. None where the reference itself finds nothing.
+    a query hard cancels out. None where the reference finds nothing, and for few queries, which
+    can agree by chance.
     """
     mean = float(reference.mean())
-    if mean == 0:
+    if mean == 0 or len(reference) < MIN_QUERIES:
         return None
     lost = reference - level
-    error = float(lost.std(ddof=1)) / sqrt(len(lost)) if len(lost) > 1 else float("inf")
-    middle = float(lost.mean())
+    middle, error = float(lost.mean()), float(lost.std(ddof=1)) / sqrt(len(lost))
     return Loss(
         mean=middle / mean, low=(middle - Z95 * error) / mean, high=(middle + Z95 * error) / mean
     )

@@ -194,11 +194,13 @@ def _fallbacks(level: Level) -> str:
     said: list[str] = []
     for length in dict.fromkeys(one.row_length for one in level.fallbacks):
         swaps = [
-            f"{one.given} for {one.wanted} in {one.n_tensors}"
+            f"{one.given} for {one.wanted} ({one.n_tensors})"
             for one in level.fallbacks
             if one.row_length == length
         ]
-        said.append(f"rows of {length:,} do not fill its blocks: {', '.join(swaps)} matrices")
+        said.append(
+            f"matrices with rows of {length:,}, which do not fill its blocks: {', '.join(swaps)}"
+        )
     return "; ".join(said)
 
 
@@ -239,7 +241,9 @@ def _quality_table(report: Report, judged: Sequence[tuple[str, Quality]]) -> Tab
 
 
 def _interval(loss: Loss) -> str:
-    return f"{100 * loss.mean:+.1f} % ({100 * loss.low:+.1f} to {100 * loss.high:+.1f})"
+    # Adding 0 makes plus of a minus that rounding left.
+    mean, low, high = (round(100 * one, 1) + 0.0 for one in (loss.mean, loss.low, loss.high))
+    return f"{mean:+.1f} % ({low:+.1f} to {high:+.1f})"
 
 
 def _dims_table(report: Report, judged: Sequence[tuple[str, Quality]]) -> Table:

@@ -105,8 +105,14 @@ def run(args: argparse.Namespace) -> int:
     # What could not be written in the end is told before the work.
     if args.plots:
         plots.check()
-    if args.report and not args.report.absolute().parent.is_dir():
-        raise OutputFailed(f"{args.report}: there is no directory {args.report.absolute().parent}")
+    for path, folder in (
+        (args.report, args.report and args.report.absolute().parent),
+        (args.scratch, args.scratch),
+    ):
+        if folder and not folder.is_dir():
+            raise OutputFailed(
+                f"{path}: there is no directory {folder}; make it: mkdir -p {folder}"
+            )
 
     def say(message: str) -> None:
         if not args.quiet:
