@@ -329,7 +329,7 @@ def _silent_fallback(tensor: TensorInfo, recipe: Recipe) -> str | None:
     usual = recipe.level in ("Q8_0", "MXFP4_MOE", *EXACT)
     if chosen or usual or not (is_embedding or tensor.name == _OUTPUT):
         return None
-    if tensor.type != "Q8_0" or tensor.shape[0] % 256 == 0:
+    if tensor.type != "Q8_0":
         return None
     return "Q5_K" if recipe.level.startswith(("IQ1", "IQ2", "IQ3_XXS")) else "Q6_K"
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import resource
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import psutil
@@ -91,6 +93,11 @@ def test_types_of_single_tensors(qwen3: Path):
     assert table(output_type="F16") == ("F16", others)
 
 
+def test_the_same_level_makes_sense_with_another_type_for_one_tensor(qwen3: Path):
+    forecast = plan(qwen3, Recipe(level="F32", token_embedding_type="Q8_0"))
+    assert forecast.types == {"F32": 23, "Q8_0": 1}
+
+
 def test_pure_leaves_no_mixture(qwen3: Path):
     mixed, pure = (plan(qwen3, Recipe(level="Q4_K_M", pure=pure)) for pure in (False, True))
     assert mixed.types == {"Q4_K": 12, "F32": 9, "Q6_K": 3}
@@ -123,9 +130,18 @@ def test_what_does_not_fit_the_rows_is_told(
     assert told == expected
 
 
-def test_a_chosen_type_is_no_fallback(narrow: Path):
-    told = plan(narrow, Recipe(level="Q4_K_M", token_embedding_type="Q8_0")).fallbacks
+@pytest.mark.parametrize("which", ["token_embedding_type", "output_type"])
+def test_a_chosen_type_is_no_fallback(narrow: Path, which: str):
+    told = plan(narrow, Recipe(level="Q4_K_M", **{which: "Q8_0"})).fallbacks  # type: ignore[arg-type]
     assert sum(one.n_tensors for one in told) == 14
+
+
+@pytest.mark.parametrize(
+    ("name", "level"),
+    [("q4_k", "Q4_K_M"), ("Q3_K", "Q3_K_M"), ("fp16", "F16"), ("iq4_xs", "IQ4_XS")],
+)
+def test_levels_by_their_other_names(name: str, level: str):
+    assert quantize.level_named(name) == level
 
 
 def test_a_fallback_in_words():
@@ -200,9 +216,18 @@ def test_sources_that_are_no_whole_model(tiny_model: Write, tmp_path: Path):
         plan(short, Recipe(level="Q4_0"))
 
 
+def test_a_part_of_a_split_model(qwen3: Path, monkeypatch: pytest.MonkeyPatch):
+    whole = read_header(qwen3)
+    first = replace(whole, metadata={**whole.metadata, "split.no": 0, "split.count": 2})
+    monkeypatch.setattr(quantize, "read_header", lambda _: first)
+    with pytest.raises(BadModelFile, match="part of a model in 2 files; join them with"):
+        plan(qwen3, Recipe(level="Q4_0"))
+
+
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
+        (f"{'x' * 245}.gguf", OutputFailed, "cannot be written: File name too long; choose"),
         ("out", BadOption, r"name a file that ends in \.gguf"),
         ("folder.gguf", BadOption, "is a directory; name a file in it"),
         ("source.gguf", BadOption, "is the source itself"),
@@ -265,39 +290,56 @@ def test_a_disk_that_fills_up(qwen3: Path, older: Path):
         make(forecast, older)
 
 
-def test_progress_counts_tensors_and_an_interruption_ends_it(qwen3: Path, older: Path):
-    forecast = plan(qwen3, Recipe(level="Q8_0"))
+def test_progress_counts_tensors(qwen3: Path, tmp_path: Path):
     seen: list[tuple[int, int, str]] = []
+    make(
+        plan(qwen3, Recipe(level="Q8_0")),
+        tmp_path / "out.gguf",
+        on_progress=lambda *progress: seen.append(progress),
+    )
+    assert [(n, total) for n, total, _ in seen] == [(n, 24) for n in range(1, 25)]
+    assert seen[1][2] == "token_embd.weight"
 
-    def interrupt(*progress: object) -> None:
-        seen.append(progress)  # type: ignore[arg-type]
-        if len(seen) == 3:
-            raise KeyboardInterrupt
 
+TENSOR_LINE = "[   3/  24] blk.0.attn_k.weight - [256, 128], type = f32, size = 1 MiB"
+
+
+@pytest.fixture
+def child(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory):
+    """child(script) puts a shell script in place of the process that quantizes."""
+    path = tmp_path_factory.mktemp("bin") / "python"
+
+    def replace_by(script: str) -> None:
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(path))
+
+    return replace_by
+
+
+def test_an_interruption_ends_the_work_at_once(
+    qwen3: Path, older: Path, child: Callable[[str], None]
+):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    forecast = plan(qwen3, Recipe(level="Q8_0"))
+    child(f"echo '{TENSOR_LINE}'; exec sleep 60")
+    began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         make(forecast, older, on_progress=interrupt)
-    assert [(n, total) for n, total, _ in seen] == [(1, 24), (2, 24), (3, 24)]
-    assert seen[1][2] == "token_embd.weight"
+    assert time.monotonic() - began < 30
     assert psutil.Process().children() == []
 
 
 def test_an_abort_of_llama_cpp_is_an_error_of_ours(
-    qwen3: Path,
-    older: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path_factory: pytest.TempPathFactory,
+    qwen3: Path, older: Path, child: Callable[[str], None]
 ):
     forecast = plan(qwen3, Recipe(level="Q8_0"))
-    dying = tmp_path_factory.mktemp("bin") / "python"
-    dying.write_text(
-        "#!/bin/sh\n"
-        "echo '[   3/  24] blk.0.attn_k.weight - [256, 128], type = f32, size = 1 MiB'\n"
-        "echo 'ggml-quants.c:9: GGML_ASSERT(besti1 >= 0) failed' >&2\n"
-        "echo 'a backtrace' >&2\n"
-        "kill -ABRT $$\n"
+    child(
+        f"echo '{TENSOR_LINE}'; echo 'ggml-quants.c:9: GGML_ASSERT(besti1 >= 0) failed' >&2; "
+        "echo 'a backtrace' >&2; kill -ABRT $$"
     )
-    dying.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(dying))
     message = r"died: SIGABRT after \[   3/  24\] blk\.0\.attn_k\.weight; .*GGML_ASSERT\(besti1"
     with pytest.raises(NativeFailed, match=message):
         make(forecast, older)
@@ -492,6 +534,32 @@ def test_the_command_reports(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"out.gguf: Q4_0, {n_bytes:,} bytes, ")
     assert [line.split()[0] for line in lines[1:]] == ["tensors", "fallback", "verified"]
+
+
+def test_every_option_reaches_the_recipe(
+    qwen3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[Recipe] = []
+
+    def note(path: Path, recipe: Recipe) -> NoReturn:
+        asked.append(recipe)
+        raise BadOption("noted")
+
+    monkeypatch.setattr(quantize, "plan", note)
+    options = "--token-embedding-type Q8_0 --output-type F16 --pure --imatrix i.gguf --force"
+    arguments = ["quantize", str(qwen3), "Q4_K", "-o", str(tmp_path / "o.gguf")]
+    assert cli.main([*arguments, *options.split(), "--threads", "3"]) == 2
+    assert asked == [
+        Recipe(
+            level="Q4_K_M",
+            token_embedding_type="Q8_0",
+            output_type="F16",
+            pure=True,
+            imatrix=Path("i.gguf"),
+            force=True,
+            n_threads=3,
+        )
+    ]
 
 
 def test_the_command_refuses_in_one_line(
