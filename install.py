@@ -66,7 +66,9 @@ def build_wheel(pip: list[str]) -> Path:
         )
     print(f"compiling llama-cpp-python {LLAMA_CPP_PYTHON}, once: some minutes", flush=True)
     scratch = folder.with_name(f"{key}.{os.getpid()}")
-    command = [*pip, "wheel", "--quiet", "--no-deps", "--no-binary", "llama-cpp-python"]
+    # pip keeps what it compiled under the version alone: another flag or CPU would get the old one.
+    command = [*pip, "wheel", "--quiet", "--no-cache-dir", "--no-deps"]
+    command += ["--no-binary", "llama-cpp-python"]
     command += ["--wheel-dir", str(scratch), f"llama-cpp-python=={LLAMA_CPP_PYTHON}"]
     run(command, CMAKE_ARGS=" ".join(flags))
     folder.parent.mkdir(parents=True, exist_ok=True)
