@@ -542,11 +542,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     except PeerError as error:
         raise SystemExit(f"{OURS}: {error}") from error
     run["wall_s"] = round(time.perf_counter() - start, 1)
-    line = json.dumps(run)
+    # Results are published: file names say enough, folders are nobody's business.
+    for path in filter(None, (args.model, args.peer_model, args.st_model)):
+        run = json.loads(json.dumps(run).replace(json.dumps(str(path)), json.dumps(path.name)))
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(run, indent=1) + "\n")
-    print(line)
+    print(json.dumps(run))
 
 
 if __name__ == "__main__":

@@ -111,11 +111,8 @@ class Embedder:
         self.header = header
         self.card = card
         self.settings = settings
-        self.pooling = _pooling(header, card, settings)
-        pooling = self.pooling
-        encoder = header.architecture in ENCODERS
-        causal = card.causal if card else header.causal
-        self.meaning = Meaning(pooling=pooling, causal=causal and not encoder, encoder=encoder)
+        self.meaning = meaning_of(header, card, settings.pooling)
+        self.pooling = self.meaning.pooling
         _check_ranges(settings)
         self.n_ctx = settings.n_ctx or header.n_ctx_train
         if self.n_ctx > header.n_ctx_train:
@@ -520,9 +517,12 @@ class Embedder:
         )
 
 
-def _pooling(header: Header, card: ModelCard | None, settings: Settings) -> Pooling:
-    """The caller's choice, the catalog's, the file's; refuses a file that is no embedder."""
-    chosen = (settings.pooling, card.pooling if card else None, header.pooling)
+def meaning_of(header: Header, card: ModelCard | None, pooling: Pooling | None) -> Meaning:
+    """Pooling and attention of a model: the caller's choice, the catalog's, the file's.
+
+    Raises BadModelFile for a file that is no embedder.
+    """
+    chosen = (pooling, card.pooling if card else None, header.pooling)
     pooling = next((p for p in chosen if p is not None), None)
     check_embedder(header, pooling=pooling)
     if pooling is None:
@@ -531,7 +531,9 @@ def _pooling(header: Header, card: ModelCard | None, settings: Settings) -> Pool
         raise BadModelFile(
             f"{header.source}: a reranker scores pairs of texts; it gives no vectors"
         )
-    return pooling
+    encoder = header.architecture in ENCODERS
+    causal = card.causal if card else header.causal
+    return Meaning(pooling=pooling, causal=causal and not encoder, encoder=encoder)
 
 
 def _end_token(header: Header, card: ModelCard | None, pooling: Pooling) -> int | None:

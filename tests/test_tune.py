@@ -296,7 +296,7 @@ def test_a_tuned_model_works(
     tuned = tune.tune(path, header, meaning, working, 2, budget_s=60)
     assert min(trial.cosine for trial in tuned.trials) > 0.9999
     assert {trial.settings.n_contexts * trial.settings.n_threads for trial in tuned.trials} == {2}
-    assert len({trial.settings.max_batch_tokens for trial in tuned.trials}) == 4
+    assert {trial.settings.max_batch_tokens for trial in tuned.trials} == {256, 512, 1024}
     assert tuned.cost is not None
     with Embedder.open(path, settings=Settings(n_threads=2)) as embedder:
         run = embedder._runner.settings

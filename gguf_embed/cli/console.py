@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 
 from gguf_embed.errors import OutputFailed
@@ -139,3 +139,35 @@ def progress(label: str, total_bytes: int | None, *, quiet: bool) -> Generator[P
                     )
 
         yield Shown()
+
+
+@contextmanager
+def transfer(label: str, *, quiet: bool) -> Generator[Callable[[int, int | None], None] | None]:
+    """A bar of bytes moved on a terminal, to be called with (here, in all); None in a pipe."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    try:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+        from rich.progress import Progress as Bar
+    except ImportError:
+        yield None
+        return
+    with Bar(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,73 @@
+"""`gguf-embed pull`: fetch a model from the Hub, verified, and say where it is."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from gguf_embed.cli import console
+from gguf_embed.errors import BadInput
+
+DESCRIPTION = """\
+Fetch a model file into the cache that other Hub tools share. The size and the free disk are checked
+before, the SHA-256 after; a pull that was killed goes on where it stopped."""
+
+EPILOG = """\
+where from:
+  HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE work as they do for other Hub tools
+
+examples:
+  gguf-embed pull qwen3-embedding:0.6b
+  gguf-embed pull bge-m3 --quant Q4_K_M
+  gguf-embed pull hf:owner/repo/file.gguf --json
+  gguf-embed pull jina-embeddings-v5-text-small --accept-licence"""
+
+
+def add(commands: Any) -> None:
+    """The parser of `pull`."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "pull", help="fetch a model, verified", description=DESCRIPTION, epilog=EPILOG
+    )
+    parser.add_argument(
+        "model", metavar="MODEL", help="a name of `gguf-embed models`, owner/repo, or hf:..."
+    )
+    parser.add_argument("--quant", metavar="Q", help="quantization, such as Q8_0")
+    parser.add_argument(
+        "--accept-licence",
+        action="store_true",
+        help="you agree to a licence that forbids commercial use",
+    )
+    parser.add_argument("--json", action="store_true", help="path, size and licence as JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Fetch and print the path; returns 0."""
+    from gguf_embed import catalog, hub
+
+    source = hub.resolve(args.model, args.quant)
+    card = catalog.find(args.model)
+    if card is not None and not card.commercial:
+        console.say(
+            f"{card.id}: licence {card.licence}, no commercial use {card.licence_url or ''}"
+        )
+        if source.path is None and not args.accept_licence:
+            raise BadInput(
+                f"{card.id}: agree to its licence with --accept-licence, then pull again"
+            )
+    with console.transfer(source.label, quiet=args.quiet) as moved:
+        path = hub.fetch(source, progress=moved)
+    if args.json:
+        licence = card.licence if card is not None else None
+        console.print_json(
+            {
+                "path": str(path),
+                "bytes": path.stat().st_size,
+                "quant": source.quant,
+                "licence": licence,
+            }
+        )
+        return 0
+    console.out(str(path))
+    return 0

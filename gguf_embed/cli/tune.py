@@ -1,0 +1,116 @@
+"""`gguf-embed tune`: measure how this machine runs a model fastest, and keep it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from gguf_embed.cli import console, options
+
+if TYPE_CHECKING:
+    from gguf_embed.runner import RunSettings
+    from gguf_embed.tune import Trial, Tuned
+
+DESCRIPTION = """\
+Measure real microbatches with weight repacking, flash attention, contexts x threads and microbatch
+size changed one after the other. The fastest setting whose vectors are right is kept for this
+model file, CPU and llama.cpp build, and used from then on. Every first use of a model does a short
+one by itself (--no-tune skips it)."""
+
+EPILOG = """\
+columns:
+  tokens/s   of one microbatch per context, the best of two after a warm-up
+  cosine     least agreement with llama.cpp's own pooling without flash attention
+  kept       the setting became the best so far
+
+examples:
+  gguf-embed tune
+  gguf-embed tune model.gguf --budget 300
+  gguf-embed tune model.gguf --threads 4 --json > tuned.json"""
+
+
+def add(commands: Any) -> None:
+    """The parser of `tune`."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "tune", help="measure the fastest settings", description=DESCRIPTION, epilog=EPILOG
+    )
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        default=options.BUILTIN,
+        help="a name of `gguf-embed models`, or any .gguf file (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--pooling", choices=options.POOLINGS, help="for a file that does not say (default: asked)"
+    )
+    parser.add_argument(
+        "--threads", type=options.positive, metavar="N", help="cores to use (default: chosen)"
+    )
+    parser.add_argument(
+        "--budget",
+        type=options.positive,
+        metavar="SECONDS",
+        default=120,
+        help="start nothing new after this long (default: %(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="the record as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, keep and print; returns 0."""
+    from gguf_embed import catalog, hardware, hub, selftest, tune
+    from gguf_embed.engine import meaning_of
+    from gguf_embed.gguf import Pooling, read_header
+
+    path = hub.fetch(hub.resolve(args.model))
+    header = read_header(path)
+    card = catalog.find(args.model) or catalog.by_header(header)
+    pooling = None if args.pooling is None else Pooling[args.pooling.upper()]
+    meaning = meaning_of(header, card, pooling)
+    working = selftest.check(sorted({t.type for t in header.tensors if len(t.shape) > 1}))
+    if working.remark:
+        console.say(working.remark)
+    tuned = tune.tune(
+        path,
+        header,
+        meaning,
+        working,
+        args.threads or hardware.probe().usable_cores,
+        budget_s=args.budget,
+        on_trial=lambda trial: console.say(f"{trial.changed}: {trial.tokens_per_s:,.0f} tokens/s"),
+    )
+    if args.json:
+        console.print_json(json.loads(tune.to_json(tuned)))
+        return 0
+    _print(tuned)
+    return 0
+
+
+def _print(tuned: Tuned) -> None:
+    columns = ("changed", "tokens/s", "cosine", "kept")
+    console.print_table(columns, [_row(trial) for trial in tuned.trials])
+    console.out(
+        f"best: {_spelled(tuned.settings)}\n"
+        f"{tuned.tokens_per_s:,.0f} tokens/s, untuned {tuned.untuned_tokens_per_s:,.0f}; "
+        f"measured in {tuned.seconds:.0f} s and kept"
+    )
+
+
+def _row(trial: Trial) -> tuple[str, str, str, str]:
+    kept = "yes" if trial.kept else ""
+    return trial.changed, f"{trial.tokens_per_s:,.0f}", f"{trial.cosine:.5f}", kept
+
+
+def _spelled(settings: RunSettings) -> str:
+    return (
+        f"{settings.n_contexts} contexts x {settings.n_threads} threads, microbatch "
+        f"{settings.max_batch_tokens} tokens, flash attention {_on(settings.flash_attn)}, "
+        f"repacking {_on(settings.repack)}, tap {_on(settings.tap)}"
+    )
+
+
+def _on(value: bool) -> str:
+    return "on" if value else "off"
