@@ -21,6 +21,8 @@ import sys
 import venv
 from pathlib import Path
 
+from gguf_embed.paths import home  # needs nothing installed
+
 ROOT = Path(__file__).parent
 LLAMA_CPP_PYTHON = "0.3.36"
 # Without the multimodal library, which embedding text does not use.
@@ -53,7 +55,7 @@ def build_wheel(pip: list[str]) -> Path:
     flags = build_flags()
     what = "\n".join([LLAMA_CPP_PYTHON, *flags, compiler(), platform.platform(), cpu()])
     key = hashlib.sha256(what.encode()).hexdigest()[:16]
-    folder = cache_dir() / "wheels" / key
+    folder = home() / "wheels" / key
     pattern = f"llama_cpp_python-{LLAMA_CPP_PYTHON}-*.whl"
     if wheel := next(folder.glob(pattern), None):
         return wheel
@@ -113,17 +115,6 @@ def cpu() -> str:
         return f"{platform.machine()} {platform.processor()}"
     lines = first.splitlines()
     return "\n".join(line for line in lines if line.startswith(("model name", "flags", "Features")))
-
-
-def cache_dir() -> Path:
-    """Outside the checkout, so that a fresh clone finds the wheel again."""
-    if chosen := os.environ.get("GGUF_EMBED_HOME"):
-        return Path(chosen)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "gguf_embed"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "gguf_embed"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gguf_embed"
 
 
 def run(command: list[str], **environment: str) -> None:

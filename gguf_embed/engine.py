@@ -12,7 +12,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from itertools import islice, repeat
 from pathlib import Path
-from types import TracebackType
 from typing import Literal, TypeAlias, overload
 
 import numpy as np
@@ -20,6 +19,7 @@ import numpy.typing as npt
 
 from gguf_embed import catalog, hub, selftest, tune
 from gguf_embed.catalog import BUILTIN, ModelCard
+from gguf_embed.closing import Closes
 from gguf_embed.errors import (
     BadInput,
     BadModelFile,
@@ -95,7 +95,7 @@ class _Window:
 _InFlight: TypeAlias = deque[tuple[_Window, list[tuple[Microbatch, Future[Outcome]]]]]
 
 
-class Embedder:
+class Embedder(Closes):
     """A model ready to embed. Safe to use from several threads; close it or use `with`."""
 
     def __init__(
@@ -119,7 +119,7 @@ class Embedder:
             raise BadOption(
                 f"n_ctx={settings.n_ctx}: {path.name} was trained on {header.n_ctx_train} tokens"
             )
-        working = selftest.check(sorted({t.type for t in header.tensors if len(t.shape) > 1}))
+        working = selftest.check(header.matrix_types)
         self.remarks: tuple[str, ...] = (working.remark,) if working.remark else ()
         run_settings = tune.choose(
             path,
@@ -164,9 +164,7 @@ class Embedder:
 
         Raises ModelNotFound, BadModelFile, FetchFailed, DoesNotFit or NativeFailed.
         """
-        path = hub.fetch(hub.resolve(str(model)))
-        header = read_header(path)
-        card = catalog.find(str(model)) or catalog.by_header(header)
+        path, header, card = find_model(str(model))
         return cls(path, header, card, settings or Settings(), on_status)
 
     def __repr__(self) -> str:
@@ -174,17 +172,6 @@ class Embedder:
             f"Embedder({self.model_id!r}, quant={self.quant!r}, dim={self.dim}, "
             f"n_ctx={self.n_ctx}, pooling={self.pooling.name})"
         )
-
-    def __enter__(self) -> Embedder:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Free the model; later calls raise BadInput."""
@@ -515,6 +502,13 @@ class Embedder:
             token_counts=counts[window.place],
             truncated=window.truncated[window.place],
         )
+
+
+def find_model(name: str) -> tuple[Path, Header, ModelCard | None]:
+    """The file that a name means, downloaded if need be, and what is known of it."""
+    path = hub.fetch(hub.resolve(name))
+    header = read_header(path)
+    return path, header, catalog.find(name) or catalog.by_header(header)
 
 
 def meaning_of(header: Header, card: ModelCard | None, pooling: Pooling | None) -> Meaning:

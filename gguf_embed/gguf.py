@@ -345,6 +345,11 @@ class Header:
         return weights.most_common(1)[0][0] if weights else "none"
 
     @property
+    def matrix_types(self) -> tuple[str, ...]:
+        """Types of the matrices, sorted: what decides which kernels run."""
+        return tuple(sorted({tensor.type for tensor in self.tensors if len(tensor.shape) > 1}))
+
+    @property
     def weights_bytes(self) -> int:
         """Bytes of all tensors, without padding."""
         return sum(tensor.n_bytes for tensor in self.tensors)

@@ -126,15 +126,14 @@ def probe(
     system: System
     if host.system == "Linux":
         system = "wsl" if "microsoft" in _text(root / "proc/version").lower() else "linux"
-        cpu, cores, memory = _linux_cpu(root, host), _linux_cores(root, host), _memory(root, host)
+        cpu = _linux_cpu(root, host)
     elif host.system == "Darwin":
         system = "macos"
-        cpu, cores, memory = _macos_cpu(host), _macos_cores(host), _memory(root, host)
+        cpu = _macos_cpu(host)
     else:
         system = "windows"
-        physical, allowed = host.cores()
-        cpu, memory = _Cpu(model=host.processor, features=()), _memory(root, host)
-        cores = _Cores(physical=physical, performance=physical, usable=min(physical, allowed))
+        cpu = _Cpu(model=host.processor, features=())
+    cores, memory = _cores(root, host), _memory(root, host)
     unified = (host.system, host.arch) == ("Darwin", "arm64") or _only_integrated(native.devices)
     machine = Machine(
         name="this machine",
@@ -158,6 +157,11 @@ def probe(
         remarks=(),
     )
     return replace(machine, remarks=tuple(_remarks(machine, root, host, native)))
+
+
+def usable_cores() -> int:
+    """`probe().usable_cores` without the rest of the probe, at the start of every run."""
+    return _cores(Path("/"), this_host()).usable
 
 
 def this_host() -> Host:
@@ -261,6 +265,15 @@ class _Cores:
     performance: int
     usable: int
     quota: float | None = None
+
+
+def _cores(root: Path, host: Host) -> _Cores:
+    if host.system == "Linux":
+        return _linux_cores(root, host)
+    if host.system == "Darwin":
+        return _macos_cores(host)
+    physical, allowed = host.cores()
+    return _Cores(physical=physical, performance=physical, usable=min(physical, allowed))
 
 
 def _linux_cpu(root: Path, host: Host) -> _Cpu:

@@ -14,12 +14,12 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from gguf_embed.closing import Closes
 from gguf_embed.errors import BadModelFile, NativeFailed
 from gguf_embed.gguf import FILE_TYPES, TYPE_NAMES, Pooling
 from gguf_embed.pooling import Vectors, output_mask, pool
@@ -377,7 +377,7 @@ class ContextParams:
     tap: bool = False
 
 
-class Context:
+class Context(Closes):
     """One stream of computation over a model; used by one thread at a time."""
 
     def __init__(self, model: Model, params: ContextParams, encoder: bool) -> None:
@@ -450,17 +450,6 @@ class Context:
             _native().llama_free(self.pointer)
             self.pointer = None
 
-    def __enter__(self) -> Context:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def forget(self) -> None:
         """Zero the KV cache: a NaN left in it would spread to every later text."""
         self._prefix = None
@@ -479,7 +468,7 @@ class Context:
         if n_prefix:
             self._check_sharing()
             self._hold_prefix(sequences[0][:n_prefix])
-        elif self._memory and (self.params.tap or self._prefix is not None):
+        elif self._memory:
             self._prefix = None
             _native().llama_memory_clear(self._memory, False)
         bodies = [sequence[n_prefix:] for sequence in sequences]
@@ -543,11 +532,9 @@ class Context:
         if n_prefix:
             for seq in range(1, len(bodies) + 1):
                 native.llama_memory_seq_cp(self._memory, 0, seq, -1, -1)
-        seqs = np.repeat(np.arange(first_seq, first_seq + len(bodies), dtype=np.int32), lengths)
-        starts = np.cumsum(lengths) - lengths
-        positions = np.arange(int(lengths.sum())) - np.repeat(starts, lengths) + n_prefix
+        positions, seqs = _end_to_end(lengths)
         mask = output_mask(lengths, self.params.pooling)
-        self._decode(np.concatenate(bodies), positions, seqs, mask)
+        self._decode(np.concatenate(bodies), positions + n_prefix, seqs + first_seq, mask)
         outputs = np.concatenate(self._tapped) if self._tapped else np.empty((0, 0), np.float32)
         if outputs.shape != (int(mask.sum()), self.model.dim):
             raise TapUnavailable(
@@ -558,12 +545,8 @@ class Context:
 
     def _pooled(self, bodies: Sequence[Tokens], lengths: npt.NDArray[np.int32]) -> Vectors:
         native = _native()
-        if self._memory:
-            native.llama_memory_clear(self._memory, False)
-        starts = np.cumsum(lengths) - lengths
         n_tokens = int(lengths.sum())
-        positions = np.arange(n_tokens) - np.repeat(starts, lengths)
-        seqs = np.repeat(np.arange(len(bodies), dtype=np.int32), lengths)
+        positions, seqs = _end_to_end(lengths)
         self._decode(np.concatenate(bodies), positions, seqs, np.ones(n_tokens, np.int8))
         if self.params.pooling is Pooling.NONE:
             pointer = native.llama_get_embeddings(self.pointer)
@@ -638,6 +621,15 @@ class _SeqPointers:
     def of(self, seqs: npt.NDArray[np.int32]) -> npt.NDArray[np.uintp]:
         """Addresses of one-element id lists, shape (n_tokens,)."""
         return self._addresses[seqs]
+
+
+def _end_to_end(
+    lengths: npt.NDArray[np.int32],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+    """Position and sequence number, from 0, of each token of sequences laid end to end."""
+    starts = np.cumsum(lengths) - lengths
+    positions = np.arange(int(lengths.sum())) - np.repeat(starts, lengths)
+    return positions, np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
 
 
 def _copy(pointer: Any, n: int) -> npt.NDArray[np.float32]:

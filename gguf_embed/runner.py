@@ -8,12 +8,12 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
 
 from gguf_embed import llama
+from gguf_embed.closing import Closes
 from gguf_embed.gguf import Pooling
 from gguf_embed.llama import MAX_SEQS, Context, ContextParams, Model, Tokens
 from gguf_embed.pooling import Vectors
@@ -59,7 +59,7 @@ class Outcome:
     bad: tuple[int, ...] = ()
 
 
-class Runner:
+class Runner(Closes):
     """A model with its contexts. `submit` may be called from any thread."""
 
     def __init__(self, model: Model, meaning: Meaning, settings: RunSettings) -> None:
@@ -81,17 +81,6 @@ class Runner:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Runner:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Wait for the microbatches in flight and free the contexts."""
@@ -118,7 +107,7 @@ class Runner:
     def run(self, sequences: Sequence[Tokens], *, n_prefix: int = 0) -> Outcome:
         """Decode one microbatch here and now; rows that come back NaN are tried again alone."""
         n_tokens = sum(map(len, sequences)) - n_prefix * (len(sequences) - 1)
-        if n_tokens > self._room(n_prefix):
+        if n_tokens > self._room:
             with self._long_lock:
                 return self._guarded(self._long_context(n_tokens), sequences, n_prefix)
         context = self._contexts.get()
@@ -166,7 +155,8 @@ class Runner:
         with Context(self.model, params, self.meaning.encoder) as context:
             return context.run([sequence])[0]
 
-    def _room(self, n_prefix: int) -> int:
+    @property
+    def _room(self) -> int:
         """Tokens that an ordinary context takes, prefix included."""
         if self.settings.tap and self.meaning.causal:
             return 2 * self.settings.max_batch_tokens

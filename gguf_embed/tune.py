@@ -99,7 +99,7 @@ def choose(
 
     Measures on first use for at most about `budget_s` seconds; 0 takes the defaults.
     """
-    n_cores = int(wanted.get("n_threads") or hardware.probe().usable_cores)
+    n_cores = int(wanted.get("n_threads") or hardware.usable_cores())
     kept = load(header, n_cores)
     if kept is not None:
         settings = kept.settings
@@ -136,7 +136,7 @@ def tune(
     """Measure, keep and return the best settings; stops changing things when `budget_s` is over."""
     search = _Search(path, meaning, budget_s, _min_cosine(header), on_trial)
     start = untuned(header, meaning, working, n_cores)
-    best = search.run(start, _changes(header, meaning, working, n_cores))
+    best = search.run(start, _changes(working, n_cores))
     tuned = Tuned(
         settings=best.settings,
         tokens_per_s=best.tokens_per_s,
@@ -155,9 +155,7 @@ def tune(
     return tuned
 
 
-def _changes(
-    header: Header, meaning: Meaning, working: Working, n_cores: int
-) -> Iterable[tuple[str, Sequence[Any]]]:
+def _changes(working: Working, n_cores: int) -> Iterable[tuple[str, Sequence[Any]]]:
     """Settings to try, in order of what they usually gain; contexts come as (contexts, threads)."""
     # Repacking means loading the weights once more, so it comes first, with its own best batch.
     yield "repack", [True, False] if working.repack else [False]
@@ -327,8 +325,7 @@ def _reference(model: Model, meaning: Meaning, settings: RunSettings) -> Vectors
 
 
 def _min_cosine(header: Header) -> float:
-    types = {tensor.type for tensor in header.tensors if len(tensor.shape) > 1}
-    return min(MIN_COSINE.get(name, MIN_COSINE_QUANTIZED) for name in types)
+    return min(MIN_COSINE.get(name, MIN_COSINE_QUANTIZED) for name in header.matrix_types)
 
 
 def fit_cost(timings: Sequence[tuple[int, float]]) -> Cost | None:

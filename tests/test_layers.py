@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "gguf_embed"
 
 LAYERS = (
-    {"errors", "paths", "normalizer"},
+    {"errors", "paths", "normalizer", "closing"},
     {"gguf"},
     {"schedule", "pooling", "layout", "passages", "wordpiece", "imatrix"},
     {"metrics"},

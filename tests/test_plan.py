@@ -202,7 +202,7 @@ def test_contexts_take_the_memory_that_is_predicted(
         tap=not variant.encoder,
     )
     with reported() as mib, Runner(shapes[name, quant], meaning, run_settings) as runs:
-        if n_ctx > runs._room(0):
+        if n_ctx > runs._room:
             runs._long_context(n_ctx)
     memory = plan.predict(variant, CPU_ONLY, run)
     assert memory.keys() == {"CPU"}

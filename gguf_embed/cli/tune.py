@@ -61,16 +61,14 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, keep and print; returns 0."""
-    from gguf_embed import catalog, hardware, hub, selftest, tune
-    from gguf_embed.engine import meaning_of
-    from gguf_embed.gguf import Pooling, read_header
+    from gguf_embed import hardware, selftest, tune
+    from gguf_embed.engine import find_model, meaning_of
+    from gguf_embed.gguf import Pooling
 
-    path = hub.fetch(hub.resolve(args.model))
-    header = read_header(path)
-    card = catalog.find(args.model) or catalog.by_header(header)
+    path, header, card = find_model(args.model)
     pooling = None if args.pooling is None else Pooling[args.pooling.upper()]
     meaning = meaning_of(header, card, pooling)
-    working = selftest.check(sorted({t.type for t in header.tensors if len(t.shape) > 1}))
+    working = selftest.check(header.matrix_types)
     if working.remark:
         console.say(working.remark)
     tuned = tune.tune(
@@ -78,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         header,
         meaning,
         working,
-        args.threads or hardware.probe().usable_cores,
+        args.threads or hardware.usable_cores(),
         budget_s=args.budget,
         on_trial=lambda trial: console.say(f"{trial.changed}: {trial.tokens_per_s:,.0f} tokens/s"),
     )

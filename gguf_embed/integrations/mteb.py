@@ -13,10 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 from gguf_embed.catalog import BUILTIN
+from gguf_embed.closing import Closes
 from gguf_embed.engine import Embedder, Settings
 from gguf_embed.errors import BadOption
 from gguf_embed.pooling import Vectors
@@ -31,7 +31,7 @@ class TaskFacts(Protocol):
     prompt: str | Mapping[str, str] | None  # what its queries are for, in words
 
 
-class MtebModel:
+class MtebModel(Closes):
     """What mteb calls an encoder (mteb.models.EncoderProtocol), around an open Embedder."""
 
     def __init__(self, embedder: Embedder) -> None:
@@ -42,15 +42,8 @@ class MtebModel:
         """Open a model as `Embedder.open` does."""
         return cls(Embedder.open(model, settings=settings))
 
-    def __enter__(self) -> MtebModel:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Close the embedder."""
         self.embedder.close()
 
     def encode(
