@@ -1,0 +1,51 @@
+"""Token ids as the reference gives them where llama.cpp's own differ."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tiny
+
+from gguf_embed.gguf import read_header
+from gguf_embed.llama import Model
+from gguf_embed.tokenizer import Tokenizer
+
+DECOMPOSED = [
+    "Cafe\u0301 cre\u0300me",
+    "A\u030angstro\u0308m",
+    "\u1112\u1161\u11ab\u1100\u1173\u11af",
+]
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Model, Tokenizer]]:
+    path: Path = tiny.write_qwen3(tmp_path_factory.mktemp("tiny") / "qwen3.gguf").path
+    header = read_header(path)
+    assert header.metadata["tokenizer.ggml.pre"] == "qwen2"
+    model = Model(path)
+    yield model, Tokenizer(path, header, model, end_token=header.eos_id)
+    model.close()
+
+
+@pytest.mark.parametrize("text", DECOMPOSED)
+def test_qwen_sees_composed_text(text: str, qwen: tuple[Model, Tokenizer]):
+    model, tokenizer = qwen
+    composed = unicodedata.normalize("NFC", text)
+    expected = model.tokenize(composed.encode()).tolist()
+    assert model.tokenize(text.encode()).tolist() != expected, "llama.cpp composes by itself now"
+    assert tokenizer.encode(text).tolist() == expected
+    assert tokenizer.encode(composed).tolist() == expected
+
+
+def test_the_end_token_comes_last_once(qwen: tuple[Model, Tokenizer], tmp_path: Path):
+    _, tokenizer = qwen
+    header = read_header(tiny.write_qwen3(tmp_path / "old.gguf", add_eos=False).path)
+    model = Model(tmp_path / "old.gguf")
+    old = Tokenizer(tmp_path / "old.gguf", header, model, end_token=header.eos_id)
+    assert model.tokenize(b"a cat").tolist()[-1] != header.eos_id
+    assert old.encode("a cat").tolist() == tokenizer.encode("a cat").tolist()
+    assert old.encode("a cat").tolist().count(header.eos_id or -1) == 1
+    model.close()
