@@ -58,6 +58,7 @@ class Settings:
     tap: bool | None = None
     pooling: Pooling | None = None
     tune: bool = True  # measure on first use of a model on a machine
+    exact: bool = False  # decode each text alone: to the bit the same in any company
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -452,17 +453,20 @@ class Embedder(Closes):
     def _submit(self, window: _Window) -> list[tuple[Microbatch, Future[Outcome]]]:
         """Pack the window and hand it to the contexts."""
         tokens, settings = window.tokens, self._runner.settings
+        exact = self.settings.exact
         groups = [Shared(rows=tuple(range(len(tokens))), n_prefix=0)]
-        if self._runner.can_share and len(tokens) > 1:
-            groups = shared_prefixes(tokens, group_cost=settings.max_batch_tokens // 8)
+        if self._runner.can_share and len(tokens) > 1 and not exact:
+            groups = shared_prefixes(tokens, group_cost=settings.batch_tokens // 8)
         futures: list[tuple[Microbatch, Future[Outcome]]] = []
         for group in groups:
             n_prefix = min(group.n_prefix, self._runner.max_prefix)
             lengths = [len(tokens[row]) - n_prefix for row in group.rows]
+            # Attention runs over the prefix as well; a long one must still leave room for texts.
+            room = settings.batch_tokens - min(n_prefix, settings.batch_tokens // 2)
             for batch in pack(
                 lengths,
-                max_tokens=settings.max_batch_tokens,
-                max_seqs=settings.max_batch_seqs,
+                max_tokens=room,
+                max_seqs=1 if exact else settings.max_batch_seqs,
                 n_prefix=n_prefix,
             ):
                 rows = tuple(group.rows[i] for i in batch.rows)
@@ -561,7 +565,7 @@ def _check_ranges(settings: Settings) -> None:
 
 def _wanted(settings: Settings) -> dict[str, int | bool]:
     """The run settings that the caller decided."""
-    names = {field.name for field in fields(RunSettings)}
+    names = {field.name for field in fields(RunSettings)} & {f.name for f in fields(Settings)}
     given = {name: getattr(settings, name) for name in names}
     return {name: value for name, value in given.items() if value is not None}
 

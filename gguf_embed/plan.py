@@ -45,7 +45,6 @@ N_CTX_WHOLE: Final = 2048
 N_CTX_LEAST: Final = 512
 # As tune.untuned, runner.RunSettings and runner.LONG_STEP have them; tests compare.
 BATCH_TOKENS: Final = 512
-BATCH_TOKENS_ENCODER: Final = 256  # on a CPU
 BATCH_TOKENS_TIGHT: Final = 128
 BATCH_SEQS: Final = 64
 LONG_STEP: Final = 1024
@@ -706,7 +705,7 @@ class _Room:
             yield Run(n_ctx=n_ctx, max_batch_tokens=limits.max_batch_tokens or BATCH_TOKENS)
             return
         # Small models are fastest with a context per core, each with buffers of its own.
-        n_tokens = limits.max_batch_tokens or BATCH_TOKENS_ENCODER
+        n_tokens = limits.max_batch_tokens or BATCH_TOKENS
         n_contexts = self.machine.usable_cores
         while n_contexts:
             yield Run(n_ctx=n_ctx, max_batch_tokens=n_tokens, n_contexts=n_contexts)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,11 +29,13 @@ TAP_COSINE = 0.9999  # tapped against llama.cpp's own pooling, same batch, same 
 class RunSettings:
     """Everything that decides speed, and nothing that decides what the vectors mean.
 
-    `max_batch_tokens` is the size of a microbatch (n_ubatch); `n_contexts` contexts of `n_threads`
+    A microbatch is filled with texts up to `batch_tokens`; a longer text has one of its own, of up
+    to `max_batch_tokens` (n_ubatch) in an ordinary context. `n_contexts` contexts of `n_threads`
     threads each share the weights.
     """
 
     max_batch_tokens: int = 512
+    batch_tokens: int = 512
     max_batch_seqs: int = 64
     n_contexts: int = 1
     n_threads: int = 1
@@ -108,7 +111,7 @@ class Runner(Closes):
         """Decode one microbatch here and now; rows that come back NaN are tried again alone."""
         n_tokens = sum(map(len, sequences)) - n_prefix * (len(sequences) - 1)
         if n_tokens > self._room:
-            with self._long_lock:
+            with self._alone():
                 return self._guarded(self._long_context(n_tokens), sequences, n_prefix)
         context = self._contexts.get()
         try:
@@ -122,6 +125,20 @@ class Runner(Closes):
         params = self._params(_round_up(len(tokens), LONG_STEP), meaning)
         with Context(self.model, params, meaning.encoder) as context:
             return context.run([tokens])
+
+    @contextmanager
+    def _alone(self) -> Generator[None]:
+        """While the ordinary contexts rest: the long one computes with the threads of all.
+
+        Twice as many threads as cores would wait for one another at each barrier.
+        """
+        with self._long_lock:
+            resting = [self._contexts.get() for _ in self._opened]
+            try:
+                yield
+            finally:
+                for context in resting:
+                    self._contexts.put(context)
 
     def _guarded(self, context: Context, sequences: Sequence[Tokens], n_prefix: int) -> Outcome:
         """Isolate NaN: one bad text must not spoil its neighbours or what comes after it."""

@@ -32,7 +32,9 @@ FIRST_USE_S = 15.0  # what the short measurement on first use of a model may cos
 TUNE_S = 120.0  # and the full one
 MIN_TIMING_S = 0.25  # a shorter timing is repeated up to this: the clock and the scheduler blur it
 GAIN = 1.03  # a change must be this much faster: less is noise
-TEXT_TOKENS = 110  # a paragraph: the length that most people embed
+TEXT_TOKENS = 128  # a paragraph: about the length that most people embed
+BATCH_TOKENS = (128, 256, 512)  # tried; then what their fitted cost says is best
+BATCH_STEP = 32  # that is rounded to
 # Cosine to llama.cpp's own pooling. Kernels for quantized weights round activations differently
 # with the number of rows, and random tokens amplify it, so only a wrong kernel is caught there.
 MIN_COSINE = {"F32": 0.9999, "F16": 0.999, "BF16": 0.999}
@@ -71,11 +73,12 @@ class Tuned:
 def untuned(header: Header, meaning: Meaning, working: Working, n_cores: int) -> RunSettings:
     """The settings that a measurement starts from.
 
-    An encoder attends over the whole microbatch and is small: little batches, a context per core.
+    An encoder is small and gains little from large microbatches: a context per core.
     """
     encoder = meaning.encoder
     return RunSettings(
-        max_batch_tokens=256 if encoder else 512,
+        max_batch_tokens=512,
+        batch_tokens=256 if encoder else 512,
         max_batch_seqs=64,
         n_contexts=n_cores if encoder else 1,
         n_threads=1 if encoder else n_cores,
@@ -115,6 +118,8 @@ def choose(
     if "n_contexts" not in wanted:
         # The caller gives a number of cores; how they are shared out is ours to choose.
         wanted = {name: value for name, value in wanted.items() if name != "n_threads"}
+    if size := wanted.get("max_batch_tokens"):
+        wanted = {"batch_tokens": size, **wanted}
     settings = replace(settings, **wanted)
     return replace(
         settings,
@@ -137,13 +142,14 @@ def tune(
     search = _Search(path, meaning, budget_s, _min_cosine(header), on_trial)
     start = untuned(header, meaning, working, n_cores)
     best = search.run(start, _changes(working, n_cores))
+    cost = fit_cost(search.timings(best.settings))
     tuned = Tuned(
         settings=best.settings,
         tokens_per_s=best.tokens_per_s,
         untuned_tokens_per_s=search.trials[0].tokens_per_s,
         seconds=time.perf_counter() - search.began,
         trials=tuple(search.trials),
-        cost=fit_cost(search.timings),
+        cost=cost,
     )
     if best.cosine < search.min_cosine:
         _log.warning(
@@ -162,8 +168,7 @@ def _changes(working: Working, n_cores: int) -> Iterable[tuple[str, Sequence[Any
     shares = [(n, n_cores // n) for n in range(1, n_cores + 1) if n_cores % n == 0]
     yield "contexts", shares
     yield "flash_attn", [True, False] if working.flash else [False]
-    # Not 128: it wins on paragraphs, but longer texts then queue for the one long context.
-    yield "max_batch_tokens", [256, 512, 1024]
+    yield "batch_tokens", BATCH_TOKENS
 
 
 class _Search:
@@ -184,7 +189,7 @@ class _Search:
         self.began = time.perf_counter()
         self.deadline = self.began + budget_s
         self.trials: list[Trial] = []
-        self.timings: list[tuple[int, float]] = []  # tokens and seconds of one microbatch
+        self._timings: list[tuple[RunSettings, float]] = []  # seconds of one microbatch
         self._model: Model | None = None
         self._reference: Vectors | None = None
 
@@ -201,10 +206,30 @@ class _Search:
                     if settings not in tried:
                         tried.add(settings)
                         best = self._challenge(best, settings, f"{name} = {value}")
-            return best
+            return self._fitted(best, tried)
         finally:
             if self._model is not None:
                 self._model.close()
+
+    def timings(self, like: RunSettings) -> list[tuple[int, float]]:
+        """Tokens and seconds of each microbatch timed with these settings, whatever its size."""
+        return [
+            (settings.batch_tokens, seconds)
+            for settings, seconds in self._timings
+            if replace(settings, batch_tokens=like.batch_tokens) == like
+        ]
+
+    def _fitted(self, best: Trial, tried: set[RunSettings]) -> Trial:
+        """Try the size that the cost of those tried says is best: it may lie between them."""
+        cost = fit_cost(self.timings(best.settings))
+        if cost is None or time.perf_counter() > self.deadline:
+            return best
+        n_tokens = cost.best_tokens(best.settings.max_batch_tokens)
+        n_tokens = max(BATCH_STEP, n_tokens - n_tokens % BATCH_STEP)
+        settings = replace(best.settings, batch_tokens=n_tokens)
+        if settings in tried:
+            return best
+        return self._challenge(best, settings, f"batch_tokens = {n_tokens}, fitted")
 
     def _first(self, settings: RunSettings) -> Trial:
         model = self._load(settings)
@@ -269,7 +294,7 @@ class _Search:
             times.append((time.perf_counter() - began) / rounds)
             rounds = max(1, min(64, round(MIN_TIMING_S / times[0])))
         fastest = min(times[1:] or times)
-        self.timings.append((n_tokens // len(batches), fastest))
+        self._timings.append((runner.settings, fastest))
         return fastest / n_tokens
 
     def _trial(self, runner: Runner, changed: str, seconds_per_token: float) -> Trial:
@@ -295,8 +320,8 @@ def _with(settings: RunSettings, name: str, value: Any) -> RunSettings:
 def _texts(n_vocab: int, settings: RunSettings) -> list[Tokens]:
     """Random paragraphs that fill one microbatch for each context."""
     rng = np.random.default_rng(1)
-    per_batch = max(1, settings.max_batch_tokens // TEXT_TOKENS)
-    length = min(TEXT_TOKENS, settings.max_batch_tokens)
+    per_batch = min(settings.max_batch_seqs, -(-settings.batch_tokens // TEXT_TOKENS))
+    length = settings.batch_tokens // per_batch
     n_texts = per_batch * settings.n_contexts
     return [rng.integers(0, n_vocab, length).astype(np.int32) for _ in range(n_texts)]
 

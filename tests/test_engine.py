@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import random
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -181,6 +182,20 @@ def test_any_mix_equals_one_by_one(
     assert distance(embedder.encode(texts, **choices), expected) <= 1e-5
     blocks = list(embedder.stream(texts, window=window, **choices))
     assert distance(np.concatenate([block.vectors for block in blocks]), expected) <= 1e-5
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "bert"])
+@settings(deadline=None, max_examples=20)
+@given(texts=lists, prompt=words, order=st.randoms(use_true_random=False))
+def test_exact_is_the_same_to_the_bit_in_any_company(
+    architecture: str, open_tiny: Open, texts: list[str], prompt: str, order: random.Random
+):
+    embedder = open_tiny(architecture, "Q8_0", exact=True, max_batch_tokens=64, n_contexts=2)
+    choices: dict[str, Any] = {"prompt": prompt, "truncate": "end"}
+    rows = order.sample(range(len(texts)), len(texts))
+    together = embedder.encode([texts[row] for row in rows], **choices)
+    for row, vector in zip(rows, together, strict=True):
+        np.testing.assert_array_equal(vector, embedder.encode(texts[row], **choices))
 
 
 @pytest.mark.parametrize("window", [1, 3, 4, 100])

@@ -383,7 +383,7 @@ def test_the_engine_is_planned_as_it_runs():
     meaning = Meaning(pooling=Pooling.MEAN, causal=False, encoder=True)
     working = Working(flash=True, repack=True, remark=None)
     encoder = tune.untuned(header, meaning, working, 4)
-    assert encoder.max_batch_tokens == plan.BATCH_TOKENS_ENCODER
+    assert encoder.max_batch_tokens == plan.BATCH_TOKENS
     assert encoder.n_contexts == 4
     decoder = tune.untuned(header, replace(meaning, encoder=False, causal=True), working, 4)
     assert (decoder.max_batch_tokens, decoder.n_contexts) == (plan.BATCH_TOKENS, 1)
@@ -660,13 +660,13 @@ def test_ram_holds_what_is_on_a_mac():
 
 
 def test_encoders_get_a_context_per_core_where_they_fit():
-    card = card_of("bge-m3")  # 250,002 tokens: 244 MiB of output buffer for each context
+    card = card_of("bge-m3")  # 250,002 tokens: 488 MiB of output buffer for each context
     many = plan_for(card, replace(CPU_ONLY, usable_cores=16), Limits(quant="Q8_0"))
-    assert (many.n_contexts, many.n_threads, many.max_batch_tokens) == (16, 1, 256)
+    assert (many.n_contexts, many.n_threads, many.max_batch_tokens) == (8, 2, 512)
     few = plan_for(
         card, with_ram(replace(CPU_ONLY, usable_cores=16), 5 * GIB), Limits(quant="Q8_0")
     )
-    assert (few.n_contexts, few.n_threads) == (4, 4)
+    assert (few.n_contexts, few.n_threads) == (2, 8)
     on_gpu = plan_for(card, ONE_GPU)
     assert (on_gpu.n_contexts, on_gpu.n_ctx, on_gpu.devices) == (1, 8192, ("CUDA0",))
     assert on_gpu.memory["CPU"].host_bytes > 7 * GIB  # 8,192 tokens x vocabulary, in RAM

@@ -110,7 +110,7 @@ class FakeRunner:
 
     def submit(self, sequences: Sequence[Tokens]) -> Future[Outcome]:
         n_tokens = sum(map(len, sequences))
-        assert n_tokens <= self.settings.max_batch_tokens
+        assert n_tokens <= self.settings.batch_tokens <= self.settings.max_batch_tokens
         self.machine.now += n_tokens / self.machine.speed(self.settings, self.machine.now)
         future: Future[Outcome] = Future()
         future.set_result(Outcome(vectors=RIGHT))
@@ -164,12 +164,12 @@ def test_what_is_faster_is_found(measure: Measure, header: Header):
         "repack": {True: 1.3},
         "n_contexts": {2: 1.2, 4: 1.1},
         "flash_attn": {False: 1.5},
-        "max_batch_tokens": {256: 1.4},
+        "batch_tokens": {256: 1.4},
     }
     machine = Machine(speed=product(factors), load_s=5.0)
     tuned = measure(machine)
     assert tuned.settings == RunSettings(
-        max_batch_tokens=256, n_contexts=2, n_threads=2, repack=True, flash_attn=False
+        batch_tokens=256, n_contexts=2, n_threads=2, repack=True, flash_attn=False
     )
     assert tuned.tokens_per_s == pytest.approx(10_000 * 1.3 * 1.2 * 1.5 * 1.4)
     assert tuned.untuned_tokens_per_s == pytest.approx(10_000)
@@ -179,16 +179,32 @@ def test_what_is_faster_is_found(measure: Measure, header: Header):
         "repack = True",
         "contexts = (2, 2)",
         "flash_attn = False",
-        "max_batch_tokens = 256",
+        "batch_tokens = 256",
     ]
     assert machine.n_loaded == 2  # repacking alone needs the weights anew
     assert machine.n_in_memory == 0
     assert load(header, 4) == tuned
 
 
+def test_a_size_between_those_tried_is_found_by_their_cost(measure: Measure):
+    """Cheapest per token: sqrt(fixed_s / pair_s) = 400 tokens, rounded down to a step of 32."""
+    cost = Cost(fixed_s=0.16, token_s=1e-3, pair_s=1e-6)
+
+    def speed(settings: RunSettings, _now: float) -> float:
+        return settings.batch_tokens / cost.seconds(settings.batch_tokens)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tune, "GAIN", 1.0)
+        tuned = measure(Machine(speed=speed))
+    assert tuned.settings.batch_tokens == 384
+    assert tuned.trials[-1].changed == "batch_tokens = 384, fitted"
+    assert tuned.cost is not None
+    assert tuned.cost.best_tokens(512) == 400
+
+
 def test_a_gain_within_the_noise_changes_nothing(measure: Measure, header: Header):
     factors = {name: {True: 1.02, False: 1.0} for name in ("repack", "flash_attn")}
-    factors["max_batch_tokens"] = {128: 1.02}
+    factors["batch_tokens"] = {128: 1.02}
     start = untuned(header, LAST, ALL_WORKS, 4)
     assert measure(Machine(speed=product(factors))).settings == start
 
@@ -204,7 +220,7 @@ CHOICES: dict[str, list[Any]] = {
     "repack": [True, False],
     "n_contexts": [1, 2, 4],
     "flash_attn": [True, False],
-    "max_batch_tokens": [128, 256, 512, 1024],
+    "batch_tokens": [128, 256, 384, 512],
 }
 factors = st.fixed_dictionaries(
     {
@@ -296,7 +312,7 @@ def test_a_tuned_model_works(
     tuned = tune.tune(path, header, meaning, working, 2, budget_s=60)
     assert min(trial.cosine for trial in tuned.trials) > 0.9999
     assert {trial.settings.n_contexts * trial.settings.n_threads for trial in tuned.trials} == {2}
-    assert {trial.settings.max_batch_tokens for trial in tuned.trials} == {256, 512, 1024}
+    assert {trial.settings.batch_tokens for trial in tuned.trials} >= set(tune.BATCH_TOKENS)
     assert tuned.cost is not None
     with Embedder.open(path, settings=Settings(n_threads=2)) as embedder:
         run = embedder._runner.settings
@@ -400,7 +416,7 @@ def test_the_first_use_measures_and_says_so(header: Header, tuner: Tuner):
 
 def test_whoever_chooses_is_not_measured_for(header: Header, tuner: Tuner):
     settings = chosen(header, {"max_batch_tokens": 99}, budget_s=15)
-    assert settings.max_batch_tokens == 99
+    assert settings.max_batch_tokens == settings.batch_tokens == 99
     assert tuner.budgets == []
 
 
@@ -441,7 +457,7 @@ def test_defaults_by_kind_of_model(header: Header, tiny_model: Write):
     assert (causal.n_contexts, causal.n_threads, causal.tap) == (1, 4, True)
     encoder = untuned(header, MEAN, ALL_WORKS, 4)
     assert (encoder.n_contexts, encoder.n_threads, encoder.tap) == (4, 1, False)
-    assert encoder.max_batch_tokens < causal.max_batch_tokens
+    assert encoder.batch_tokens < causal.batch_tokens
     repack = {
         outtype: untuned(read_header(tiny_model("qwen3", outtype)), LAST, ALL_WORKS, 4).repack
         for outtype in ("Q4_0", "Q8_0", "Q4_K_M")

@@ -88,7 +88,7 @@ def add(commands: Any) -> None:
     output.add_argument("--report", type=Path, metavar="FILE.md", help="write a Markdown report")
     output.add_argument("--plots", type=Path, metavar="DIR", help="write plots (needs matplotlib)")
     output.add_argument("--quiet", action="store_true", help="do not tell what is being done")
-    parser.set_defaults(run=run, max_batch_tokens=None)
+    parser.set_defaults(run=run, max_batch_tokens=None, exact=False)
 
 
 def _names(text: str) -> list[str]:

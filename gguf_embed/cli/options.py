@@ -34,6 +34,7 @@ def settings(args: argparse.Namespace) -> Settings:
         n_threads=args.threads,
         max_batch_tokens=args.max_batch_tokens,
         tune=not args.no_tune,
+        exact=args.exact,
     )
 
 
@@ -59,6 +60,11 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         type=positive,
         metavar="N",
         help="tokens computed at one time (default: chosen)",
+    )
+    group.add_argument(
+        "--exact",
+        action="store_true",
+        help="compute each text alone: slower, and to the bit the same whatever else is embedded",
     )
     group.add_argument(
         "--no-tune", action="store_true", help="skip the short measuring on first use"

@@ -105,7 +105,7 @@ def _row(trial: Trial) -> tuple[str, str, str, str]:
 def _spelled(settings: RunSettings) -> str:
     return (
         f"{settings.n_contexts} contexts x {settings.n_threads} threads, microbatch "
-        f"{settings.max_batch_tokens} tokens, flash attention {_on(settings.flash_attn)}, "
+        f"{settings.batch_tokens} tokens, flash attention {_on(settings.flash_attn)}, "
         f"repacking {_on(settings.repack)}, tap {_on(settings.tap)}"
     )
 
