@@ -148,7 +148,7 @@ def write(
         copy = folder / "model" / re.sub(r"[^\w.+-]|^\W", "_", path.name, flags=re.ASCII)
         copy.parent.mkdir()
         shutil.copyfile(path, copy)
-        source = _carried(source, copy)
+        source = _carried(source, header, copy)
         licence = _licence(source, header, at)
         card = source.card or catalog.by_header(header)
         if card is not None:
@@ -235,7 +235,7 @@ def _appearing(target: Path) -> Generator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _carried(source: Source, copy: Path) -> Source:
+def _carried(source: Source, header: Header, copy: Path) -> Source:
     """What the file will be called where it is carried to; raises FetchFailed for a wrong one."""
     sha256 = file_sha256(copy)
     if source.sha256 not in (None, sha256):
@@ -246,7 +246,11 @@ def _carried(source: Source, copy: Path) -> Source:
     for card, file in store.catalog_files():
         if file.sha256 == sha256:
             source = store.from_card(card, file)
-    name = source.path.stem if source.where == "file" and source.path else source.name
+    name = source.name
+    if source.where == "file" and source.path:
+        name = source.path.stem
+        if catalog.find(name) not in (None, catalog.by_header(header)):
+            name = f"{name}-{sha256[:8]}"  # called like a model that it is not
     return replace(
         source,
         name=name,
