@@ -18,6 +18,7 @@ rule that out compares the hash of SHA256SUMS, which both commands show.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -58,7 +59,8 @@ FORMAT: Final = 1
 # Cosine between the vectors of two machines. Over the paths of one machine (flash attention,
 # repacked weights, tapped or pooled, alone or in a batch) the least was 0.99999 with weights of 16
 # and 32 bits, and 0.9994 with quantized ones (all-MiniLM-L6-v2 and a random Qwen3, Q8_0 to Q2_K).
-# Other CPUs and GPUs are given ten times that. Wrong pooling or a lost prompt is below 0.9.
+# Other CPUs and GPUs are given more than ten times that. Wrong pooling or a lost end token is below
+# 0.6 with the same two models.
 MIN_COSINE: Final = {"F32": 0.999, "F16": 0.999, "BF16": 0.999}
 MIN_COSINE_QUANTIZED: Final = 0.99
 
@@ -128,58 +130,64 @@ def write(
     target = _free_target(target)
     if packages_for is not None:
         wheels.platform_tags(packages_for)
+    room_bytes = wheels.ROOM_BYTES if packages_for else 0
+    _check_room(target, (source.n_bytes or 0) + room_bytes)
     if source.card is not None and source.card.kind == "reranker":
         raise BadInput(
             f"{source.label} is a reranker: it gives no vectors that would prove it there; carry "
             "its file alone (gguf-embed pull)"
         )
-    room_bytes = wheels.ROOM_BYTES if packages_for else 0
-    _check_room(target, (source.n_bytes or 0) + room_bytes)
-    path = hub.fetch(source, progress=progress, at=at)
-    header = read_header(path)
-    if header.split[1] > 1:
-        raise BadModelFile(
-            f"{path}: part of a model in {header.split[1]} files; join them with llama.cpp's "
-            "llama-gguf-split --merge, and bundle the whole"
-        )
-    _check_room(target, path.stat().st_size + room_bytes)
     with _appearing(target) as folder:
-        say(f"copying {source.label} ({mib(path.stat().st_size)})")
-        copy = folder / "model" / re.sub(r"[^\w.+-]|^\W", "_", path.name, flags=re.ASCII)
-        copy.parent.mkdir()
-        shutil.copyfile(path, copy)
-        source = _carried(source, header, copy)
-        licence = _licence(source, header, at)
-        card = source.card or catalog.by_header(header)
-        if card is not None:
-            shutil.copyfile(catalog.models_dir() / f"{card.id}.toml", folder / "card.toml")
-        (folder / "LICENCE.txt").write_text(_licence_text(source, licence), encoding="utf-8")
-        say(f"embedding {len(canaries.ALL)} canaries")
-        vectors = _embed(copy, header, card, canaries.ALL, _PLAIN)
-        carried = {"texts": canaries.ALL, "vectors": vectors.tolist()}
-        _write_json(folder / "canaries.json", carried)
-        if packages_for is not None:
+        if packages_for is not None:  # first: they fail sooner than gigabytes move
             wheels.collect(folder / "wheels", packages_for, on_status=say)
-        readme = _readme(source, licence, packages_for)
-        (folder / "README.md").write_text(readme, encoding="utf-8")
+        path = hub.fetch(source, progress=progress, at=at)
+        _check_room(target, path.stat().st_size)
+        source, licence = _fill(folder, source, path, at, say)
         about: dict[str, object] = {
             "format": FORMAT,
             "model": {key: getattr(source, key) for key in ORIGIN_KEYS},
-            "path": copy.relative_to(folder).as_posix(),
             "licence": {key: getattr(licence, key) for key in ("name", "url", "commercial")},
-            "made_by": _versions(),
             "packages_for": packages_for,
+            "made_by": _versions(),
         }
+        (folder / "README.md").write_text(_readme(source, licence, packages_for), encoding="utf-8")
         say("hashing")
-        n_files, n_bytes, sums_sha256 = _seal(folder, about)
+        n_files, n_bytes = _seal(folder, about)
     return Written(
         folder=target,
         source=source,
         licence=licence,
         n_files=n_files,
         n_bytes=n_bytes,
-        sums_sha256=sums_sha256,
+        sums_sha256=file_sha256(target / SUMS),
     )
+
+
+def _fill(
+    folder: Path, source: Source, path: Path, at: Places, say: Status
+) -> tuple[Source, Licence]:
+    """The model with its papers and its proof; what it is called from now on, and its licence."""
+    header = read_header(path)
+    if header.split[1] > 1:
+        raise BadModelFile(
+            f"{path}: part of a model in {header.split[1]} files; join them with llama.cpp's "
+            "llama-gguf-split --merge, and bundle the whole"
+        )
+    say(f"copying {source.label} ({mib(header.file_bytes or 0)})")
+    copy = folder / "model" / re.sub(r"[^\w.+-]|^\W", "_", path.name, flags=re.ASCII)
+    copy.parent.mkdir()
+    shutil.copyfile(path, copy)
+    card = source.card or catalog.by_header(header)
+    source = _carried(source, header, copy)
+    licence = _licence(source, header, at)
+    if card is not None:
+        shutil.copyfile(catalog.models_dir() / f"{card.id}.toml", folder / "card.toml")
+    (folder / "LICENCE.txt").write_text(_licence_text(source, licence), encoding="utf-8")
+    say(f"embedding {len(canaries.ALL)} canaries")
+    vectors = _embed(copy, header, card, canaries.ALL, _PLAIN)
+    carried = {"texts": canaries.ALL, "vectors": vectors.tolist()}
+    _write_json(folder / "canaries.json", carried)
+    return source, licence
 
 
 def _free_target(target: Path) -> Path:
@@ -196,7 +204,9 @@ def _free_target(target: Path) -> Path:
     elif target.exists():
         raise BadOption(f"-o {target}: is a file; name a new or empty folder")
     if not target.parent.is_dir():
-        raise OutputFailed(f"{target}: there is no directory {target.parent}; make it: mkdir -p")
+        raise OutputFailed(
+            f"{target}: there is no directory {target.parent}; make it: mkdir -p {target.parent}"
+        )
     return target
 
 
@@ -224,12 +234,12 @@ def _appearing(target: Path) -> Generator[Path]:
             target.rmdir()
         folder.rename(target)
     except OSError as error:
-        free = ""
-        with suppress(OSError):
-            free = f", {mib(shutil.disk_usage(target.parent).free)} free on that disk"
+        step = "check the permission of its directory"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            free_bytes = shutil.disk_usage(target.parent).free
+            step = f"its disk has {mib(free_bytes)} free, make room"
         raise OutputFailed(
-            f"{target}: not written: {error.strerror or error}{free}; make room, or choose another "
-            "-o"
+            f"{target}: not written: {error.strerror or error}; {step}, or choose another -o"
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -359,8 +369,8 @@ def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
-def _seal(folder: Path, about: dict[str, object]) -> tuple[int, int, str]:
-    """Write bundle.json and the manifest over all that there is: files, bytes, hash of the latter.
+def _seal(folder: Path, about: dict[str, object]) -> tuple[int, int]:
+    """Write bundle.json, then the manifest over all that there is; how many files and bytes it is.
 
     Every file is on disk when this returns, so that the name that comes next says so.
     """
@@ -374,7 +384,7 @@ def _seal(folder: Path, about: dict[str, object]) -> tuple[int, int, str]:
         with (folder / path).open("rb+") as file:
             os.fsync(file.fileno())
     n_bytes = sum((folder / path).stat().st_size for path in (*paths, SUMS))
-    return len(paths) + 1, n_bytes, file_sha256(folder / SUMS)
+    return len(paths) + 1, n_bytes
 
 
 # ------------------------------------------------------------------------------ unbundling
@@ -520,8 +530,9 @@ def _about(folder: Path, sums: Mapping[str, str]) -> _About:
         if said["format"] != FORMAT:
             raise ValueError(f"format {said['format']!r}, this gguf_embed {__version__} knows 1")
         source = Source(**{key: _origin(key, said["model"][key]) for key in ORIGIN_KEYS})
-        if source.sha256 is None or sums.get(said["path"]) != source.sha256:
-            raise ValueError(f"model.sha256 is not that of {said['path']!r} in {SUMS}")
+        paths = [path for path, sha256 in sums.items() if sha256 == source.sha256]
+        if len(paths) != 1:
+            raise ValueError(f"{len(paths)} files have the model's sha256, {source.sha256}")
         told = said["licence"]
         licence = Licence(
             name=_kind(told["name"], str, type(None)),
@@ -543,7 +554,7 @@ def _about(folder: Path, sums: Mapping[str, str]) -> _About:
     _check_known(source)
     return _About(
         source=source,
-        path=folder / said["path"],
+        path=folder / paths[0],
         licence=licence,
         texts=texts,
         vectors=vectors.astype(np.float32),
