@@ -67,6 +67,7 @@ MIN_COSINE_QUANTIZED: Final = 0.99
 _LINE: Final = re.compile(r"([0-9a-f]{64})  (.+)")
 # What is written here; no part begins with a dot, so none leads out of the folder.
 _INSIDE: Final = re.compile(r"\w[\w.+-]*(/\w[\w.+-]*)*", re.ASCII)
+_VENV: Final = "~/gguf-embed"  # not in the folder, where it would be what is not part of it
 _TEXT_BYTES: Final = 64 * 2**20  # the most that is read into memory of a file from elsewhere
 # llama.cpp's own pooling without what makes it fast: the vectors that every fast path must give.
 _PLAIN: Final = Settings(flash_attn=False, repack=False, tap=False, n_contexts=1, tune=False)
@@ -324,14 +325,14 @@ def _readme(source: Source, licence: Licence, packages_for: str | None) -> str:
         install = "Install gguf-embed on the machine first: this folder holds no Python packages."
         command = "gguf-embed"
     else:
-        command = "env/bin/gguf-embed"
+        command = f"{_VENV}/bin/gguf-embed"
         install = f"""\
 Python {python} is needed, of a system like the one below, and nothing from the network:
 
-    python{python} -m venv env
-    env/bin/pip install --no-index --find-links wheels "gguf-embed[cli]"
+    python{python} -m venv {_VENV}
+    {_VENV}/bin/pip install --no-index --find-links wheels "gguf-embed[cli]"
 
-On Windows: `py -{python} -m venv env`, and `env\\Scripts\\` in place of `env/bin/`."""
+On Windows `py -{python} -m venv`, and `Scripts` in place of `bin`."""
     if packages_for not in (None, wheels.HERE):
         install += f"""
 

@@ -23,7 +23,7 @@ from test_quantize import Usage, file_size_limit
 from tiny import Pooling
 
 from gguf_embed import bundle, canaries, catalog, cli, hub, store, wheels
-from gguf_embed.bundle import SUMS, unbundle, write
+from gguf_embed.bundle import SUMS, Licence, unbundle, write
 from gguf_embed.engine import Embedder, Settings
 from gguf_embed.errors import (
     BadInput,
@@ -147,8 +147,13 @@ def test_what_is_in_it(carry: Path, qwen3: Path):
     assert (carry / "wheels" / "gguf_embed-0-py3-none-any.whl").read_text() == "for here"
     assert "not known: ask whoever made the file" in (carry / "LICENCE.txt").read_text()
     readme = (carry / "README.md").read_text()
-    assert 'pip install --no-index --find-links wheels "gguf-embed[cli]"' in readme
-    assert "gguf-embed unbundle ." in readme
+    commands = [line.strip() for line in readme.splitlines() if line.startswith("    ")]
+    assert commands == [
+        "sha256sum --quiet -c SHA256SUMS",
+        f"python{sys.version_info[0]}.{sys.version_info[1]} -m venv ~/gguf-embed",
+        '~/gguf-embed/bin/pip install --no-index --find-links wheels "gguf-embed[cli]"',
+        "~/gguf-embed/bin/gguf-embed unbundle .",
+    ]
 
 
 def test_the_manifest_is_one_for_sha256sum(carry: Path):
@@ -198,9 +203,12 @@ def test_a_copy_of_a_known_file_is_known(tmp_path: Path, at: Places):
     assert made.source.name == catalog.BUILTIN
 
 
-def test_from_the_hub(qwen3: Path, tmp_path: Path, at: Places):
+@pytest.mark.parametrize(("licence", "commercial"), [("mit", None), ("cc-by-nc-4.0", False)])
+def test_from_the_hub(
+    qwen3: Path, tmp_path: Path, at: Places, licence: str, commercial: bool | None
+):
     with FakeHub() as fake:
-        fake.add(REPO, {"q8/tiny-Q8_0.gguf": qwen3.read_bytes()}, licence="mit")
+        fake.add(REPO, {"q8/tiny-Q8_0.gguf": qwen3.read_bytes()}, licence=licence)
         here = places(tmp_path / "here", fake.url)
         seen: list[tuple[int, int]] = []
         made = write(
@@ -210,7 +218,8 @@ def test_from_the_hub(qwen3: Path, tmp_path: Path, at: Places):
             at=here,
         )
     assert seen[-1] == (qwen3.stat().st_size,) * 2
-    assert (made.licence.name, made.licence.url) == ("mit", f"{fake.url}/{REPO}")
+    page = f"{fake.url}/{REPO}"
+    assert made.licence == Licence(name=licence, url=page, commercial=commercial)
     opened = unbundle(tmp_path / "carry", at=at)
     offline = replace(at, offline=True)
     for name in (REPO, f"{REPO}:Q8_0", f"hf:{REPO}/q8/tiny-Q8_0.gguf"):
@@ -294,8 +303,8 @@ def cut(folder: Path) -> str:
 
 
 def change_the_description(folder: Path) -> str:
-    (folder / "bundle.json").write_text("{}")
-    return r"bundle\.json was .* 2 bytes, expected \w{64}, unknown bytes"
+    edit(folder / "bundle.json", lambda said: said["sizes"].update({"bundle.json": 7}))
+    return r"bundle\.json was .* \d+ bytes, expected \w{64}, unknown bytes"
 
 
 def remove(folder: Path) -> str:

@@ -204,7 +204,7 @@ def test_older_wheels_of_a_platform_are_taken_too(platform: str, first: str, n: 
 
 
 @pytest.mark.parametrize(
-    "platform", ["linux", "linux_x86_64", "win32", "manylinux_2_28", "", "x\n"]
+    "platform", ["linux", "linux_x86_64", "win32", "manylinux_2_28", "", "win_amd64\n"]
 )
 def test_what_is_no_platform(platform: str):
     with pytest.raises(BadOption, match="write it as pip does: manylinux_2_28_x86_64"):
