@@ -178,8 +178,8 @@ def _fill(
     copy = folder / "model" / re.sub(r"[^\w.+-]|^\W", "_", path.name, flags=re.ASCII)
     copy.parent.mkdir()
     shutil.copyfile(path, copy)
-    card = source.card or catalog.by_header(header)
     source = _carried(source, header, copy)
+    card = source.card or catalog.by_header(header)  # as `unbundle` will find it
     licence = _licence(source, header, at)
     if card is not None:
         shutil.copyfile(catalog.models_dir() / f"{card.id}.toml", folder / "card.toml")
@@ -407,7 +407,7 @@ def unbundle(folder: Path, *, on_status: Status | None = None, at: Places | None
     vectors = _embed(
         about.path,
         header,
-        store.card_of(about.source) or catalog.by_header(header),
+        about.source.card or catalog.by_header(header),
         about.texts,
         Settings(tune=False),
     )
@@ -554,7 +554,7 @@ def _about(folder: Path, sums: Mapping[str, str]) -> _About:
         ) from error
     _check_known(source)
     return _About(
-        source=source,
+        source=replace(source, card=store.card_of(source)),
         path=folder / paths[0],
         licence=licence,
         texts=texts,

@@ -248,6 +248,20 @@ def test_from_the_catalog(tiny_model: Write, tmp_path: Path, at: Places):
         assert np.allclose(vectors[0], embedder.encode(canaries.ALL[0]), atol=1e-3)
 
 
+def test_a_path_to_a_file_of_the_catalog(
+    tiny_model: Write, tmp_path: Path, at: Places, monkeypatch: pytest.MonkeyPatch
+):
+    """Known by its hash alone: the card applies there, so it must have applied to the canaries."""
+    path = tiny_model("bert", "F32")
+    card = catalog.find(catalog.BUILTIN)
+    assert card
+    file = replace(card.file("Q4_K_M"), sha256=hash_of(path))
+    monkeypatch.setattr(store, "catalog_files", lambda: [(card, file)])
+    assert catalog.by_header(read_header(path)) is None
+    assert write(hub.resolve(path), tmp_path / "carry", at=at).source.name == card.id
+    assert unbundle(tmp_path / "carry", at=at).source.card == card
+
+
 def test_a_file_called_like_a_model_that_it_is_not(qwen3: Path, tmp_path: Path, at: Places):
     path = tmp_path / "bge-m3.gguf"
     shutil.copyfile(qwen3, path)
