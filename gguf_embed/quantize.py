@@ -30,6 +30,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 
 from gguf_embed import catalog, hardware, hub, llama
+from gguf_embed.canaries import SHORT as CANARIES
 from gguf_embed.engine import Embedder, Settings
 from gguf_embed.errors import (
     BadModelFile,
@@ -72,17 +73,6 @@ _OUTPUT: Final = "output.weight"
 # Without an importance matrix these are noise (llama-quant.cpp, tensor_requires_imatrix).
 _NEED_IMATRIX: Final = frozenset({"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"})
 
-# Short texts unlike each other: languages, scripts, prose, code, a number.
-CANARIES: Final = (
-    "The ferry leaves at seven and takes an hour to reach the island.",
-    "def area(width: float, height: float) -> float: return width * height",
-    "Die Rechnung ist innerhalb von 14 Tagen ohne Abzug zu bezahlen.",
-    "Les champignons poussent mieux après la pluie, dans les sous-bois.",
-    "El equipo perdió el partido por un solo gol en el último minuto.",
-    "图书馆每周六下午对公众免费开放。",
-    "Температура ночью опустится ниже нуля, возможен гололёд.",
-    "تُزرع أشجار الزيتون على سفوح الجبال منذ آلاف السنين.",
-)
 # The header gains a few keys: the level, where an importance matrix came from.
 _NEW_KEYS_BYTES: Final = 1024
 _ALIGNMENT: Final = 32

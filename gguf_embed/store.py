@@ -138,7 +138,7 @@ def _candidates(source: Source, places: Places) -> Iterator[tuple[Where, Path]]:
 
 # ------------------------------------------------------------------------------ our store
 
-_ORIGIN_KEYS = ("name", "quant", "repo", "revision", "file", "n_bytes", "sha256")
+ORIGIN_KEYS = ("name", "quant", "repo", "revision", "file", "n_bytes", "sha256")
 
 
 def install(file: Path, source: Source, places: Places) -> Source:
@@ -165,7 +165,7 @@ def install(file: Path, source: Source, places: Places) -> Source:
                     f"{file} is not {source.label}: its sha256 is {sha256}, expected "
                     f"{source.sha256}; it was not stored, carry it here again"
                 )
-            origin = {key: getattr(stored, key) for key in _ORIGIN_KEYS}
+            origin = {key: getattr(stored, key) for key in ORIGIN_KEYS}
             (home / "origin.json").write_text(json.dumps(origin, indent=1), encoding="utf-8")
             partial.replace(path)
         finally:
@@ -177,13 +177,13 @@ def _in_store(store: Path) -> Iterator[Source]:
     for origin in sorted(store.glob("*/origin.json")):
         try:
             said = cast("dict[str, Any]", json.loads(origin.read_text(encoding="utf-8")))
-            source = Source(**{key: said[key] for key in _ORIGIN_KEYS})
+            source = Source(**{key: said[key] for key in ORIGIN_KEYS})
             path = origin.parent / Path(source.file).name
         except (OSError, ValueError, KeyError, TypeError) as error:
             _log.warning("%s is damaged, the model beside it is not used: %r", origin, error)
             continue
         if path.is_file():
-            yield replace(source, card=_card_of(source), path=path, where="store")
+            yield replace(source, card=card_of(source), path=path, where="store")
 
 
 # ------------------------------------------------------------------- the Hugging Face cache
@@ -232,7 +232,7 @@ def _in_cache(cache: Path) -> Iterator[Source]:
                     path=path,
                     where="cache",
                 )
-                card = _card_of(source)
+                card = card_of(source)
                 yield replace(source, card=card, name=card.id if card else repo)
 
 
@@ -270,7 +270,7 @@ def _in_ollama(root: Path) -> Iterator[Source]:
             where="ollama",
         )
         known = (file.quant for _, file in catalog_files() if file.sha256 == sha256)
-        yield replace(source, card=_card_of(source), quant=next(known, None))
+        yield replace(source, card=card_of(source), quant=next(known, None))
 
 
 # ------------------------------------------------------------------- files and the catalog
@@ -297,7 +297,7 @@ def catalog_files() -> Iterator[tuple[ModelCard, ModelFile]]:
     return ((card, file) for card in catalog.cards() for file in card.files)
 
 
-def _card_of(source: Source) -> ModelCard | None:
+def card_of(source: Source) -> ModelCard | None:
     """The model by the hash of the file, else by its repository or name."""
     for card, file in catalog_files():
         if file.sha256 is not None and file.sha256 == source.sha256:

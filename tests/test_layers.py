@@ -15,11 +15,11 @@ PACKAGE = Path(__file__).parent.parent / "gguf_embed"
 LAYERS = (
     {"errors", "paths", "normalizer", "closing"},
     {"gguf"},
-    {"schedule", "pooling", "layout", "passages", "wordpiece", "imatrix"},
+    {"schedule", "pooling", "layout", "passages", "wordpiece", "imatrix", "canaries"},
     {"metrics"},
     {"catalog", "llama"},
     {"selftest", "hardware", "store", "tokenizer"},
-    {"plan", "hub", "runner"},
+    {"plan", "hub", "runner", "wheels"},
     {"tune"},
     {"engine"},
     {"formats", "quantize", "compare", "bundle", "evaluation"},

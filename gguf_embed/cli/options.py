@@ -6,9 +6,12 @@ import argparse
 from typing import TYPE_CHECKING
 
 from gguf_embed.cli import console
+from gguf_embed.errors import BadInput
 
 if TYPE_CHECKING:
+    from gguf_embed.bundle import Licence
     from gguf_embed.engine import Embedder, Settings
+    from gguf_embed.store import Source
 
 BUILTIN = "all-minilm-l6-v2"
 POOLINGS = ("mean", "cls", "last")
@@ -81,6 +84,37 @@ def add_fields(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="field with the id of each text (default: the id is file:line)",
     )
+
+
+def add_accept_licence(parser: argparse.ArgumentParser) -> None:
+    """--accept-licence, for `check_licence`."""
+    parser.add_argument(
+        "--accept-licence",
+        action="store_true",
+        help="you agree to a licence that forbids commercial use",
+    )
+
+
+def check_licence(source: Source, *, accepted: bool) -> None:
+    """Show a licence that forbids commercial use, and fetch nothing under it unasked."""
+    card = source.card
+    if card is None or card.commercial:
+        return
+    console.say(f"{card.id}: licence {card.licence}, no commercial use {card.licence_url or ''}")
+    if source.path is None and not accepted:
+        raise BadInput(f"{card.id}: agree to its licence with --accept-licence, then run it again")
+
+
+def licence_line(licence: Licence) -> str:
+    """A licence for people."""
+    forbids = ", no commercial use" if licence.commercial is False else ""
+    url = f" {licence.url}" if licence.url else ""
+    return console.plain(f"{licence.name or 'not known'}{forbids}{url}")
+
+
+def licence_json(licence: Licence) -> dict[str, object]:
+    """A licence for programs."""
+    return {"name": licence.name, "url": licence.url, "commercial": licence.commercial}
 
 
 def positive(text: str) -> int:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from gguf_embed.cli import console
-from gguf_embed.errors import BadInput
+from gguf_embed.cli import console, options
 
 DESCRIPTION = """\
 Fetch a model file into the cache that other Hub tools share. The size and the free disk are checked
@@ -32,11 +31,7 @@ def add(commands: Any) -> None:
         "model", metavar="MODEL", help="a name of `gguf-embed models`, owner/repo, or hf:..."
     )
     parser.add_argument("--quant", metavar="Q", help="quantization, such as Q8_0")
-    parser.add_argument(
-        "--accept-licence",
-        action="store_true",
-        help="you agree to a licence that forbids commercial use",
-    )
+    options.add_accept_licence(parser)
     parser.add_argument("--json", action="store_true", help="path, size and licence as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(run=run)
@@ -44,22 +39,14 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Fetch and print the path; returns 0."""
-    from gguf_embed import catalog, hub
+    from gguf_embed import hub
 
     source = hub.resolve(args.model, args.quant)
-    card = catalog.find(args.model)
-    if card is not None and not card.commercial:
-        console.say(
-            f"{card.id}: licence {card.licence}, no commercial use {card.licence_url or ''}"
-        )
-        if source.path is None and not args.accept_licence:
-            raise BadInput(
-                f"{card.id}: agree to its licence with --accept-licence, then pull again"
-            )
+    options.check_licence(source, accepted=args.accept_licence)
     with console.transfer(source.label, quiet=args.quiet) as moved:
         path = hub.fetch(source, progress=moved)
     if args.json:
-        licence = card.licence if card is not None else None
+        licence = source.card.licence if source.card is not None else None
         console.print_json(
             {
                 "path": str(path),
