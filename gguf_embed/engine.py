@@ -457,7 +457,7 @@ class Embedder(Closes):
         groups = [Shared(rows=tuple(range(len(tokens))), n_prefix=0)]
         if self._runner.can_share and len(tokens) > 1 and not exact:
             groups = shared_prefixes(tokens, group_cost=settings.batch_tokens // 8)
-        futures: list[tuple[Microbatch, Future[Outcome]]] = []
+        batches: list[Microbatch] = []
         for group in groups:
             n_prefix = min(group.n_prefix, self._runner.max_prefix)
             lengths = [len(tokens[row]) - n_prefix for row in group.rows]
@@ -468,11 +468,21 @@ class Embedder(Closes):
                 max_tokens=room,
                 max_seqs=1 if exact else settings.max_batch_seqs,
                 n_prefix=n_prefix,
+                n_contexts=settings.n_contexts,
             ):
                 rows = tuple(group.rows[i] for i in batch.rows)
-                future = self._runner.submit([tokens[row] for row in rows], n_prefix=n_prefix)
-                futures.append((replace(batch, rows=rows), future))
-        return futures
+                batches.append(replace(batch, rows=rows))
+        # Where there are fewer microbatches than contexts, each gets the threads of several.
+        share = max(1, settings.n_contexts // max(1, len(batches)))
+        return [
+            (
+                batch,
+                self._runner.submit(
+                    [tokens[row] for row in batch.rows], n_prefix=batch.n_prefix, share=share
+                ),
+            )
+            for batch in batches
+        ]
 
     def _collect(self, in_flight: _InFlight, request: _Request) -> Block:
         """Wait for the oldest window's microbatches and put their rows back in order.

@@ -11,7 +11,8 @@ import functools
 import hashlib
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -449,6 +450,19 @@ class Context(Closes):
         if self.pointer:
             _native().llama_free(self.pointer)
             self.pointer = None
+
+    @contextmanager
+    def threads(self, n_threads: int) -> Generator[None]:
+        """Compute with so many threads for a while."""
+        if n_threads == self.params.n_threads:
+            yield
+            return
+        native = _native()
+        native.llama_set_n_threads(self.pointer, n_threads, n_threads)
+        try:
+            yield
+        finally:
+            native.llama_set_n_threads(self.pointer, self.params.n_threads, self.params.n_threads)
 
     def forget(self) -> None:
         """Zero the KV cache: a NaN left in it would spread to every later text."""

@@ -71,7 +71,7 @@ class Runner(Closes):
         self.meaning = meaning
         self.settings = settings
         self._contexts: queue.SimpleQueue[Context] = queue.SimpleQueue()
-        self._long_lock = threading.Lock()
+        self._taking = threading.Lock()
         self._long: Context | None = None
         self._opened: list[Context] = []
         self._threads = ThreadPoolExecutor(settings.n_contexts, thread_name_prefix="gguf-embed")
@@ -103,21 +103,21 @@ class Runner(Closes):
         """Tokens of a shared prefix that leave room for a full microbatch."""
         return self.settings.max_batch_tokens
 
-    def submit(self, sequences: Sequence[Tokens], *, n_prefix: int = 0) -> Future[Outcome]:
-        """Decode one microbatch in the next free context."""
-        return self._threads.submit(self.run, sequences, n_prefix=n_prefix)
+    def submit(
+        self, sequences: Sequence[Tokens], *, n_prefix: int = 0, share: int = 1
+    ) -> Future[Outcome]:
+        """Decode one microbatch as soon as `share` contexts are free, with the threads of all."""
+        return self._threads.submit(self.run, sequences, n_prefix=n_prefix, share=share)
 
-    def run(self, sequences: Sequence[Tokens], *, n_prefix: int = 0) -> Outcome:
+    def run(self, sequences: Sequence[Tokens], *, n_prefix: int = 0, share: int = 1) -> Outcome:
         """Decode one microbatch here and now; rows that come back NaN are tried again alone."""
         n_tokens = sum(map(len, sequences)) - n_prefix * (len(sequences) - 1)
         if n_tokens > self._room:
-            with self._alone():
+            # Alone: threads of its own beside those of others would wait at each barrier.
+            with self._taken(self.settings.n_contexts):
                 return self._guarded(self._long_context(n_tokens), sequences, n_prefix)
-        context = self._contexts.get()
-        try:
+        with self._taken(share) as context, context.threads(share * self.settings.n_threads):
             return self._guarded(context, sequences, n_prefix)
-        finally:
-            self._contexts.put(context)
 
     def token_vectors(self, tokens: Tokens) -> Vectors:
         """One vector per token, shape (len(tokens), dim), before any pooling."""
@@ -127,18 +127,15 @@ class Runner(Closes):
             return context.run([tokens])
 
     @contextmanager
-    def _alone(self) -> Generator[None]:
-        """While the ordinary contexts rest: the long one computes with the threads of all.
-
-        Twice as many threads as cores would wait for one another at each barrier.
-        """
-        with self._long_lock:
-            resting = [self._contexts.get() for _ in self._opened]
-            try:
-                yield
-            finally:
-                for context in resting:
-                    self._contexts.put(context)
+    def _taken(self, n_contexts: int) -> Generator[Context]:
+        """The first of so many contexts, none of which anyone else has."""
+        with self._taking:  # one taker at a time: two that each hold a part would wait for ever
+            taken = [self._contexts.get() for _ in range(n_contexts)]
+        try:
+            yield taken[0]
+        finally:
+            for context in taken:
+                self._contexts.put(context)
 
     def _guarded(self, context: Context, sequences: Sequence[Tokens], n_prefix: int) -> Outcome:
         """Isolate NaN: one bad text must not spoil its neighbours or what comes after it."""

@@ -43,20 +43,37 @@ class Cost:
         return max(1, min(max_tokens, round(math.sqrt(max(self.fixed_s, 0.0) / self.pair_s))))
 
 
+LEAST_TOKENS = 128  # of a microbatch made small only to keep another context busy
+
+
 def pack(
-    lengths: Sequence[int], *, max_tokens: int, max_seqs: int, n_prefix: int = 0
+    lengths: Sequence[int],
+    *,
+    max_tokens: int,
+    max_seqs: int,
+    n_prefix: int = 0,
+    n_contexts: int = 1,
 ) -> Iterator[Microbatch]:
     """Group rows into microbatches; each row appears once and no batch breaks a limit.
 
-    Longest first: like lengths meet, the largest allocation comes at the start where a failure
-    costs least, and the short batches at the end keep several contexts evenly busy. A row longer
-    than `max_tokens` gets a microbatch of its own.
+    Longest first: like lengths meet, and the largest allocation comes at the start where a failure
+    costs least. A row longer than `max_tokens` gets a microbatch of its own. The others are of
+    about equal size and, where that leaves `LEAST_TOKENS` in each, a multiple of `n_contexts` in
+    number, so that all contexts end together.
     """
+    left_tokens = sum(lengths)
+    n_fewest = -(-left_tokens // max_tokens)
+    n_even = -(-n_fewest // n_contexts) * n_contexts
+    left = max(n_fewest, min(n_even, left_tokens // LEAST_TOKENS))
     rows: list[int] = []
     n_tokens = 0
     for row in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
-        if rows and (n_tokens + lengths[row] > max_tokens or len(rows) == max_seqs):
+        full = n_tokens + lengths[row] > max_tokens or len(rows) == max_seqs
+        # Nearer to its even share without this row than with it.
+        enough = (2 * n_tokens + lengths[row]) * left > 2 * left_tokens
+        if rows and (full or (enough and left > 1)):
             yield Microbatch(rows=tuple(rows), n_tokens=n_tokens, n_prefix=n_prefix)
+            left, left_tokens = max(1, left - 1), left_tokens - n_tokens
             rows, n_tokens = [], 0
         rows.append(row)
         n_tokens += lengths[row]

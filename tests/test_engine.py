@@ -6,9 +6,9 @@ import gc
 import random
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -84,9 +84,9 @@ def calls(qwen3: Embedder, monkeypatch: pytest.MonkeyPatch) -> list[list[Tokens]
     calls: list[list[Tokens]] = []
 
     class Recorder(Runner):
-        def run(self, sequences: Sequence[Tokens], *, n_prefix: int = 0) -> Outcome:
+        def run(self, sequences: Sequence[Tokens], *, n_prefix: int = 0, share: int = 1) -> Outcome:
             calls.append(list(sequences))
-            return super().run(sequences, n_prefix=n_prefix)
+            return super().run(sequences, n_prefix=n_prefix, share=share)
 
     monkeypatch.setattr(qwen3._runner, "__class__", Recorder)
     return calls
@@ -134,6 +134,28 @@ def test_many_texts_take_few_calls(open_tiny: Open, qwen3: Embedder, calls: list
     qwen3.encode(texts)
     assert sum(map(len, calls)) == 200
     assert len(calls) < 20
+
+
+def test_one_text_is_computed_with_the_threads_of_all(
+    tiny_model: Write, monkeypatch: pytest.MonkeyPatch
+):
+    used: list[int] = []
+
+    class Recorder(Context):
+        @contextmanager
+        def threads(self, n_threads: int) -> Generator[None]:
+            used.append(n_threads)
+            with super().threads(n_threads):
+                yield
+
+    monkeypatch.setattr(runner, "Context", Recorder)
+    chosen = Settings(tune=False, n_contexts=3, n_threads=2, max_batch_seqs=1)
+    with Embedder.open(tiny_model("qwen3"), settings=chosen) as embedder:
+        alone = embedder.encode(CAT)
+        assert used == [6]
+        together = embedder.encode([CAT, DOG, "fish", "bread"])
+        assert used == [6, 2, 2, 2, 2]
+    np.testing.assert_allclose(alone, together[0], atol=1e-6)
 
 
 def test_one_instruction_is_computed_once(qwen3: Embedder, calls: list[list[Tokens]]):
@@ -568,8 +590,8 @@ def test_a_failure_stops_the_rest(tiny_model: Write, monkeypatch: pytest.MonkeyP
         submitted: list[Any] = []
         submit = embedder._runner.submit
 
-        def recorded(sequences: Sequence[Tokens], *, n_prefix: int = 0) -> Any:
-            submitted.append(submit(sequences, n_prefix=n_prefix))
+        def recorded(sequences: Sequence[Tokens], **how: int) -> Any:
+            submitted.append(submit(sequences, **how))
             return submitted[-1]
 
         monkeypatch.setattr(embedder._runner, "submit", recorded)

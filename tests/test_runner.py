@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -243,6 +244,12 @@ class FakeContext:
     closed: bool = False
     spoiled: bool = False
     runs: list[int] = field(default_factory=list)  # rows of each call
+    n_threads: list[int] = field(default_factory=list)  # of each call that was given some
+
+    @contextmanager
+    def threads(self, n_threads: int) -> Generator[None]:
+        self.n_threads.append(n_threads)
+        yield
 
     def run(self, sequences: Sequence[Tokens], *, n_prefix: int = 0) -> Vectors:
         assert not self.closed
@@ -293,6 +300,25 @@ def test_contexts_compute_at_the_same_time(lab: Lab):
     assert len(done) == 3
     np.testing.assert_array_equal(vectors, expected(texts(3, 4, 5)))
     assert [context.runs for context in lab.made] == [[1], [1], [1]]
+
+
+def test_a_microbatch_may_have_the_threads_of_several_contexts(lab: Lab):
+    with fake_runner(n_contexts=3, n_threads=2) as run:
+        for share in (3, 1, 2):
+            run.run(texts(3), share=share)
+    assert sorted(n for context in lab.made for n in context.n_threads) == [2, 4, 6]
+
+
+@pytest.mark.parametrize("share", [2, 3])
+def test_takers_of_several_contexts_do_not_wait_for_one_another(share: int, lab: Lab):
+    """Two that each hold a part of what they need would."""
+    with fake_runner(n_contexts=3) as run, ThreadPoolExecutor(6) as callers:
+        long = texts(run._room + 1)
+        jobs = [callers.submit(run.run, texts(3), share=share) for _ in range(40)]
+        jobs += [callers.submit(run.run, long) for _ in range(10)]
+        jobs += [callers.submit(run.run, texts(4)) for _ in range(40)]
+        done, _ = wait(jobs, timeout=20)
+    assert len(done) == 90
 
 
 def test_one_context_is_used_by_one_thread_at_a_time(lab: Lab):

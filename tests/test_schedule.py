@@ -7,14 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gguf_embed.schedule import Cost, pack, shared_prefixes
+from gguf_embed.schedule import LEAST_TOKENS, Cost, pack, shared_prefixes
 
 lengths = st.lists(st.integers(1, 64), max_size=60)
 
 
-@given(lengths, st.integers(1, 256), st.integers(1, 8))
-def test_every_row_once_and_no_limit_broken(rows: list[int], max_tokens: int, max_seqs: int):
-    batches = list(pack(rows, max_tokens=max_tokens, max_seqs=max_seqs))
+@given(lengths, st.integers(1, 256), st.integers(1, 8), st.integers(1, 5))
+def test_every_row_once_and_no_limit_broken(
+    rows: list[int], max_tokens: int, max_seqs: int, n_contexts: int
+):
+    batches = list(pack(rows, max_tokens=max_tokens, max_seqs=max_seqs, n_contexts=n_contexts))
     assert sorted(row for batch in batches for row in batch.rows) == list(range(len(rows)))
     for batch in batches:
         assert batch.n_tokens == sum(rows[row] for row in batch.rows)
@@ -27,6 +29,24 @@ def test_longest_first_so_like_lengths_meet(rows: list[int], max_tokens: int):
     batches = list(pack(rows, max_tokens=max_tokens, max_seqs=8))
     order = [rows[row] for batch in batches for row in batch.rows]
     assert order == sorted(order, reverse=True)
+
+
+@given(st.lists(st.integers(1, 32), min_size=80, max_size=160), st.integers(1, 4))
+def test_contexts_end_together(rows: list[int], n_contexts: int):
+    """As many microbatches for each, none much larger than its even share."""
+    batches = list(pack(rows, max_tokens=256, max_seqs=256, n_contexts=n_contexts))
+    share = sum(rows) / len(batches)
+    assert all(batch.n_tokens <= share + 64 for batch in batches)
+    fewest = -(-sum(rows) // 256)
+    even = -(-fewest // n_contexts) * n_contexts
+    if sum(rows) >= even * LEAST_TOKENS and share < 256 - 64:
+        assert len(batches) == even
+
+
+def test_little_work_is_not_cut_small():
+    """Four contexts, and not enough for two of them."""
+    batches = list(pack([50, 50, 50, 50], max_tokens=512, max_seqs=8, n_contexts=4))
+    assert [batch.n_tokens for batch in batches] == [200]
 
 
 def test_a_long_row_is_alone():

@@ -330,11 +330,11 @@ def test_wrong_kernels_are_seen_by_their_vectors(
     class Broken(tune.Runner):
         n_wrong: ClassVar[int] = 0
 
-        def run(self, sequences: Sequence[Tokens], *, n_prefix: int = 0) -> Outcome:
+        def run(self, sequences: Sequence[Tokens], *, n_prefix: int = 0, share: int = 1) -> Outcome:
             if self.settings.n_contexts == 2 and n_prefix == 0:
                 Broken.n_wrong += 1
                 sequences = [sequence[::-1] for sequence in sequences]
-            return super().run(sequences, n_prefix=n_prefix)
+            return super().run(sequences, n_prefix=n_prefix, share=share)
 
     monkeypatch.setattr(tune, "Runner", Broken)
     monkeypatch.setattr(tune, "GAIN", 0.0)  # anything counts as faster
