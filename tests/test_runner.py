@@ -220,6 +220,7 @@ class Lab:
     poison: Callable[[Tokens, int, ContextParams], bool] = lambda *_: False
     spreads: bool = False  # one NaN makes its whole microbatch NaN
     together: threading.Barrier | None = None  # runs that must be under way at the same time
+    takes_s: float = 0.0  # each call
     made: list[FakeContext] = field(default_factory=list)
 
     def context(self, _model: object, params: ContextParams, encoder: bool) -> FakeContext:
@@ -255,6 +256,7 @@ class FakeContext:
         assert not self.closed
         if self.lab.together is not None:
             self.lab.together.wait(timeout=10)
+        time.sleep(self.lab.takes_s)
         self.runs.append(len(sequences))
         vectors = expected(sequences)
         bad = [self.lab.poison(text, len(sequences), self.params) for text in sequences]
@@ -312,6 +314,7 @@ def test_a_microbatch_may_have_the_threads_of_several_contexts(lab: Lab):
 @pytest.mark.parametrize("share", [2, 3])
 def test_takers_of_several_contexts_do_not_wait_for_one_another(share: int, lab: Lab):
     """Two that each hold a part of what they need would."""
+    lab.takes_s = 0.001
     with fake_runner(n_contexts=3) as run, ThreadPoolExecutor(6) as callers:
         long = texts(run._room + 1)
         jobs = [callers.submit(run.run, texts(3), share=share) for _ in range(40)]
