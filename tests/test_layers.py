@@ -20,7 +20,7 @@ LAYERS = (
     {"catalog", "llama"},
     {"selftest", "hardware", "store", "tokenizer"},
     {"plan", "hub", "runner"},
-    {"tune"},
+    {"choice", "tune"},
     {"engine"},
     {"formats", "quantize", "compare", "bundle", "evaluation"},
     {"judge"},

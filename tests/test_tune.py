@@ -27,7 +27,7 @@ from gguf_embed.pooling import Vectors
 from gguf_embed.runner import Meaning, Outcome, RunSettings
 from gguf_embed.schedule import Cost
 from gguf_embed.selftest import Working
-from gguf_embed.tune import Trial, Tuned, choose, fit_cost, load, to_json, untuned
+from gguf_embed.tune import Room, Trial, Tuned, choose, fit_cost, load, to_json, untuned
 
 LAST = Meaning(pooling=Pooling.LAST, causal=True, encoder=False)
 MEAN = Meaning(pooling=Pooling.MEAN, causal=False, encoder=True)
@@ -340,7 +340,7 @@ class Tuner:
     settings: RunSettings = field(default_factory=lambda: RunSettings(max_batch_tokens=77))
     budgets: list[float] = field(default_factory=list)
 
-    def __call__(self, *_: object, budget_s: float) -> Tuned:
+    def __call__(self, *_: object, room: Room, budget_s: float) -> Tuned:
         self.budgets.append(budget_s)
         return record(self.settings)
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gguf_embed.cli import console
-from gguf_embed.errors import BadInput
+from gguf_embed.errors import DoesNotFit
+
+if TYPE_CHECKING:
+    from gguf_embed.store import Source
 
 DESCRIPTION = """\
 Fetch a model file into the cache that other Hub tools share. The size and the free disk are checked
-before, the SHA-256 after; a pull that was killed goes on where it stopped."""
+before, the SHA-256 after; a pull that was killed goes on where it stopped. Without --quant it is
+the file that `gguf-embed plan` chooses for this machine."""
 
 EPILOG = """\
 where from:
@@ -29,7 +33,7 @@ def add(commands: Any) -> None:
         "pull", help="fetch a model, verified", description=DESCRIPTION, epilog=EPILOG
     )
     parser.add_argument(
-        "model", metavar="MODEL", help="a name of `gguf-embed models`, owner/repo, or hf:..."
+        "model", metavar="MODEL", help="a name of `gguf-embed models`, owner/repo, hf:..., or auto"
     )
     parser.add_argument("--quant", metavar="Q", help="quantization, such as Q8_0")
     parser.add_argument(
@@ -44,20 +48,16 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Fetch and print the path; returns 0."""
-    from gguf_embed import catalog, hub
+    from gguf_embed import hub
 
-    source = hub.resolve(args.model, args.quant)
-    card = catalog.find(args.model)
+    source = _source(args)
+    card = source.card
+    with console.transfer(source.label, quiet=args.quiet) as moved:
+        path = hub.fetch(source, progress=moved, accept_licence=args.accept_licence)
     if card is not None and not card.commercial:
         console.say(
             f"{card.id}: licence {card.licence}, no commercial use {card.licence_url or ''}"
         )
-        if source.path is None and not args.accept_licence:
-            raise BadInput(
-                f"{card.id}: agree to its licence with --accept-licence, then pull again"
-            )
-    with console.transfer(source.label, quiet=args.quiet) as moved:
-        path = hub.fetch(source, progress=moved)
     if args.json:
         licence = card.licence if card is not None else None
         console.print_json(
@@ -71,3 +71,22 @@ def run(args: argparse.Namespace) -> int:
         return 0
     console.out(str(path))
     return 0
+
+
+def _source(args: argparse.Namespace) -> Source:
+    """The file asked for, else the one that this machine would run."""
+    from gguf_embed import choice, hardware, hub, plan
+
+    if args.quant and args.model != plan.AUTO:
+        return hub.resolve(args.model, args.quant)
+    try:
+        chosen = choice.choose(args.model, hardware.probe(), plan.Limits(quant=args.quant))
+    except DoesNotFit as error:
+        raise DoesNotFit(
+            f"{error}. To fetch a file for another machine name its quantization with --quant",
+            needed_bytes=error.needed_bytes,
+            free_bytes=error.free_bytes,
+        ) from error
+    if not args.quiet:
+        console.say(chosen.plan.in_short)
+    return chosen.source
