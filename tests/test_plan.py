@@ -917,7 +917,7 @@ def test_the_options_reach_the_plan(run_plan: RunPlan, args: tuple[object, ...],
         ((f"{QWEN}-8b", "--machine", "absent.json"), 2, "absent.json: cannot be read"),
         ((f"{QWEN}-8b", "--machine", __file__), 2, "test_plan.py: machine description: not JSON"),
         (("qwen4-embedding",), 4, "did you mean qwen3-embedding"),
-        ((f"{QWEN}-8b", *on("wsl"), "--quant", "Q7"), 4, "has no Q7; it has: F16 ("),
+        ((f"{QWEN}-8b", *on("wsl"), "--quant", "Q7"), 4, "has no Q7; it has: F16, Q8_0 (7,"),
         ((catalog.builtin_path(), "--any-quant"), 2, "name a file"),
     ],
 )
