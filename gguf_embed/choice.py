@@ -88,9 +88,10 @@ def choose(name: str | Path, machine: Machine, limits: Limits, *, here: bool = T
     """
     if name == plan.AUTO:
         return _choose_auto(machine, limits, here=here)
-    sources = _in_reach(hub.offered(name, limits.quant, here=here), here=here)
+    offered = hub.offered(name, limits.quant, here=here)
+    sources = _in_reach(offered, here=here)
     offers = _offers(sources, here=here)
-    if limits.quant or len(offers) == 1:  # a file may have another name than its header says
+    if limits.quant or len(offered) == 1:  # the name of a file may differ from what its header says
         limits = replace(limits, quant=offers[0].variant.quant)
     variants = [offer.variant for offer in offers]
     card = sources[0].card

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -20,8 +21,9 @@ import numpy as np
 import pytest
 from conftest import Write
 from fakehub import FakeHub
+from test_cli import on_terminal
 
-from gguf_embed import catalog, choice, engine, hardware, hub, llama, plan, selftest, store, tune
+from gguf_embed import catalog, engine, hardware, hub, llama, plan, selftest, store, tune
 from gguf_embed.choice import Choice, choose
 from gguf_embed.cli import main
 from gguf_embed.engine import Embedder, Settings
@@ -292,9 +294,7 @@ def test_for_another_machine_it_does_not_count_what_is_here(world: World):
     assert choose(MODEL, LAPTOP, Limits(), here=False).plan.quant == "F16"
 
 
-def test_a_damaged_file_that_is_here_is_passed_over(
-    world: World, caplog: pytest.LogCaptureFixture
-):
+def test_a_damaged_file_that_is_here_is_passed_over(world: World, caplog: pytest.LogCaptureFixture):
     world.pull("Q4_K_M")
     (path,) = world.at.cache.rglob("*Q4_K_M.gguf")
     path.resolve().write_bytes(b"GG" * (world.files["Q4_K_M"].stat().st_size // 2))
@@ -356,12 +356,12 @@ def test_a_smaller_model_where_that_is_allowed(world: World):
         assert [why.split()[0] for why in embedder.plan.why[1:3]] == ["quant", "n_gpu_layers"]
 
 
-def test_what_is_no_embedder_is_told_before_it_is_fetched(
-    world: World, tiny_model: Write
-):
+def test_what_is_no_embedder_is_told_before_it_is_fetched(world: World, tiny_model: Write):
     with pytest.raises(BadModelFile, match="a reranker scores pairs"):
         world.open("qwen3-reranker-0.6b")
-    world.fake.add("else/chat-GGUF", {"chat-Q8_0.gguf": tiny_model("qwen3", pooling=None).read_bytes()})
+    world.fake.add(
+        "else/chat-GGUF", {"chat-Q8_0.gguf": tiny_model("qwen3", pooling=None).read_bytes()}
+    )
     with pytest.raises(BadModelFile, match="pooling"):
         world.open("else/chat-GGUF")
     assert world.served() == []
@@ -397,7 +397,7 @@ def test_auto_offline_is_what_is_here(world: World, no_network: Callable[[], Non
         assert (embedder.model_id, embedder.quant) == (MODEL, "Q4_K_M")
     (path,) = world.at.cache.rglob("*Q4_K_M.gguf")
     path.unlink()
-    with pytest.raises(ModelNotFound, match="qwen3-embedding-0.6b F16 .* is not on this machine"):
+    with pytest.raises(ModelNotFound, match=r"qwen3-embedding-0.6b F16 .* is not on this machine"):
         world.open("auto")
 
 
@@ -448,9 +448,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return loaded
 
 
-def test_what_does_not_fit_is_told_before_it_is_loaded(
-    world: World, loaded: list[dict[str, Any]]
-):
+def test_what_does_not_fit_is_told_before_it_is_loaded(world: World, loaded: list[dict[str, Any]]):
     world.with_ram(2 * MIB)
     for model in (MODEL, world.files["Q8_0"], catalog.BUILTIN):
         with pytest.raises(DoesNotFit, match=r"does not fit on .* 2 MiB are free"):
@@ -671,47 +669,93 @@ socket.create_connection = socket.getaddrinfo = refuse
 RUN = "import sys; from gguf_embed.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
-def test_a_name_to_vectors_in_one_command_and_again_without_a_network(
-    files: dict[str, Path], tmp_path: Path
-):
-    """As a user runs it, in processes of its own: only the catalog has one more model."""
+@pytest.fixture
+def installed(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], list[str]]:
+    """A package whose catalog has one more model, on a machine where nothing else is.
+
+    Called with what to run first, it gives the command that runs the command line.
+    """
     package = Path(catalog.__file__).parent
     (tmp_path / "gguf_embed").symlink_to(package)
     write_catalog(tmp_path / "models", toml_of(files, commercial=True, family="tiny"))
+    for name in [*os.environ]:
+        if name.upper().endswith("_PROXY") or name.startswith("HF_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("GGUF_EMBED_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "none"))
+    monkeypatch.chdir(tmp_path)  # python -c looks here first
+    return lambda before="": [
+        sys.executable,
+        "-c",
+        f"{before}\nimport sys; from gguf_embed.cli import main; sys.exit(main(sys.argv[1:]))",
+    ]
+
+
+FORBID_SOCKETS = """
+import socket
+def refuse(*_, **__):
+    raise SystemExit("the network was touched")
+socket.socket.connect = socket.socket.connect_ex = socket.socket.sendto = refuse
+socket.create_connection = socket.getaddrinfo = refuse
+"""
+
+
+def test_a_name_to_vectors_in_one_command_and_again_without_a_network(
+    files: dict[str, Path],
+    tmp_path: Path,
+    installed: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """As a user runs it, in processes of its own."""
     texts = tmp_path / "docs.txt"
     texts.write_text("the cat sat on the mat\na dog in the river\n")
-    keep = {name: os.environ[name] for name in ("PATH", "SYSTEMROOT") if name in os.environ}
 
-    def embed(code: str, out: str, **environment: str) -> dict[str, Any]:
-        arguments = [texts, "--model", MODEL, "-o", tmp_path / out, "--no-tune", "--json"]
+    def embed(command: list[str], out: str) -> tuple[dict[str, Any], str]:
+        arguments = ["embed", texts, "--model", MODEL, "-o", out, "--no-tune", "--json"]
         done = subprocess.run(
-            [sys.executable, "-c", code, "embed", *map(str, arguments)],
-            env={
-                **keep,
-                "PYTHONPATH": str(tmp_path),
-                "HF_HOME": str(tmp_path / "hf"),
-                "GGUF_EMBED_HOME": str(tmp_path / "home"),
-                "OLLAMA_MODELS": str(tmp_path / "none"),
-                **environment,
-            },
+            [*command, *map(str, arguments)],
             capture_output=True,
             text=True,
-            cwd=tmp_path,  # python -c looks there first
             timeout=120,
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        return {**json.loads(done.stdout), "stderr": done.stderr}
+        return json.loads(done.stdout)["made_with"], done.stderr
 
     with FakeHub() as fake:
         add_to_hub(fake, files)
-        online = embed(RUN, "online.npy", HF_ENDPOINT=fake.url)
-        asked = len(fake.requests)
-    assert asked
-    assert online["made_with"]["quant"] == "F16"
-    assert f"{MODEL} F16 on CPU: the best quality of 3 that fit" in online["stderr"]
-    offline = embed(SOCKETS + RUN, "offline.npy", HF_HUB_OFFLINE="1")
-    assert offline["made_with"]["file"] == online["made_with"]["file"]
-    a, b = np.load(tmp_path / "online.npy"), np.load(tmp_path / "offline.npy")
+        monkeypatch.setenv("HF_ENDPOINT", fake.url)
+        online, said = embed(installed(), "online.npy")
+        assert fake.requests
+    assert online["quant"] == "F16"
+    assert f"{MODEL} F16 on CPU: the best quality of 3 that fit" in said
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    offline, said = embed(installed(FORBID_SOCKETS), "offline.npy")
+    assert offline["file"] == online["file"]
+    assert f"{MODEL} F16 on CPU: the only one that fits" in said
+    a, b = np.load("online.npy"), np.load("offline.npy")
     assert a.shape == (2, 256)
     np.testing.assert_array_equal(a, b)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "another"))
+    absent = [*installed(FORBID_SOCKETS), "embed", "--text", "x", "--model", MODEL]
+    done = subprocess.run(absent, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == ModelNotFound.exit_code
+    assert f"{MODEL} F16 (2 MiB) is not on this machine. Here are: all-minilm" in done.stderr
+
+
+def test_a_download_shows_its_progress_on_a_terminal(
+    files: dict[str, Path],
+    installed: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    command = [*installed(), "embed", "-", "--model", MODEL, "--no-tune", "-o", "v.npy"]
+    with FakeHub() as fake:
+        add_to_hub(fake, files)
+        monkeypatch.setenv("HF_ENDPOINT", fake.url)
+        seen = on_terminal(command, b"the cat\n")
+    assert re.search(rb"fetch .*/2\.3 MB", seen)
+    assert b"fetch \x1b" not in on_terminal(command, b"the cat\n")
