@@ -32,7 +32,8 @@ class Choice:
     """A file of a model and the plan to run it on a machine."""
 
     source: Source
-    header: Header | None  # None: the file is not here, and the catalog knows what is in it
+    # Of the file, if that is here; else as it is expected to be; None: as the catalog says.
+    header: Header | None
     card: ModelCard | None
     variant: Variant
     machine: Machine
@@ -141,7 +142,7 @@ def _offers(sources: Sequence[Source], *, here: bool) -> list[_Offer]:
     damaged: BadModelFile | None = None
     for source in sorted(sources, key=lambda source: source.path is None):
         try:
-            offers.append(_offer(source, here=here))
+            offers.append(_like_another(source, offers) or _offer(source, here=here))
         except BadModelFile as error:
             damaged = error
             if len(sources) > 1:
@@ -162,6 +163,33 @@ def _offer(source: Source, *, here: bool) -> _Offer:
     variant = plan.variant(header, card=card or catalog.by_header(header), file=file)
     variant = replace(variant, here=here and source.path is not None)
     return _Offer(source=source, header=header, variant=variant)
+
+
+def _like_another(source: Source, offers: Sequence[_Offer]) -> _Offer | None:
+    """The offer of a file that is an earlier one of its repository in another quantization.
+
+    Headers are megabytes, of vocabulary for the most part, and a repository has a dozen files.
+    """
+    for offer in offers:
+        header, n_bytes = offer.header, source.n_bytes or 0
+        near = source.repo and (source.repo, source.card) == (offer.source.repo, offer.source.card)
+        if (
+            source.path
+            or source.card
+            or not near
+            or not header
+            or source.quant not in layout.QUANTS
+        ):
+            continue
+        if header.architecture not in layout.ARCHITECTURES:
+            continue
+        tensors = tuple(layout.tensors(offer.variant.shape, source.quant))
+        expected = header.header_bytes + sum(tensor.n_bytes for tensor in tensors)
+        if abs(expected - n_bytes) * 100 <= n_bytes:  # else it is something else
+            like = replace(header, tensors=tensors)
+            variant = replace(plan.variant(like), quant=source.quant)
+            return _Offer(source=source, header=like, variant=variant)
+    return None
 
 
 def _laid_out(card: ModelCard) -> bool:

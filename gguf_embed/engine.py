@@ -546,12 +546,12 @@ def find_model(
         if on_status is not None:
             on_status(f"fetching {source.label_with_size}, once")
     path = hub.fetch(source, progress=on_download)
-    return found_file(replace(chosen, header=header or read_header(path)), path, settings)
+    return found_file(chosen, path, settings)
 
 
 def found_file(chosen: Choice, path: Path, settings: Settings) -> Found:
     """A chosen file that is here; planned anew where its GPU or flash attention fails here."""
-    header = chosen.header or read_header(path)
+    header = (chosen.source.path and chosen.header) or read_header(path)
     meaning = meaning_of(header, chosen.card, settings.pooling)
     working = selftest.check(header.matrix_types, gpus=chosen.gpus)
     if not working.gpu or not working.flash:

@@ -333,6 +333,8 @@ def test_a_repository_that_nobody_knows_is_planned_by_its_headers(world: World):
     world.with_ram(enough_for("Q8_0"))
     with world.open(repo, QUICK) as embedder:
         assert (embedder.quant, embedder.card) == ("Q8_0", None)
+        ranges = {r.path for r in world.fake.requests if r.byte_range}
+        assert len(ranges) == 1  # the header of one file tells of the others
         assert len(embedder.plan.considered) == len(QUANTS)
     assert world.served() == ["Q8_0"]
     asked = len(world.fake.requests)
@@ -359,9 +361,9 @@ def test_a_smaller_model_where_that_is_allowed(world: World):
 def test_what_is_no_embedder_is_told_before_it_is_fetched(world: World, tiny_model: Write):
     with pytest.raises(BadModelFile, match="a reranker scores pairs"):
         world.open("qwen3-reranker-0.6b")
-    world.fake.add(
-        "else/chat-GGUF", {"chat-Q8_0.gguf": tiny_model("qwen3", pooling=None).read_bytes()}
-    )
+    chats = {q: tiny_model("qwen3", q, pooling=None).read_bytes() for q in ("F16", "Q8_0")}
+    world.fake.add("else/chat-GGUF", {f"chat-{q}.gguf": data for q, data in chats.items()})
+    world.with_ram(enough_for("Q8_0"))
     with pytest.raises(BadModelFile, match="pooling"):
         world.open("else/chat-GGUF")
     assert world.served() == []
