@@ -44,6 +44,7 @@ vectors that differ in these cannot be compared.
 examples:
   gguf-embed embed notes.txt -o notes.npy
   gguf-embed embed docs/ README.md -o docs.jsonl
+  gguf-embed embed notes.txt -o notes.npy --model qwen3-embedding:8b
   gguf-embed embed rows.csv --field body --id-field id -o rows.jsonl --prompt-name document
   gguf-embed embed letters/ --whole-file --truncate end -o letters.npy
   gguf-embed embed --text "one text" --text "another"
