@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gguf_embed import catalog, hub, layout, plan, store
+from gguf_embed import catalog, hub, layout, plan, store, tune
 from gguf_embed.catalog import ModelCard
 from gguf_embed.errors import BadModelFile
 from gguf_embed.gguf import Header, read_header
@@ -95,11 +95,12 @@ def choose(name: str | Path, machine: Machine, limits: Limits, *, here: bool = T
     if limits.quant or len(offered) == 1:  # the name of a file may differ from what its header says
         limits = replace(limits, quant=offers[0].variant.quant)
     variants = [offer.variant for offer in offers]
+    speeds = _measured(offers, machine, limits) if here else {}
     card = sources[0].card
     if card is None:
-        made = plan.make_plan(variants, machine, limits)
+        made = plan.make_plan(variants, machine, limits, speeds=speeds)
     else:
-        made = plan.plan_for(card, machine, limits, offered=variants)
+        made = plan.plan_for(card, machine, limits, speeds=speeds, offered=variants)
         if made.model != card.id:  # a smaller one, which was allowed
             smaller = choose(made.model, machine, replace(limits, allow_smaller=False), here=here)
             why = (made.why[0], *smaller.plan.why)
@@ -116,18 +117,27 @@ def choose_file(path: Path, card: ModelCard | None, machine: Machine, limits: Li
 
 
 def _choose_auto(machine: Machine, limits: Limits, *, here: bool) -> Choice:
-    sources = [
-        source
-        for card in plan.auto_family()
-        for source in hub.offered(card.id, here=here)
-        if limits.quant is None or source.quant == store.spelled(limits.quant)
-    ]
+    family = plan.auto_family()
+    sources = [source for card in family for source in hub.offered(card.id, here=here)]
+    if limits.quant:
+        limits = replace(limits, quant=store.spelled(limits.quant))
+        sources = [source for source in sources if source.quant == limits.quant]
     offers = _offers(_in_reach(sources, here=here), here=here)
     by_model: dict[str, list[Variant]] = {}
     for offer in offers:
         by_model.setdefault(offer.variant.model, []).append(offer.variant)
     made = plan.plan_auto(machine, limits, offered=by_model)
     return _chosen(offers, made, machine, limits)
+
+
+def _measured(offers: Sequence[_Offer], machine: Machine, limits: Limits) -> dict[str, float]:
+    """Tokens/s of the files that the tuner has measured here, on the CPU, by quantization."""
+    if limits.prefer != "speed" or plan.gpus_of(machine):
+        return {}
+    n_cores = limits.n_threads or machine.usable_cores
+    local = ((o.variant.quant, o.header) for o in offers if o.source.path and o.header)
+    found = ((quant, tune.load(header, n_cores)) for quant, header in local)
+    return {quant: tuned.tokens_per_s for quant, tuned in found if tuned}
 
 
 def _in_reach(sources: Sequence[Source], *, here: bool) -> Sequence[Source]:

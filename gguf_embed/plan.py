@@ -569,7 +569,8 @@ def plan_auto(
             return replace(found, why=(f"{card.id}: {reason}", *why, *found.why))
         slow = f"{_size(card) / 1e9:.1f} billion parameters are slow without a GPU"
         why.append(f"not {card.id}: {slow if well else _in_words(found.chosen)}")
-    raise BadOption(f"no file of {AUTO_FAMILY} is offered; name another model")
+    asked = f" as {limits.quant}" if limits.quant else ""
+    raise BadOption(f"no {AUTO_FAMILY} is offered{asked}; see gguf-embed models")
 
 
 def make_plan(

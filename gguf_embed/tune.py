@@ -126,7 +126,7 @@ def choose(
     if kept is not None:
         start = untuned(header, meaning, working, n_cores, room)
         settings = replace(kept.settings, n_gpu_layers=room.n_gpu_layers)
-        if not room.fits(settings):
+        if not room.fits(replace(settings, **wanted)):
             settings = replace(start, repack=settings.repack)
     elif budget_s > 0 and not wanted:
         if on_status is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -23,7 +24,18 @@ from conftest import Write
 from fakehub import FakeHub
 from test_cli import on_terminal
 
-from gguf_embed import catalog, engine, hardware, hub, llama, plan, selftest, store, tune
+from gguf_embed import (
+    catalog,
+    engine,
+    hardware,
+    hub,
+    llama,
+    paths,
+    plan,
+    selftest,
+    store,
+    tune,
+)
 from gguf_embed.choice import Choice, choose
 from gguf_embed.cli import main
 from gguf_embed.engine import Embedder, Settings
@@ -41,6 +53,14 @@ MODEL = "tiny-embedder"
 REPO = "someone/Tiny-Embedder-GGUF"
 QUANTS = ("F16", "Q8_0", "Q4_K_M", "Q2_K")  # best first
 QUICK = Settings(tune=False, n_threads=1)
+TUNED = tune.Tuned(
+    settings=RunSettings(max_batch_tokens=1024, n_threads=1, repack=True),
+    tokens_per_s=1.0,
+    untuned_tokens_per_s=1.0,
+    seconds=1.0,
+    trials=(),
+    cost=None,
+)
 
 
 # --------------------------------------------------------------- a catalog with one more model
@@ -171,10 +191,19 @@ def forget_cards() -> None:
     catalog._by_name.cache_clear()
 
 
+@pytest.fixture(scope="module")
+def verdicts() -> Path:
+    """The self-test's folder, once it has run."""
+    selftest.check(["F16", "F32", "Q8_0", "Q4_K", "Q6_K"])
+    return paths.home() / "selftest"
+
+
 @pytest.fixture
 def world(
-    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: dict[str, Path], verdicts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[World]:
+    monkeypatch.setenv("GGUF_EMBED_HOME", str(tmp_path / "home"))
+    shutil.copytree(verdicts, tmp_path / "home" / "selftest")
     for name in [*os.environ]:
         if name.upper().endswith("_PROXY") or name.startswith(("HF_", "OLLAMA_")):
             monkeypatch.delenv(name)
@@ -289,6 +318,18 @@ def test_a_file_that_is_here_and_has_no_room_is_not_used(world: World):
     assert world.choose(quant="F16").plan.verdict == "tight"
 
 
+def test_speed_that_was_measured_here_decides_where_speed_is_preferred(world: World):
+    world.pull("F16", "Q8_0", "Q4_K_M")
+    assert world.choose(prefer="speed").plan.quant == "Q4_K_M"  # K-quants: a guess
+    for quant, tokens_per_s in (("F16", 10.0), ("Q8_0", 90.0), ("Q4_K_M", 50.0)):
+        measured = replace(TUNED, tokens_per_s=tokens_per_s)
+        tune._keep(measured, read_header(world.files[quant]), LAPTOP.usable_cores)
+    found = world.choose(prefer="speed").plan
+    assert (found.quant, found.reason) == ("Q8_0", "90 tokens/s: the fastest of 3")
+    assert choose(MODEL, LAPTOP, Limits(prefer="speed"), here=False).plan.quant == "Q4_K_M"
+    assert world.choose(prefer="speed", n_threads=1).plan.quant == "Q4_K_M"  # not measured so
+
+
 def test_for_another_machine_it_does_not_count_what_is_here(world: World):
     world.pull("Q4_K_M")
     assert choose(MODEL, LAPTOP, Limits(), here=False).plan.quant == "F16"
@@ -388,6 +429,12 @@ def test_auto_is_the_best_of_its_family_that_runs_well(world: World):
     assert world.choose("auto", quant="Q4_K_M").plan.quant == "Q4_K_M"
 
 
+def test_auto_takes_no_quantization_that_nobody_has(world: World):
+    with pytest.raises(BadOption, match="no qwen3-embedding is offered as Q7"):
+        world.choose("auto", quant="q7")
+    assert world.choose("auto", quant="fp16").plan.quant == "F16"
+
+
 def test_auto_offline_is_what_is_here(world: World, no_network: Callable[[], None]):
     card = world.models / f"{MODEL}.toml"
     card.write_text(card.read_text().replace('family = "tiny"', 'family = "qwen3-embedding"'))
@@ -480,16 +527,7 @@ def used(embedder: Embedder) -> RunSettings:
 def test_a_tight_plan_is_not_exceeded_by_what_was_measured(world: World):
     """When it was measured, there was more memory."""
     path = world.files["Q4_K_M"]
-    large = RunSettings(max_batch_tokens=1024, n_threads=1, repack=True)
-    tuned = tune.Tuned(
-        settings=large,
-        tokens_per_s=1.0,
-        untuned_tokens_per_s=1.0,
-        seconds=1.0,
-        trials=(),
-        cost=None,
-    )
-    tune._keep(tuned, read_header(path), 1)
+    tune._keep(TUNED, read_header(path), 1)
     with world.open(path) as embedder:
         assert used(embedder).max_batch_tokens == 1024
     world.with_ram(needed("Q4_K_M") * 15 // 14)
@@ -566,7 +604,7 @@ def test_an_encoder_too(world: World):
 def test_a_gpu_that_fails_its_test_is_not_used(
     world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    monkeypatch.setenv("GGUF_EMBED_HOME", str(tmp_path / "home"))
+    shutil.rmtree(tmp_path / "home")
     monkeypatch.setenv(selftest.FAULT_VARIABLE, "gpu:SIGABRT")
     world.machine = ONE_GPU
     with world.open() as embedder:
