@@ -52,12 +52,12 @@ def run(args: argparse.Namespace) -> int:
 
     source = _source(args)
     card = source.card
-    with console.transfer(source.label, quiet=args.quiet) as moved:
-        path = hub.fetch(source, progress=moved, accept_licence=args.accept_licence)
-    if card is not None and not card.commercial:
+    if card is not None and not card.commercial and (source.path or args.accept_licence):
         console.say(
             f"{card.id}: licence {card.licence}, no commercial use {card.licence_url or ''}"
         )
+    with console.transfer(source.label, quiet=args.quiet) as moved:
+        path = hub.fetch(source, progress=moved, accept_licence=args.accept_licence)
     if args.json:
         licence = card.licence if card is not None else None
         console.print_json(
