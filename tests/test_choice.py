@@ -593,6 +593,17 @@ def test_a_gpu_gets_the_layers(world: World, loaded: list[dict[str, Any]]):
     assert "F16 on CUDA0: " in world.said[0]
 
 
+def test_layers_that_were_asked_for_are_measured_like_any(
+    world: World, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tune, "FIRST_USE_S", 0.01)
+    monkeypatch.setattr(tune, "MIN_TIMING_S", 0.001)
+    world.machine = ONE_GPU
+    with world.open(world.files["F16"], Settings(n_gpu_layers=-1)) as embedder:
+        assert used(embedder).n_gpu_layers == 3  # llama.cpp's count, as planned
+    assert "first use of" in world.said[1]
+
+
 def test_an_encoder_too(world: World):
     world.machine = ONE_GPU
     with world.open(catalog.BUILTIN, Settings(tune=False, n_threads=4)) as embedder:

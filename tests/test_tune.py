@@ -487,6 +487,16 @@ def test_a_measurement_is_used_as_far_as_there_is_memory(header: Header):
     )
 
 
+def test_what_the_caller_wants_counts_towards_memory(header: Header):
+    tune._keep(record(RunSettings(n_contexts=4, max_batch_tokens=256)), header, 4)
+    room = Room(n_contexts=1, fits=lambda s: s.n_contexts * s.max_batch_tokens <= 1024)
+    for n_tokens, n_contexts in ((256, 4), (1024, 1)):
+        wanted = {"n_threads": 4, "max_batch_tokens": n_tokens}
+        path = Path("m.gguf")
+        settings = choose(path, header, LAST, ALL_WORKS, wanted, room=room, budget_s=0)
+        assert (settings.max_batch_tokens, settings.n_contexts) == (n_tokens, n_contexts)
+
+
 def test_threads_without_contexts_are_cores_to_share_out(header: Header):
     tune._keep(record(RunSettings(n_contexts=3, n_threads=2)), header, 6)
     settings = chosen(header, {"n_threads": 6})
