@@ -58,12 +58,13 @@ class Choice:
         variant = replace(self.variant, tap=settings.tap)
         return plan.has_room(self.plan, variant, self.machine, self.limits, run)
 
-    def without(self, *, gpus: bool = False, flash_attn: bool = False) -> Choice:
-        """The same file planned anew, where the GPUs or flash attention turned out not to work.
-
-        Raises DoesNotFit.
+    def without(self, *, gpus: bool = False, flash_attn: bool = False, tap: bool = False) -> Choice:
+        """The same file planned anew, where the GPUs, flash attention or the tap turned out not to
+        work. Without the tap the weights are loaded, and stay where they are. Raises DoesNotFit.
         """
         machine, limits = self.machine, self.limits
+        if tap:
+            limits = replace(limits, tap=False, n_gpu_layers=self.plan.n_gpu_layers)
         if flash_attn:
             limits = replace(limits, flash_attn=False)
         if gpus:

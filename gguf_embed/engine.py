@@ -104,11 +104,8 @@ class Embedder(Closes):
         header = self.header = found.header
         card = self.card = found.choice.card
         self.settings = settings
-        self.plan: Plan = found.choice.plan  # what was considered, and why this
-        self.room = found.room
         self.meaning = found.meaning
         self.pooling = self.meaning.pooling
-        self.n_ctx = self.plan.n_ctx
         working = found.working
         self.remarks: tuple[str, ...] = (working.remark,) if working.remark else ()
         run_settings = tune.choose(
@@ -124,12 +121,17 @@ class Embedder(Closes):
         self.model = Model(path, n_gpu_layers=run_settings.n_gpu_layers, repack=run_settings.repack)
         try:
             if run_settings.tap and not tap_works(self.model, self.meaning, run_settings):
-                run_settings = replace(run_settings, tap=False)
+                found = replace(found, choice=found.choice.without(tap=True))
+                n_tokens = min(run_settings.max_batch_tokens, found.choice.plan.max_batch_tokens)
+                run_settings = replace(run_settings, tap=False, max_batch_tokens=n_tokens)
             self._runner = Runner(self.model, self.meaning, run_settings)
         except BaseException:
             self.model.close()
             raise
         self._closed = False
+        self.plan: Plan = found.choice.plan  # what was considered, and why this
+        self.room = found.room
+        self.n_ctx = self.plan.n_ctx
         self.dim = self.model.dim
         self.prompts: Mapping[str, str] = card.prompts if card else {}
         self._specials = self.model.special_tokens()

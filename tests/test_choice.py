@@ -567,6 +567,18 @@ def test_the_pooled_path_needs_memory_for_the_head(world: World):
     assert not world.choose(quant="F16").has_room(RunSettings(tap=False, max_batch_tokens=1024))
 
 
+def test_without_a_tap_it_is_planned_anew(world: World, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(llama, "TAPPED_TENSOR", b"of another architecture")
+    path = world.files["F16"]
+    world.with_ram(enough_for("F16"))
+    tapped, pooled = world.choose(path).plan, world.choose(path, tap=False).plan
+    assert pooled.n_ctx < tapped.n_ctx
+    with world.open(path) as embedder:
+        assert (embedder.n_ctx, used(embedder).tap) == (pooled.n_ctx, False)
+        assert used(embedder).max_batch_tokens == pooled.max_batch_tokens == 128
+        assert embedder.encode("the cat").shape == (256,)
+
+
 def test_the_built_in_model_says_nothing(world: World):
     with world.open(catalog.BUILTIN) as embedder:
         assert embedder.plan.quant == "Q8_0"
