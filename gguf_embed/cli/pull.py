@@ -77,8 +77,12 @@ def _source(args: argparse.Namespace) -> Source:
     """The file asked for, else the one that this machine would run."""
     from gguf_embed import choice, hardware, hub, plan
 
-    if args.quant and args.model != plan.AUTO:
-        return hub.resolve(args.model, args.quant)
+    if args.model != plan.AUTO:
+        source = hub.resolve(args.model, args.quant)
+        if not args.accept_licence and source.path is None:
+            hub.check_licence(source)  # before even a header is read
+        if args.quant:
+            return source
     try:
         chosen = choice.choose(args.model, hardware.probe(), plan.Limits(quant=args.quant))
     except DoesNotFit as error:
