@@ -78,10 +78,11 @@ def _source(args: argparse.Namespace) -> Source:
     from gguf_embed import choice, hardware, hub, plan
 
     if args.model != plan.AUTO:
-        source = hub.resolve(args.model, args.quant)
+        offered = hub.offered(args.model, args.quant)
+        source = next((s for s in offered if s.path), offered[0])
         if not args.accept_licence and source.path is None:
             hub.check_licence(source)  # before even a header is read
-        if args.quant:
+        if args.quant or len(offered) == 1:
             return source
     try:
         chosen = choice.choose(args.model, hardware.probe(), plan.Limits(quant=args.quant))
