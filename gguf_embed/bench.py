@@ -34,9 +34,19 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from gguf_embed import __version__, catalog, evaluation, formats, hardware, hub, llama, tune
+from gguf_embed import (
+    __version__,
+    catalog,
+    choice,
+    evaluation,
+    formats,
+    hardware,
+    hub,
+    llama,
+    tune,
+)
 from gguf_embed.catalog import ModelCard
-from gguf_embed.engine import Embedder, Settings
+from gguf_embed.engine import Embedder, Settings, found_file
 from gguf_embed.errors import (
     BadOption,
     DoesNotFit,
@@ -48,6 +58,7 @@ from gguf_embed.errors import (
 from gguf_embed.evaluation import Task, Text
 from gguf_embed.gguf import Header, Pooling, read_header
 from gguf_embed.judge import Judge, LevelVectors, Quality, dims_of
+from gguf_embed.plan import AUTO, Limits
 from gguf_embed.pooling import Vectors
 from gguf_embed.quantize import (
     EXACT,
@@ -218,6 +229,8 @@ def _shape(header: Header) -> tuple[str, int, int, int]:
 
 
 def _known_subject(name: str) -> Subject:
+    if name == AUTO:
+        name = choice.choose(AUTO, hardware.probe(), Limits()).plan.model
     found = hub.sources(name)
     ready: dict[str, Path] = {}
     for source in found:
@@ -638,12 +651,17 @@ def _tell(said: Mapping[str, Any]) -> None:
 
 def _open(job: Mapping[str, Any]) -> Embedder:
     path = Path(job["path"])
-    header = read_header(path)
-    card = catalog.find(job["card"]) if job["card"] else catalog.by_header(header)
     given = dict(job["settings"])
     if "pooling" in given:
         given["pooling"] = Pooling(given["pooling"])
-    return Embedder(path, header, card, Settings(**given), lambda line: _tell({"status": line}))
+    settings = Settings(**given)
+    card = catalog.find(job["card"]) if job["card"] else None
+    chosen = choice.choose_file(path, card, hardware.probe(), settings)
+
+    def say(line: str) -> None:
+        _tell({"status": line})
+
+    return Embedder(found_file(chosen, path, settings), settings, say)
 
 
 def _do_open(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -660,7 +678,7 @@ def _do_open(job: Mapping[str, Any]) -> dict[str, Any]:
             if seconds > TRIAL_S:
                 break
         n_cores = embedder.settings.n_threads or hardware.probe().usable_cores
-        tuned = tune.load(embedder.header, n_cores)
+        tuned = tune.load(embedder.header, n_cores, embedder.room)
         return {
             "dim": embedder.dim,
             "texts_per_s": rough,

@@ -34,9 +34,9 @@ from typing import Any, Final, TypeAlias, cast
 
 import numpy as np
 
-from gguf_embed import __version__, canaries, catalog, hardware, hub, store, wheels
+from gguf_embed import __version__, canaries, catalog, choice, hardware, hub, store, wheels
 from gguf_embed.catalog import ModelCard
-from gguf_embed.engine import Embedder, Settings
+from gguf_embed.engine import Embedder, Settings, found_file
 from gguf_embed.errors import (
     BadInput,
     BadModelFile,
@@ -141,7 +141,8 @@ def write(
     with _appearing(target) as folder:
         if packages_for is not None:  # first: they fail sooner than gigabytes move
             wheels.collect(folder / "wheels", packages_for, on_status=say)
-        path = hub.fetch(source, progress=progress, at=at)
+        # Who calls this has shown the licence, as the command line does.
+        path = hub.fetch(source, progress=progress, accept_licence=True, at=at)
         _check_room(target, path.stat().st_size)
         source, licence = _fill(folder, source, path, at, say)
         about: dict[str, object] = {
@@ -185,7 +186,7 @@ def _fill(
         shutil.copyfile(catalog.models_dir() / f"{card.id}.toml", folder / "card.toml")
     (folder / "LICENCE.txt").write_text(_licence_text(source, licence), encoding="utf-8")
     say(f"embedding {len(canaries.ALL)} canaries")
-    vectors = _embed(copy, header, card, canaries.ALL, _PLAIN)
+    vectors = _embed(copy, card, canaries.ALL, _PLAIN)
     carried = {"texts": canaries.ALL, "vectors": vectors.tolist()}
     _write_json(folder / "canaries.json", carried)
     return source, licence
@@ -406,7 +407,6 @@ def unbundle(folder: Path, *, on_status: Status | None = None, at: Places | None
     header = read_header(about.path)
     vectors = _embed(
         about.path,
-        header,
         about.source.card or catalog.by_header(header),
         about.texts,
         Settings(tune=False),
@@ -644,11 +644,10 @@ def _name(stored: Source, at: Places) -> str:
 # ------------------------------------------------------------------------------ both of them
 
 
-def _embed(
-    path: Path, header: Header, card: ModelCard | None, texts: Sequence[str], settings: Settings
-) -> Vectors:
+def _embed(path: Path, card: ModelCard | None, texts: Sequence[str], settings: Settings) -> Vectors:
     """One vector per text, each embedded alone: quantized weights differ a little with company."""
-    with Embedder(path, header, card, settings) as embedder:
+    chosen = choice.choose_file(path, card, hardware.probe(), settings)
+    with Embedder(found_file(chosen, path, settings), settings) as embedder:
         return np.stack([embedder.encode(text, truncate="end") for text in texts])
 
 

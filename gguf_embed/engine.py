@@ -17,8 +17,9 @@ from typing import Literal, TypeAlias, overload
 import numpy as np
 import numpy.typing as npt
 
-from gguf_embed import catalog, hub, selftest, tune
+from gguf_embed import choice, hardware, hub, selftest, tune
 from gguf_embed.catalog import BUILTIN, ModelCard
+from gguf_embed.choice import Choice
 from gguf_embed.closing import Closes
 from gguf_embed.errors import (
     BadInput,
@@ -30,9 +31,11 @@ from gguf_embed.errors import (
 )
 from gguf_embed.gguf import ENCODERS, Header, Pooling, check_embedder, needs_pooling, read_header
 from gguf_embed.llama import MAX_SEQS, Model, Tokens
+from gguf_embed.plan import Limits, Plan
 from gguf_embed.pooling import Vectors, check_dimensions, finish
 from gguf_embed.runner import Meaning, Outcome, Runner, RunSettings, tap_works
 from gguf_embed.schedule import Microbatch, Shared, pack, shared_prefixes
+from gguf_embed.selftest import Working
 from gguf_embed.tokenizer import Tokenizer
 
 Truncate: TypeAlias = Literal["error", "end", "start"]
@@ -44,19 +47,14 @@ ENCODE_WINDOW = 1 << 18  # the same for `encode`, whose caller holds all texts a
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """How to run a model. None leaves the choice to the engine: header, catalog, measurement."""
+class Settings(Limits):
+    """Which file of a model to run, and how: the limits of the plan, and what it leaves open.
 
-    n_ctx: int | None = None  # longest text, in tokens
-    max_batch_tokens: int | None = None
+    None leaves the choice to the engine: header, catalog, plan, measurement.
+    """
+
     max_batch_seqs: int | None = None
-    n_contexts: int | None = None
-    n_threads: int | None = None
-    flash_attn: bool | None = None
     repack: bool | None = None
-    n_gpu_layers: int | None = None
-    tap: bool | None = None
-    pooling: Pooling | None = None
     tune: bool = True  # measure on first use of a model on a machine
     exact: bool = False  # decode each text alone: to the bit the same in any company
 
@@ -100,27 +98,16 @@ class Embedder(Closes):
     """A model ready to embed. Safe to use from several threads; close it or use `with`."""
 
     def __init__(
-        self,
-        path: Path,
-        header: Header,
-        card: ModelCard | None,
-        settings: Settings,
-        on_status: Callable[[str], None] | None = None,
+        self, found: Found, settings: Settings, on_status: Callable[[str], None] | None = None
     ) -> None:
         """Use `Embedder.open`, which finds the file."""
-        self.path = path
-        self.header = header
-        self.card = card
+        path = self.path = found.path
+        header = self.header = found.header
+        card = self.card = found.choice.card
         self.settings = settings
-        self.meaning = meaning_of(header, card, settings.pooling)
+        self.meaning = found.meaning
         self.pooling = self.meaning.pooling
-        _check_ranges(settings)
-        self.n_ctx = settings.n_ctx or header.n_ctx_train
-        if self.n_ctx > header.n_ctx_train:
-            raise BadOption(
-                f"n_ctx={settings.n_ctx}: {path.name} was trained on {header.n_ctx_train} tokens"
-            )
-        working = selftest.check(header.matrix_types)
+        working = found.working
         self.remarks: tuple[str, ...] = (working.remark,) if working.remark else ()
         run_settings = tune.choose(
             path,
@@ -128,18 +115,29 @@ class Embedder(Closes):
             self.meaning,
             working,
             _wanted(settings),
+            room=found.room,
             budget_s=tune.FIRST_USE_S if settings.tune else 0,
             on_status=on_status,
         )
         self.model = Model(path, n_gpu_layers=run_settings.n_gpu_layers, repack=run_settings.repack)
         try:
             if run_settings.tap and not tap_works(self.model, self.meaning, run_settings):
-                run_settings = replace(run_settings, tap=False)
+                found = replace(found, choice=found.choice.without(tap=True))
+                n_tokens = min(run_settings.max_batch_tokens, found.choice.plan.max_batch_tokens)
+                run_settings = replace(
+                    run_settings,
+                    tap=False,
+                    max_batch_tokens=n_tokens,
+                    batch_tokens=min(run_settings.batch_tokens, n_tokens),
+                )
             self._runner = Runner(self.model, self.meaning, run_settings)
         except BaseException:
             self.model.close()
             raise
         self._closed = False
+        self.plan: Plan = found.choice.plan  # what was considered, and why this
+        self.room = found.room
+        self.n_ctx = self.plan.n_ctx
         self.dim = self.model.dim
         self.prompts: Mapping[str, str] = card.prompts if card else {}
         self._specials = self.model.special_tokens()
@@ -157,16 +155,22 @@ class Embedder(Closes):
         *,
         settings: Settings | None = None,
         on_status: Callable[[str], None] | None = None,
+        on_download: hub.Progress | None = None,
     ) -> Embedder:
-        """Open a model by catalog name, Hub repository or path; downloads it if need be.
+        """Open a model by catalog name, Hub repository, path, or "auto"; downloads it if need be.
 
-        `on_status` gets a line of text before something takes long, such as the measurement on
-        first use.
+        Quantization, GPU layers, context and microbatch are chosen for this machine, as far as
+        `settings` leaves them open; `plan` tells why. A file that is here is used rather than
+        another downloaded, unless that would find more room, or a better place (a GPU).
 
-        Raises ModelNotFound, BadModelFile, FetchFailed, DoesNotFit or NativeFailed.
+        `on_status` gets a line of text before something takes long: what was chosen, a download,
+        the measurement on first use. `on_download` gets (bytes here, bytes in all).
+
+        Raises ModelNotFound, BadModelFile, FetchFailed, DoesNotFit or NativeFailed; BadInput for a
+        model not here whose licence forbids commercial use (`gguf-embed pull --accept-licence`).
         """
-        path, header, card = find_model(str(model))
-        return cls(path, header, card, settings or Settings(), on_status)
+        settings = settings or Settings()
+        return cls(find_model(model, settings, on_status, on_download), settings, on_status)
 
     def __repr__(self) -> str:
         return (
@@ -518,11 +522,65 @@ class Embedder(Closes):
         )
 
 
-def find_model(name: str) -> tuple[Path, Header, ModelCard | None]:
-    """The file that a name means, downloaded if need be, and what is known of it."""
-    path = hub.fetch(hub.resolve(name))
-    header = read_header(path)
-    return path, header, catalog.find(name) or catalog.by_header(header)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A file that is here, and how this machine is to run it."""
+
+    choice: Choice
+    path: Path
+    header: Header
+    meaning: Meaning
+    working: Working
+
+    @property
+    def room(self) -> tune.Room:
+        """What the plan leaves to the measurement."""
+        plan = self.choice.plan
+        return tune.Room(
+            tier=plan.tier,
+            gpus=self.choice.gpus,
+            n_gpu_layers=plan.n_gpu_layers,
+            max_batch_tokens=plan.max_batch_tokens,
+            n_contexts=plan.n_contexts,
+            fits=self.choice.has_room,
+        )
+
+
+def find_model(
+    name: str | Path,
+    settings: Settings,
+    on_status: Callable[[str], None] | None = None,
+    on_download: hub.Progress | None = None,
+) -> Found:
+    """The file that a name means here, downloaded if need be; see `Embedder.open`."""
+    _check_ranges(settings)
+    chosen = choice.choose(name, hardware.probe(), settings)
+    source, header = chosen.source, chosen.header
+    if header is not None:  # what is no embedder is told before gigabytes move
+        meaning_of(header, chosen.card, settings.pooling)
+    elif chosen.variant.pooling is Pooling.RANK:
+        raise BadModelFile(_RERANKER.format(chosen.plan.model))
+    if on_status is not None and source.where != "package":
+        on_status(chosen.plan.in_short)
+    if source.path is None and not hub.places().offline:
+        hub.check_licence(source)
+        if on_status is not None:
+            on_status(f"fetching {source.label_with_size}, once")
+    path = hub.fetch(source, progress=on_download)
+    return found_file(chosen, path, settings)
+
+
+def found_file(chosen: Choice, path: Path, settings: Settings) -> Found:
+    """A chosen file that is here; planned anew where its GPU or flash attention fails here."""
+    header = (chosen.source.path and chosen.header) or read_header(path)
+    meaning = meaning_of(header, chosen.card, settings.pooling)
+    working = selftest.check(header.matrix_types, gpus=chosen.gpus)
+    if not working.gpu or not working.flash:
+        chosen = chosen.without(gpus=not working.gpu, flash_attn=not working.flash)
+    return Found(choice=chosen, path=path, header=header, meaning=meaning, working=working)
+
+
+_RERANKER = "{}: a reranker scores pairs of texts; it gives no vectors"
 
 
 def meaning_of(header: Header, card: ModelCard | None, pooling: Pooling | None) -> Meaning:
@@ -536,9 +594,7 @@ def meaning_of(header: Header, card: ModelCard | None, pooling: Pooling | None) 
     if pooling is None:
         raise BadModelFile(needs_pooling(header) or f"{header.source}: no pooling")
     if pooling is Pooling.RANK:
-        raise BadModelFile(
-            f"{header.source}: a reranker scores pairs of texts; it gives no vectors"
-        )
+        raise BadModelFile(_RERANKER.format(header.source))
     encoder = header.architecture in ENCODERS
     causal = card.causal if card else header.causal
     return Meaning(pooling=pooling, causal=causal and not encoder, encoder=encoder)
@@ -574,8 +630,9 @@ def _check_ranges(settings: Settings) -> None:
 
 
 def _wanted(settings: Settings) -> dict[str, int | bool]:
-    """The run settings that the caller decided."""
+    """The run settings that the caller decided, but for those that the plan has taken up."""
     names = {field.name for field in fields(RunSettings)} & {f.name for f in fields(Settings)}
+    names -= {"n_gpu_layers"}  # the plan's
     given = {name: getattr(settings, name) for name in names}
     return {name: value for name, value in given.items() if value is not None}
 

@@ -30,7 +30,7 @@ from urllib.request import getproxies
 
 from gguf_embed import __version__, catalog, gguf, paths, store
 from gguf_embed.catalog import ModelCard
-from gguf_embed.errors import BadOption, FetchFailed, GgufEmbedError, ModelNotFound
+from gguf_embed.errors import BadInput, BadOption, FetchFailed, GgufEmbedError, ModelNotFound
 from gguf_embed.store import Places, Source
 
 if TYPE_CHECKING:
@@ -102,20 +102,23 @@ def sources(name: str | Path, *, at: Places | None = None) -> tuple[Source, ...]
             f"no model is called {name!r}; {hint} Other names: owner/repo or "
             "hf:owner/repo/file.gguf for the Hub, a path for a file"
         )
-    return found if quant is None else (_pick(found, quant),)
+    return found if quant is None else (_first(_of_quant(found, quant)),)
 
 
-def resolve(name: str | Path, quant: str | None = None, *, at: Places | None = None) -> Source:
-    """The one file that `name` means, with its `path` where it is already here.
+def offered(
+    name: str | Path, quant: str | None = None, *, here: bool = True, at: Places | None = None
+) -> tuple[Source, ...]:
+    """The files to choose from where `name` is to be run; all of that `quant`, where it is given.
 
-    Without `quant`: the built-in file where the model has one, else the best that is here, else
-    Q8_0, else the best there is. A repository of which a fitting file is here is not asked again:
-    what was fetched stays what is used, and another state of it is had by naming the revision.
+    They are those of `sources`, but of a model that is built in the built-in file alone, so that
+    the same name gives the same vectors whatever else was fetched. A repository of which a fitting
+    file is here is not asked again: what was fetched stays what is used, and another state of it
+    is had by naming the revision; unless `here` is False. Raises ModelNotFound, BadOption.
     """
     if isinstance(name, Path) or _is_path(name):
         if quant:
             raise BadOption(f"{name} is one file; it cannot be had as {quant}, leave that out")
-        return _local_file(Path(name))
+        return (_local_file(Path(name)),)
     bare, in_name = _split_quant(name)
     if quant and in_name and store.spelled(quant) != store.spelled(in_name):
         raise BadOption(f"{name} says {in_name}, but {quant} was asked for; give one of them")
@@ -123,34 +126,43 @@ def resolve(name: str | Path, quant: str | None = None, *, at: Places | None = N
     at = at or places()
     card = catalog.find(bare)
     if card is not None:
-        # First, so that the same name gives the same vectors whatever else was fetched.
         builtin = tuple(store.from_card(card, file) for file in card.files if file.builtin)
-        if picked := _fitting(builtin, quant):
-            return picked
+        if fitting := _fitting(builtin, quant):
+            return fitting
     match = _HUB_NAME.fullmatch(bare)
-    if match and not match["file"] and not card:
-        here = store.repository_here(match["repo"], match["revision"], at)
-        if picked := _fitting(here, quant):
-            return picked
-    return _pick(sources(bare, at=at), quant)
+    if here and match and not match["file"] and not card:
+        found = store.repository_here(match["repo"], match["revision"], at)
+        if fitting := _fitting(found, quant):
+            return fitting
+    return _of_quant(sources(bare, at=at), quant)
 
 
-def _pick(found: tuple[Source, ...], quant: str | None) -> Source:
-    picked = _fitting(found, quant)
-    if picked is None:
-        have = ", ".join(
-            replace(s, name=s.quant or s.file, quant=None).label_with_size for s in found
-        )
-        raise ModelNotFound(f"{found[0].name} has no {quant}; it has: {have}")
-    return picked
+def resolve(name: str | Path, quant: str | None = None, *, at: Places | None = None) -> Source:
+    """The one file that `name` means, with its `path` where it is already here.
+
+    Of those `offered` the best that is here, else Q8_0, else the best there is.
+    """
+    return _first(offered(name, quant, at=at))
 
 
-def _fitting(found: tuple[Source, ...], quant: str | None) -> Source | None:
-    if quant is not None:
-        found = tuple(source for source in found if source.quant == store.spelled(quant))
+def _first(found: tuple[Source, ...]) -> Source:
     here = (source for source in found if source.path)
     usual = (source for source in found if source.quant == "Q8_0")
-    return next(here, None) or next(usual, None) or next(iter(found), None)
+    return next(here, None) or next(usual, None) or found[0]
+
+
+def _of_quant(found: tuple[Source, ...], quant: str | None) -> tuple[Source, ...]:
+    """Those in that quantization; raises ModelNotFound, which names what there is."""
+    if fitting := _fitting(found, quant):
+        return fitting
+    have = ", ".join(replace(s, name=s.quant or s.file, quant=None).label_with_size for s in found)
+    raise ModelNotFound(f"{found[0].name} has no {quant}; it has: {have}")
+
+
+def _fitting(found: tuple[Source, ...], quant: str | None) -> tuple[Source, ...]:
+    if quant is None:
+        return found
+    return tuple(source for source in found if source.quant == store.spelled(quant))
 
 
 def _is_path(name: str) -> bool:
@@ -419,17 +431,27 @@ class _RangeReader:
 # --------------------------------------------------------------------------------- fetching
 
 
-def fetch(source: Source, *, progress: Progress | None = None, at: Places | None = None) -> Path:
+def fetch(
+    source: Source,
+    *,
+    progress: Progress | None = None,
+    accept_licence: bool = False,
+    at: Places | None = None,
+) -> Path:
     """The verified file on this machine; downloaded into the Hugging Face cache if need be.
 
     A download that was killed goes on where it stopped. Size and sha256 are checked before the
     file gets its name, so a wrong one is never in place. Several fetches of one file wait for the
-    first. Raises ModelNotFound, FetchFailed, DoesNotFit (the disk) or OutputFailed.
+    first. A file under a licence that forbids commercial use is fetched only with
+    `accept_licence`. Raises BadInput for such a one, ModelNotFound, FetchFailed, DoesNotFit (the
+    disk) or OutputFailed.
     """
     at = at or places()
     here = store.located(source, at)
     if here.path is not None:
         return here.path
+    if not accept_licence and not at.offline:
+        check_licence(source)
     with _explained(source, at):
         remote = _head(source, at)
         _check_promised(source, remote)
@@ -441,6 +463,18 @@ def fetch(source: Source, *, progress: Progress | None = None, at: Places | None
         if here.path is not None and here.where != "cache":
             return here.path
         return _to_cache(source, remote, at, progress)
+
+
+def check_licence(source: Source) -> None:
+    """Raise BadInput for a model that may not be used commercially, with how to agree to that."""
+    card = source.card
+    if card is None or card.commercial:
+        return
+    quant = f" --quant {source.quant}" if source.quant else ""
+    raise BadInput(
+        f"{card.id}: licence {card.licence}, no commercial use ({card.licence_url or 'no address'})"
+        f"; if you agree to it: gguf-embed pull {card.id}{quant} --accept-licence"
+    )
 
 
 def _check_promised(source: Source, remote: _Remote) -> None:

@@ -91,7 +91,12 @@ class Limits:
     quant: str | None = None
     n_ctx: int | None = None  # longest text, in tokens
     max_batch_tokens: int | None = None
+    n_contexts: int | None = None
+    n_threads: int | None = None  # cores to share out among the contexts
     n_gpu_layers: int | None = None  # llama.cpp's count: the output is one more; -1: all
+    flash_attn: bool | None = None
+    tap: bool | None = None  # False: with the language-model head, as llama.cpp itself pools
+    pooling: Pooling | None = None  # None: as the card or the file says
     memory_bytes: int | None = None  # most to use of RAM, and of each GPU
     margin_bytes: int | None = None  # what stays free of each
     prefer: Prefer = "quality"
@@ -115,6 +120,8 @@ class Variant:
     largest_bytes: int  # of one tensor in the layers
     gated: bool  # the feed-forward part has a gate
     n_masks: int
+    here: bool = False  # its file is on this machine
+    tap: bool = True  # the language-model head is left out where it can be
 
     @property
     def encoder(self) -> bool:
@@ -124,7 +131,7 @@ class Variant:
     @property
     def tapped(self) -> bool:
         """The engine leaves out the language-model head."""
-        return not self.encoder and self.pooling is not Pooling.RANK
+        return self.tap and not self.encoder and self.pooling is not Pooling.RANK
 
     @property
     def splits(self) -> bool:
@@ -192,6 +199,7 @@ class Plan:
 
     model: str
     quant: str
+    reason: str  # for the quantization
     file: ModelFile | None
     tier: Tier
     verdict: Verdict  # "fits" or "tight"
@@ -218,6 +226,14 @@ class Plan:
         """Its row in `considered`."""
         asked = (self.quant, self.tier)
         return next(row for row in self.considered if (row.quant, row.tier) == asked)
+
+    @property
+    def in_short(self) -> str:
+        """ "qwen3-embedding-8b Q8_0 on CPU: asked for; leaves 9,260 MiB of RAM free; ..." """
+        return (
+            f"{self.model} {self.quant} on {self.chosen.where}: {self.reason}; "
+            f"{self.chosen.reason}; texts of up to {self.n_ctx:,} tokens"
+        )
 
 
 def quality_rank(quant: str) -> int:
@@ -490,15 +506,17 @@ def plan_for(
     *,
     speeds: Mapping[str, float] | None = None,
     any_quant: bool = False,
+    offered: Sequence[Variant] = (),
 ) -> Plan:
     """The plan for a known model; suggests, or with `allow_smaller` takes, a smaller one of its
     family where it would be cramped.
 
-    `speeds` are measured tokens/s of this model on this machine, by quantization. Raises
-    DoesNotFit, BadOption.
+    `speeds` are measured tokens/s of this model on this machine, by quantization; `offered` is
+    what to choose from instead of the catalog's files. Raises DoesNotFit, BadOption.
     """
     limits = limits or Limits()
-    found = _best(variants(card, any_quant=any_quant), machine, limits, speeds or {})
+    offered = offered or variants(card, any_quant=any_quant)
+    found = _best(offered, machine, limits, speeds or {})
     if isinstance(found, Plan) and _runs_well(found, machine):
         return found
     smaller = _first_that_runs_well(_smaller(card), machine, limits, any_quant=any_quant)
@@ -511,18 +529,31 @@ def plan_for(
     raise _does_not_fit(found, machine, limits, hint)
 
 
-def plan_auto(machine: Machine, limits: Limits | None = None) -> Plan:
+def auto_family() -> list[ModelCard]:
+    """What `auto` can mean, the largest first."""
+    family = [card for card in catalog.cards() if card.family == AUTO_FAMILY]
+    return sorted((card for card in family if card.kind == "embedder"), key=_size, reverse=True)
+
+
+def plan_auto(
+    machine: Machine,
+    limits: Limits | None = None,
+    *,
+    offered: Mapping[str, Sequence[Variant]] | None = None,
+) -> Plan:
     """The best Qwen3-Embedding that the machine runs well: all of it on GPUs, or a small one.
 
-    Raises DoesNotFit where not even the smallest fits.
+    `offered` are the files to choose from, by the id of the card; by default all of the
+    catalog's. Raises DoesNotFit where not even the smallest fits.
     """
     limits = limits or Limits()
-    family = [card for card in catalog.cards() if card.family == AUTO_FAMILY]
-    family = sorted((card for card in family if card.kind == "embedder"), key=_size, reverse=True)
+    if offered is None:
+        offered = {card.id: variants(card) for card in auto_family()}
+    family = [card for card in auto_family() if offered.get(card.id)]
     why: list[str] = []
     for card in family:
         last = card is family[-1]
-        found = _best(variants(card), machine, limits, {})
+        found = _best(offered[card.id], machine, limits, {})
         if not isinstance(found, Plan):
             if last:
                 raise _does_not_fit(
@@ -537,7 +568,8 @@ def plan_auto(machine: Machine, limits: Limits | None = None) -> Plan:
             return replace(found, why=(f"{card.id}: {reason}", *why, *found.why))
         slow = f"{_size(card) / 1e9:.1f} billion parameters are slow without a GPU"
         why.append(f"not {card.id}: {slow if well else _in_words(found.chosen)}")
-    raise AssertionError(f"the catalog has no {AUTO_FAMILY}")
+    asked = f" as {limits.quant}" if limits.quant else ""
+    raise BadOption(f"no {AUTO_FAMILY} is offered{asked}; see gguf-embed models")
 
 
 def make_plan(
@@ -549,11 +581,12 @@ def make_plan(
 ) -> Plan:
     """The best of a model's variants for a machine.
 
-    All layers on GPUs come before a better quantization. Among variants that leave the margin free,
-    `prefer` decides: "quality" takes the best quantization, "speed" the fastest by `speeds` (not
-    measured: a K-quant from Q5_K_M up on a CPU, the smallest on a GPU), "memory" the smallest; none
-    below Q4_K_M unless asked for. Where nothing leaves the margin free, the smallest is taken with
-    a small microbatch and the plan is tight; split between GPU and CPU it is the smallest too,
+    All layers on GPUs come before a better quantization. Of variants that run in the same place
+    with as much room, those that are `here` come first. Among those left that leave the margin
+    free, `prefer` decides: "quality" takes the best quantization, "speed" the fastest by `speeds`
+    (not measured: a K-quant from Q5_K_M up on a CPU, the smallest on a GPU), "memory" the smallest;
+    none below Q4_K_M unless asked for. Where nothing leaves the margin free, the smallest is taken
+    with a small microbatch and the plan is tight; split between GPU and CPU it is the smallest too,
     because each layer on the GPU counts most. Raises DoesNotFit, BadOption.
     """
     limits = limits or Limits()
@@ -563,12 +596,15 @@ def make_plan(
     raise _does_not_fit(found, machine, limits, None)
 
 
-def spare_bytes(variant: Variant, machine: Machine, run: Run, limits: Limits | None = None) -> int:
-    """Bytes left in the scarcest memory beyond the margin that should stay free; below 0: too much.
+def has_room(plan: Plan, variant: Variant, machine: Machine, limits: Limits, run: Run) -> bool:
+    """Whether another run than the planned one leaves as much memory free as the plan promises.
 
-    For settings that were measured to be fast and need not fit.
+    For settings that were measured to be fast and need not fit. A tight plan is not exceeded.
     """
-    return _Room(machine, limits or Limits()).spare_bytes(variant, run)
+    tight = plan.verdict == "tight"
+    larger = run.max_batch_tokens > plan.max_batch_tokens or run.n_contexts > plan.n_contexts
+    share = TIGHT_SHARE if tight else 1
+    return not (tight and larger) and _Room(machine, limits).spare_bytes(variant, run, share) >= 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -585,6 +621,8 @@ def _best(
 ) -> Plan | _Misfit:
     offered = _offered(variants, limits)
     acceptable = _acceptable(offered, limits)
+    if limits.n_threads:
+        machine = replace(machine, usable_cores=limits.n_threads)
     room = _Room(machine, limits)
     rows: list[Candidate] = []
     for tier in _tiers(machine, limits, next(iter(offered.values()))):
@@ -593,7 +631,11 @@ def _best(
         for verdict in ("fits", "tight"):
             open_to = [found[quant] for quant in acceptable if found[quant].verdict == verdict]
             if open_to:
-                chosen, reason = _choose(open_to, limits, speeds)
+                held = [row for row in open_to if offered[row.quant].here]
+                chosen, reason = _choose(held or open_to, limits, speeds)
+                if held and len(held) < len(open_to):
+                    others = " ".join(row.quant for row in open_to if row not in held)
+                    reason = f"it is here; --quant fetches another that would run too: {others}"
                 return _plan(offered[chosen.quant], chosen, reason, rows, room)
     return _Misfit(
         model=variants[0].model,
@@ -618,7 +660,7 @@ def _offered(variants: Sequence[Variant], limits: Limits) -> dict[str, Variant]:
         )
     offered: dict[str, Variant] = {}
     for variant in sorted(variants, key=lambda v: quality_rank(v.quant)):
-        offered.setdefault(variant.quant, variant)
+        offered.setdefault(variant.quant, as_limited(variant, limits))
     if limits.quant is None:
         return offered
     quant = limits.quant.upper()
@@ -629,9 +671,22 @@ def _offered(variants: Sequence[Variant], limits: Limits) -> dict[str, Variant]:
     return {quant: offered[quant]}
 
 
-def _acceptable(offered: Iterable[str], limits: Limits) -> list[str]:
-    """Quantizations from Q4_K_M up; all, where the caller named one or there are no better ones."""
-    good = [quant for quant in offered if quality_rank(quant) <= quality_rank(FLOOR)]
+def as_limited(variant: Variant, limits: Limits) -> Variant:
+    """The variant pooled and run as the caller wants it."""
+    pooling = variant.pooling if limits.pooling is None else limits.pooling
+    return replace(variant, pooling=pooling, tap=limits.tap is not False)
+
+
+def _acceptable(offered: Mapping[str, Variant], limits: Limits) -> list[str]:
+    """Quantizations from Q4_K_M up, and those that are here: somebody asked for them once.
+
+    All, where the caller named one or there are no better ones.
+    """
+    good = [
+        quant
+        for quant, variant in offered.items()
+        if variant.here or quality_rank(quant) <= quality_rank(FLOOR)
+    ]
     return list(offered) if limits.quant or not good else good
 
 
@@ -700,25 +755,34 @@ class _Room:
     def _roomy(self, variant: Variant, tier: Tier) -> Iterator[Run]:
         """Runs without a compromise, the best first."""
         limits = self.limits
-        n_ctx = limits.n_ctx or _n_ctx_wanted(variant)
+        run = self._run(limits.n_ctx or _n_ctx_wanted(variant), BATCH_TOKENS)
         if tier != "cpu" or not variant.encoder:
-            yield Run(n_ctx=n_ctx, max_batch_tokens=limits.max_batch_tokens or BATCH_TOKENS)
+            yield run
             return
         # Small models are fastest with a context per core, each with buffers of its own.
         n_tokens = limits.max_batch_tokens or BATCH_TOKENS
-        n_contexts = self.machine.usable_cores
+        n_contexts = limits.n_contexts or self.machine.usable_cores
         while n_contexts:
-            yield Run(n_ctx=n_ctx, max_batch_tokens=n_tokens, n_contexts=n_contexts)
-            n_contexts //= 2
+            yield replace(run, max_batch_tokens=n_tokens, n_contexts=n_contexts)
+            n_contexts = 0 if limits.n_contexts else n_contexts // 2
+
+    def _run(self, n_ctx: int, n_tokens: int) -> Run:
+        """One context, unless the caller wants more."""
+        limits = self.limits
+        return Run(
+            n_ctx=n_ctx,
+            max_batch_tokens=limits.max_batch_tokens or n_tokens,
+            n_contexts=limits.n_contexts or 1,
+            flash_attn=limits.flash_attn is not False,
+        )
 
     def _cramped(self, variant: Variant) -> Iterator[Run]:
         """Runs for tight memory, the longest context first."""
-        n_tokens = self.limits.max_batch_tokens or BATCH_TOKENS_TIGHT
         n_ctx = self.limits.n_ctx or _n_ctx_wanted(variant)
-        yield Run(n_ctx=n_ctx, max_batch_tokens=n_tokens)
+        yield self._run(n_ctx, BATCH_TOKENS_TIGHT)
         while self.limits.n_ctx is None and n_ctx > N_CTX_LEAST:
             n_ctx = max(n_ctx // 2, N_CTX_LEAST)
-            yield Run(n_ctx=n_ctx, max_batch_tokens=n_tokens)
+            yield self._run(n_ctx, BATCH_TOKENS_TIGHT)
 
     def _grown(self, variant: Variant, run: Run) -> Run:
         """The longest context that leaves the margin free, by doubling; none to save memory."""
@@ -782,7 +846,8 @@ class _Room:
             reason = f"leaves only {left}, with microbatches of {run.max_batch_tokens} tokens"
         else:
             reason = f"leaves {left}"
-        if quality_rank(variant.quant) > quality_rank(FLOOR) and not self.limits.quant:
+        low = quality_rank(variant.quant) > quality_rank(FLOOR)
+        if low and not self.limits.quant and not variant.here:
             reason += f"; below {FLOOR}: only if asked for"
         margins = {pool.name: pool.margin_bytes for pool in pools} | {HOST: pools[-1].margin_bytes}
         return Candidate(
@@ -822,7 +887,7 @@ def _choose(
     smallest = min(rows, key=lambda row: sum(m.weights_bytes for m in row.memory.values()))
     first = rows[0]
     if len(rows) == 1:
-        return first, "asked for" if limits.quant else "the only one that can be had here"
+        return first, "asked for" if limits.quant else "the only one that fits"
     if first.verdict == "tight":
         return smallest, "the smallest: memory is tight"
     if first.tier == "split" and limits.n_gpu_layers is None:
@@ -855,6 +920,7 @@ def _plan(
     return Plan(
         model=variant.model,
         quant=variant.quant,
+        reason=reason,
         file=variant.file,
         tier=chosen.tier,
         verdict=chosen.verdict,

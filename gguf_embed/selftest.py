@@ -2,8 +2,8 @@
 
 A llama.cpp build can die on a CPU that it was not made for (SIGILL), or on one whose AMX tiles its
 compiler configured wrongly (SIGSEGV); neither can be caught. So a child decodes a tiny model per
-weight type: plain, with flash attention, and with weight repacking. What crashes there is not
-used, and the verdict is kept per build and CPU.
+weight type: plain, with flash attention, with weight repacking, and on the GPU where a model is
+to run there. What crashes there is not used, and the verdict is kept per build, CPU and GPU.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -33,6 +34,7 @@ _log = logging.getLogger(__name__)
 
 Stage: TypeAlias = Literal["plain", "flash", "repack"]
 STAGES: tuple[Stage, ...] = ("plain", "flash", "repack")
+GPU = "gpu"  # a stage too, for machines that have one
 TIMEOUT_S = 120
 OK = "ok"
 MIN_COSINE = 0.99  # between kernels for the same weights; a wrong kernel gives noise near 0
@@ -63,11 +65,13 @@ class Working:
     flash: bool
     repack: bool
     remark: str | None  # one line for the user where something had to be given up
+    gpu: bool = True
 
 
-def check(weight_types: Sequence[str]) -> Working:
+def check(weight_types: Sequence[str], *, gpus: Sequence[str] = ()) -> Working:
     """What is safe for these weight types; runs the child for those without a verdict yet.
 
+    `gpus` describe the GPUs that are to hold layers; they are tested only where there are any.
     Raises NativeFailed where even the plain path crashes: the build is not for this CPU.
     """
     known = verdicts()
@@ -88,6 +92,8 @@ def check(weight_types: Sequence[str]) -> Working:
         for stage in ("flash", "repack")
         if getattr(v, stage) != OK
     ]
+    on_gpu = _check_gpu(weight_types, gpus) if gpus else {}
+    lost += [f"{GPU} ({name}: {result})" for name, result in on_gpu.items() if result != OK]
     remark = (
         f"self-test: this llama.cpp build fails at {', '.join(lost)}; running without. "
         "`gguf-embed doctor` tells how to get the speed back"
@@ -98,7 +104,23 @@ def check(weight_types: Sequence[str]) -> Working:
         flash=all(v.flash == OK for v in asked),
         repack=all(v.repack == OK for v in asked),
         remark=remark,
+        gpu=all(result == OK for result in on_gpu.values()),
     )
+
+
+def _check_gpu(weight_types: Sequence[str], gpus: Sequence[str]) -> dict[str, str]:
+    """The result of each weight type on these GPUs, kept like the verdicts."""
+    path = _file(gpus)
+    known: dict[str, str] = {}
+    with suppress(OSError, ValueError, TypeError):
+        known = {str(name): str(result) for name, result in json.loads(path.read_text()).items()}
+    missing = [name for name in dict.fromkeys(weight_types) if name not in known]
+    for name in missing:
+        results, failure = _child(name, (GPU,))
+        known[name] = failure or results[GPU]
+    if missing:
+        _keep(path, known)
+    return {name: known[name] for name in weight_types}
 
 
 def verdicts() -> dict[str, Verdict]:
@@ -114,15 +136,18 @@ def run(weight_types: Sequence[str]) -> dict[str, Verdict]:
     """Test these weight types in child processes, keep and return their verdicts."""
     found = {name: _test(name) for name in weight_types}
     merged = {**verdicts(), **found}
-    path = _file()
+    _keep(_file(), {name: _fields(verdict) for name, verdict in merged.items()})
+    return found
+
+
+def _keep(path: Path, found: Mapping[str, object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump({n: _fields(v) for n, v in merged.items()}, file)
+            json.dump(found, file)
         Path(file.name).replace(path)
     except OSError as error:
         _log.info("self-test verdict not kept: %s", error)
-    return found
 
 
 def _fields(verdict: Verdict) -> dict[str, str]:
@@ -132,8 +157,9 @@ def _fields(verdict: Verdict) -> dict[str, str]:
     }
 
 
-def _file() -> Path:
-    return paths.home() / "selftest" / f"{llama.build_id()}-{cpu_id()}.json"
+def _file(gpus: Sequence[str] = ()) -> Path:
+    device = hashlib.sha256(", ".join(gpus).encode()).hexdigest()[:16] if gpus else "cpu"
+    return paths.home() / "selftest" / f"{llama.build_id()}-{cpu_id()}-{device}.json"
 
 
 def cpu_id() -> str:
@@ -161,7 +187,7 @@ def _test(weight_type: str) -> Verdict:
     return verdict
 
 
-def _child(weight_type: str, stages: Sequence[Stage]) -> tuple[Mapping[str, str], str | None]:
+def _child(weight_type: str, stages: Sequence[str]) -> tuple[Mapping[str, str], str | None]:
     """Results of the stages that ended, in order, and how the child died, if it did."""
     command = [sys.executable, "-m", "gguf_embed.selftest", weight_type, *stages]
     try:
@@ -189,22 +215,28 @@ def _main(weight_type: str, stages: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tiny.gguf"
         write_tiny_model(path, weight_type)
-        reference = _vector(path, flash=False, repack=False)
+        reference = _vector(path)
         for stage in stages:
             stage_fault, _, name = fault.partition(":")
             if stage == stage_fault:
                 os.kill(os.getpid(), signal.Signals[name])
-            vector = _vector(path, flash=stage == "flash", repack=stage == "repack")
+            vector = _vector(
+                path,
+                # As it will run on a GPU: flash attention falls back by itself where it cannot be.
+                flash=stage in ("flash", GPU),
+                repack=stage == "repack",
+                n_gpu_layers=-1 if stage == GPU else 0,
+            )
             cosine = float(vector @ reference)
             result = OK if cosine > MIN_COSINE else f"wrong result, cosine {cosine:.4f}"
             print(f"{stage}\t{result}", flush=True)
 
 
 def _vector(
-    path: Path, *, flash: bool, repack: bool
+    path: Path, *, flash: bool = False, repack: bool = False, n_gpu_layers: int = 0
 ) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
     """A unit vector from 33 tokens: an odd number runs the tiled and the single-row kernels."""
-    model = llama.Model(path, repack=repack)
+    model = llama.Model(path, repack=repack, n_gpu_layers=n_gpu_layers)
     params = llama.ContextParams(
         n_ctx=256,
         n_ubatch=64,

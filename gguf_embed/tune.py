@@ -21,6 +21,7 @@ import numpy as np
 from gguf_embed import hardware, llama, paths, selftest
 from gguf_embed.gguf import Header
 from gguf_embed.llama import Context, ContextParams, Model, Tokens
+from gguf_embed.plan import Tier
 from gguf_embed.pooling import Vectors, finish
 from gguf_embed.runner import Meaning, Runner, RunSettings, tap_works
 from gguf_embed.schedule import Cost
@@ -48,6 +49,21 @@ Status = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """Where the layers of a model are, and which settings there is memory for."""
+
+    tier: Tier = "cpu"
+    gpus: tuple[str, ...] = ()  # descriptions of those that hold layers
+    n_gpu_layers: int = 0
+    max_batch_tokens: int | None = None  # to start from
+    n_contexts: int | None = None
+    fits: Callable[[RunSettings], bool] = lambda _: True
+
+
+ANYTHING = Room()  # all on the CPU, with memory for every setting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
     """One measured setting; `cosine` is its least agreement with the reference path."""
 
@@ -70,20 +86,25 @@ class Tuned:
     cost: Cost | None
 
 
-def untuned(header: Header, meaning: Meaning, working: Working, n_cores: int) -> RunSettings:
+def untuned(
+    header: Header, meaning: Meaning, working: Working, n_cores: int, room: Room = ANYTHING
+) -> RunSettings:
     """The settings that a measurement starts from.
 
     An encoder is small and gains little from large microbatches: a context per core.
     """
     encoder = meaning.encoder
+    n_contexts = room.n_contexts or (n_cores if encoder else 1)
+    n_tokens = room.max_batch_tokens or 512
     return RunSettings(
-        max_batch_tokens=512,
-        batch_tokens=256 if encoder else 512,
+        max_batch_tokens=n_tokens,
+        batch_tokens=min(256, n_tokens) if encoder and room.tier == "cpu" else n_tokens,
         max_batch_seqs=64,
-        n_contexts=n_cores if encoder else 1,
-        n_threads=1 if encoder else n_cores,
+        n_contexts=n_contexts,
+        n_threads=max(1, n_cores // n_contexts),
         flash_attn=working.flash,
         repack=working.repack and header.quant in _REPACK_PAYS,
+        n_gpu_layers=room.n_gpu_layers,
         tap=not encoder,
     )
 
@@ -95,26 +116,33 @@ def choose(
     working: Working,
     wanted: Mapping[str, Any],
     *,
+    room: Room = ANYTHING,
     budget_s: float,
     on_status: Status | None = None,
 ) -> RunSettings:
     """Settings for a model: what the caller wants, else what was measured, else the defaults.
 
-    Measures on first use for at most about `budget_s` seconds; 0 takes the defaults.
+    Measures on first use for at most about `budget_s` seconds; 0 takes the defaults. What was
+    measured when there was more memory than now is used as far as there is `room`.
     """
     n_cores = int(wanted.get("n_threads") or hardware.usable_cores())
-    kept = load(header, n_cores)
+    kept = load(header, n_cores, room)
     if kept is not None:
-        settings = kept.settings
+        start = untuned(header, meaning, working, n_cores, room)
+        settings = replace(kept.settings, n_gpu_layers=room.n_gpu_layers)
+        if not room.fits(replace(settings, **wanted)):
+            settings = replace(start, repack=settings.repack)
     elif budget_s > 0 and not wanted:
         if on_status is not None:
             on_status(
                 f"first use of {path.name} here: measuring its best settings, about "
                 f"{budget_s:.0f} s, once (--no-tune skips it)"
             )
-        settings = tune(path, header, meaning, working, n_cores, budget_s=budget_s).settings
+        settings = tune(
+            path, header, meaning, working, n_cores, room=room, budget_s=budget_s
+        ).settings
     else:
-        settings = untuned(header, meaning, working, n_cores)
+        settings = untuned(header, meaning, working, n_cores, room)
     if "n_contexts" not in wanted:
         # The caller gives a number of cores; how they are shared out is ours to choose.
         wanted = {name: value for name, value in wanted.items() if name != "n_threads"}
@@ -135,13 +163,15 @@ def tune(
     working: Working,
     n_cores: int,
     *,
+    room: Room = ANYTHING,
     budget_s: float,
     on_trial: Callable[[Trial], None] | None = None,
 ) -> Tuned:
     """Measure, keep and return the best settings; stops changing things when `budget_s` is over."""
-    search = _Search(path, meaning, budget_s, _min_cosine(header), on_trial)
-    start = untuned(header, meaning, working, n_cores)
-    best = search.run(start, _changes(working, n_cores))
+    search = _Search(path, meaning, budget_s, _min_cosine(header), on_trial, room.fits)
+    start = untuned(header, meaning, working, n_cores, room)
+    changes = _changes(working, n_cores) if room.tier == "cpu" else _changes_on_gpu(working, room)
+    best = search.run(start, changes)
     cost = fit_cost(search.timings(best.settings))
     tuned = Tuned(
         settings=best.settings,
@@ -157,7 +187,7 @@ def tune(
             path,
             best.cosine,
         )
-    _keep(tuned, header, n_cores)
+    _keep(tuned, header, n_cores, room)
     return tuned
 
 
@@ -171,6 +201,16 @@ def _changes(working: Working, n_cores: int) -> Iterable[tuple[str, Sequence[Any
     yield "batch_tokens", BATCH_TOKENS
 
 
+def _changes_on_gpu(working: Working, room: Room) -> Iterable[tuple[str, Sequence[Any]]]:
+    """The same where a GPU holds layers. Contexts would only wait for each other there."""
+    if room.tier == "split":
+        yield "repack", [True, False] if working.repack else [False]
+    yield "max_batch_tokens", [512, 1024, 2048]
+    # The tap stops the graph at a tensor, which costs a GPU some of its pipelining.
+    yield "tap", [False]
+    yield "flash_attn", [True, False] if working.flash else [False]
+
+
 class _Search:
     """Coordinate descent over settings, with each candidate timed next to the best so far."""
 
@@ -181,11 +221,13 @@ class _Search:
         budget_s: float,
         min_cosine: float,
         on_trial: Callable[[Trial], None] | None,
+        fits: Callable[[RunSettings], bool],
     ) -> None:
         self.path = path
         self.meaning = meaning
         self.min_cosine = min_cosine
         self.on_trial = on_trial
+        self.fits = fits
         self.began = time.perf_counter()
         self.deadline = self.began + budget_s
         self.trials: list[Trial] = []
@@ -203,7 +245,7 @@ class _Search:
                     if time.perf_counter() > self.deadline:
                         return best
                     settings = _with(best.settings, name, value)
-                    if settings not in tried:
+                    if settings not in tried and self.fits(settings):
                         tried.add(settings)
                         best = self._challenge(best, settings, f"{name} = {value}")
             return self._fitted(best, tried)
@@ -314,6 +356,8 @@ def _with(settings: RunSettings, name: str, value: Any) -> RunSettings:
     if name == "contexts":
         n_contexts, n_threads = value
         return replace(settings, n_contexts=n_contexts, n_threads=n_threads)
+    if name == "max_batch_tokens":
+        return replace(settings, max_batch_tokens=value, batch_tokens=value)
     return replace(settings, **{name: value})
 
 
@@ -373,19 +417,23 @@ def fit_cost(timings: Sequence[tuple[int, float]]) -> Cost | None:
     return Cost(fixed_s=fixed, token_s=token, pair_s=pair)
 
 
-def _file(header: Header, n_cores: int) -> Path:
-    """One file per build, CPU, number of cores and model file (its tensor table and size)."""
+def _file(header: Header, n_cores: int, room: Room = ANYTHING) -> Path:
+    """One file per build, CPU, GPUs, number of cores and model file (its tensor table and size).
+
+    How many layers are on a GPU varies with its free memory; whether all are, or some, counts.
+    """
     digest = hashlib.sha256(f"{header.architecture} {header.file_bytes}".encode())
+    digest.update(f"{room.tier} {room.gpus}".encode())
     for tensor in header.tensors:
         digest.update(f"{tensor.name} {tensor.shape} {tensor.type}".encode())
     name = f"{llama.build_id()}-{selftest.cpu_id()}-{n_cores}-{digest.hexdigest()[:16]}.json"
     return paths.home() / "tune" / name
 
 
-def load(header: Header, n_cores: int) -> Tuned | None:
+def load(header: Header, n_cores: int, room: Room = ANYTHING) -> Tuned | None:
     """What was measured earlier for this model, machine and build."""
     try:
-        kept: dict[str, Any] = json.loads(_file(header, n_cores).read_text())
+        kept: dict[str, Any] = json.loads(_file(header, n_cores, room).read_text())
         kept["trials"] = tuple(_trial_from(trial) for trial in kept["trials"])
         kept["cost"] = Cost(**kept["cost"]) if kept["cost"] else None
         kept["settings"] = RunSettings(**kept["settings"])
@@ -404,8 +452,8 @@ def to_json(tuned: Tuned) -> str:
     return json.dumps(asdict(tuned), indent=1)
 
 
-def _keep(tuned: Tuned, header: Header, n_cores: int) -> None:
-    path = _file(header, n_cores)
+def _keep(tuned: Tuned, header: Header, n_cores: int, room: Room = ANYTHING) -> None:
+    path = _file(header, n_cores, room)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(to_json(tuned))

@@ -14,13 +14,16 @@ from zlib import crc32
 
 import numpy as np
 
-from gguf_embed import cli
+from gguf_embed import catalog, cli
 from gguf_embed.cli import options
 from gguf_embed.engine import Block, Progress, Settings
 from gguf_embed.errors import BadOption, NativeFailed, TextTooLong
 from gguf_embed.gguf import Pooling
+from gguf_embed.hardware import machine_from_json
+from gguf_embed.plan import plan_for
 
 DIM = 64
+LAPTOP = Path(__file__).parent / "machines" / "laptop-16gb-no-gpu.json"
 WINDOW = 4
 
 
@@ -33,6 +36,7 @@ class FakeEmbedder:
     quant = "F32"
     pooling = Pooling.MEAN
     path = Path("fake.gguf")
+    plan = plan_for(catalog.cards()[0], machine_from_json(LAPTOP.read_text()))
 
     def __init__(
         self, model: str, settings: Settings | None = None, *, quiet: bool = False

@@ -244,7 +244,7 @@ def test_from_the_catalog(tiny_model: Write, tmp_path: Path, at: Places):
     assert opened.name == f"{catalog.BUILTIN}:Q4_K_M"
     vectors = np.array(json.loads((tmp_path / "carry" / "canaries.json").read_text())["vectors"])
     settings = Settings(pooling=Pooling.MEAN, tune=False)  # type: ignore[arg-type]
-    with Embedder(path, read_header(path), None, settings) as embedder:
+    with Embedder.open(path, settings=settings) as embedder:
         assert np.allclose(vectors[0], embedder.encode(canaries.ALL[0]), atol=1e-3)
 
 
@@ -754,7 +754,7 @@ def test_the_commands_refuse_in_one_line(run: Run, qwen3: Path, tmp_path: Path):
         run("bundle", qwen3, "-o", tmp_path / "c", "--no-wheels", "--for", "win_amd64")
 
 
-@pytest.mark.parametrize("name", ["jina-embeddings-v5-text-nano", "jina-embeddings-v5-nano:Q8_0"])
+@pytest.mark.parametrize("name", ["jina-embeddings-v5-text-small", "jina-embeddings-v5-nano:Q8_0"])
 @pytest.mark.parametrize("command", ["bundle", "pull"])
 def test_a_licence_is_agreed_to_first(
     run: Run, tmp_path: Path, command: str, name: str, monkeypatch: pytest.MonkeyPatch

@@ -93,6 +93,12 @@ def test_embed_says_what_made_the_vectors(run: Run, notes: Path, tmp_path: Path)
         "dim": 60,
         "normalized": False,
         "n_ctx": 32,
+        "plan": {
+            "reason": "the best quality of 5 that fit",
+            "where": "CPU",
+            "n_gpu_layers": 0,
+            "verdict": "fits",
+        },
         "truncate": "error",
         "texts": 3,
         "truncated": 0,

@@ -47,13 +47,14 @@ def test_pull_of_what_is_here_says_where(capsys: pytest.CaptureFixture[str]):
     assert told["licence"] == "Apache-2.0"
 
 
+@pytest.mark.parametrize("size", ["small", "nano"])  # planned by its card, by its header
 def test_pull_shows_a_licence_before_anything_moves(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    size: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     with FakeHub() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
-        assert main(["pull", "jina-embeddings-v5-text-small"]) == 2
+        assert main(["pull", f"jina-embeddings-v5-text-{size}"]) == 2
     told = capsys.readouterr().err
     assert "no commercial use" in told
     assert "--accept-licence" in told

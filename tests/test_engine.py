@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import WORDS
 
-from gguf_embed import engine, llama, runner, tune
+from gguf_embed import catalog, engine, llama, runner, tune
 from gguf_embed.engine import Block, Embedder, Settings
 from gguf_embed.errors import BadInput, BadModelFile, BadOption, BadText, NativeFailed, TextTooLong
 from gguf_embed.gguf import Pooling
@@ -337,7 +337,7 @@ def test_a_prompt_is_put_in_front(qwen3: Embedder):
 
 
 def test_prompts_come_from_the_catalog(qwen3: Embedder, monkeypatch: pytest.MonkeyPatch):
-    card = engine.catalog.find("qwen3-embedding-0.6b")
+    card = catalog.find("qwen3-embedding-0.6b")
     monkeypatch.setattr(qwen3, "card", card)
     query = card.prompt("query", None)
     assert query
@@ -659,9 +659,11 @@ def test_the_first_use_is_measured_once(
     for _ in range(2):
         with Embedder.open(tiny_model("qwen3"), on_status=said.append) as embedder:
             assert embedder.encode(CAT).shape == (256,)
-    (line,) = said
-    assert "qwen3-F32.gguf" in line
-    assert "--no-tune" in line
+    plan, measuring, plan_again = said
+    assert plan_again == embedder.plan.in_short
+    assert "F32 on CPU: asked for; leaves" in plan
+    assert "qwen3-F32.gguf" in measuring
+    assert "--no-tune" in measuring
 
 
 def test_a_model_that_cannot_run_is_freed(tiny_model: Write, monkeypatch: pytest.MonkeyPatch):

@@ -21,6 +21,7 @@ LAYERS = (
     {"selftest", "hardware", "store", "tokenizer"},
     {"plan", "hub", "runner", "wheels"},
     {"tune"},
+    {"choice"},
     {"engine"},
     {"formats", "quantize", "compare", "bundle", "evaluation"},
     {"judge"},

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from gguf_embed import catalog, cli, layout, plan, runner, tune
 from gguf_embed.catalog import ModelCard
-from gguf_embed.cli.plan import size
+from gguf_embed.cli.options import size
 from gguf_embed.errors import BadOption, DoesNotFit
 from gguf_embed.gguf import Pooling, read_header
 from gguf_embed.hardware import Device, Machine, machine_from_json
@@ -530,7 +530,9 @@ def test_layers_are_split_where_the_gpu_is_too_small():
     assert 9 <= found.n_gpu_layers < 37
     one_more = replace(found.chosen.run, n_gpu_layers=found.n_gpu_layers + 1, n_ctx=plan.N_CTX)
     variant = variant_of(f"{QWEN}-8b", "Q4_K_M")
-    assert plan.spare_bytes(variant, with_gpus(ONE_GPU, 4 * GIB), one_more) < 0
+    machine = with_gpus(ONE_GPU, 4 * GIB)
+    assert plan.has_room(found, variant, machine, Limits(), found.chosen.run)
+    assert not plan.has_room(found, variant, machine, Limits(), one_more)
     assert found.suggestion is not None
     assert found.suggestion.startswith(f"{QWEN}-0.6b")
     # A layer or two are not worth their copies. The GPU still helps, one weight at a time, and has
@@ -915,7 +917,7 @@ def test_the_options_reach_the_plan(run_plan: RunPlan, args: tuple[object, ...],
         ((f"{QWEN}-8b", "--machine", "absent.json"), 2, "absent.json: cannot be read"),
         ((f"{QWEN}-8b", "--machine", __file__), 2, "test_plan.py: machine description: not JSON"),
         (("qwen4-embedding",), 4, "did you mean qwen3-embedding"),
-        ((f"{QWEN}-8b", *on("wsl"), "--quant", "Q7"), 2, "is not offered as Q7"),
+        ((f"{QWEN}-8b", *on("wsl"), "--quant", "Q7"), 4, "has no Q7; it has: F16, Q8_0 (7,"),
         ((catalog.builtin_path(), "--any-quant"), 2, "name a file"),
     ],
 )

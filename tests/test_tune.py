@@ -27,7 +27,17 @@ from gguf_embed.pooling import Vectors
 from gguf_embed.runner import Meaning, Outcome, RunSettings
 from gguf_embed.schedule import Cost
 from gguf_embed.selftest import Working
-from gguf_embed.tune import Trial, Tuned, choose, fit_cost, load, to_json, untuned
+from gguf_embed.tune import (
+    ANYTHING,
+    Room,
+    Trial,
+    Tuned,
+    choose,
+    fit_cost,
+    load,
+    to_json,
+    untuned,
+)
 
 LAST = Meaning(pooling=Pooling.LAST, causal=True, encoder=False)
 MEAN = Meaning(pooling=Pooling.MEAN, causal=False, encoder=True)
@@ -129,20 +139,31 @@ class Measure(Protocol):
     """`tune.tune` on a made-up machine."""
 
     def __call__(
-        self, machine: Machine, budget_s: float = 1e6, working: Working = ALL_WORKS
+        self,
+        machine: Machine,
+        budget_s: float = 1e6,
+        working: Working = ALL_WORKS,
+        room: Room = ANYTHING,
     ) -> Tuned: ...
 
 
 @pytest.fixture(scope="module")
 def measure(header: Header) -> Measure:
-    def measure(machine: Machine, budget_s: float = 1e6, working: Working = ALL_WORKS) -> Tuned:
+    def measure(
+        machine: Machine,
+        budget_s: float = 1e6,
+        working: Working = ALL_WORKS,
+        room: Room = ANYTHING,
+    ) -> Tuned:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tune, "time", machine)
             patch.setattr(tune, "Model", machine.model)
             patch.setattr(tune, "Runner", machine.runner)
             patch.setattr(tune, "_reference", machine.reference)
             patch.setattr(tune, "tap_works", lambda *_: True)
-            return tune.tune(Path("m.gguf"), header, LAST, working, n_cores=4, budget_s=budget_s)
+            return tune.tune(
+                Path("m.gguf"), header, LAST, working, n_cores=4, room=room, budget_s=budget_s
+            )
 
     return measure
 
@@ -284,6 +305,45 @@ def test_no_trial_where_the_self_test_forbids(measure: Measure):
     assert not any(trial.settings.repack or trial.settings.flash_attn for trial in tuned.trials)
 
 
+GPU = Room(tier="gpu", gpus=("RTX",), n_gpu_layers=3, max_batch_tokens=512, n_contexts=1)
+
+
+def test_on_a_gpu_microbatches_grow_and_the_tap_must_pay(measure: Measure, header: Header):
+    factors = {"max_batch_tokens": {256: 9.0, 1024: 1.2, 2048: 1.5}, "tap": {False: 1.1}}
+    tuned = measure(Machine(speed=product(factors)), room=GPU)
+    assert tuned.settings == RunSettings(
+        max_batch_tokens=2048,
+        batch_tokens=2048,
+        n_threads=4,
+        n_gpu_layers=3,
+        repack=False,
+        tap=False,
+    )
+    assert {t.settings.n_contexts for t in tuned.trials} == {1}
+    assert {t.settings.max_batch_tokens for t in tuned.trials} == {512, 1024, 2048}
+    # Kept for these GPUs, and not for the CPU alone or layers shared with it.
+    assert load(header, 4, GPU) == tuned
+    for other in (ANYTHING, replace(GPU, tier="split"), replace(GPU, gpus=("GTX",))):
+        assert load(header, 4, other) is None
+    assert load(header, 4, replace(GPU, n_gpu_layers=9)) == tuned
+
+
+def test_weights_that_stay_on_the_cpu_may_still_be_repacked(measure: Measure):
+    machine = Machine(speed=product({"repack": {True: 1.5}}))
+    assert not measure(machine, room=GPU).settings.repack
+    assert measure(machine, room=replace(GPU, tier="split", n_gpu_layers=2)).settings.repack
+
+
+def test_what_there_is_no_memory_for_is_not_tried(measure: Measure):
+    def fits(settings: RunSettings) -> bool:
+        return settings.max_batch_tokens <= 1024 and settings.tap
+
+    factors = {"max_batch_tokens": {2048: 9.0, 1024: 1.2}, "tap": {False: 9.0}}
+    tuned = measure(Machine(speed=product(factors)), room=replace(GPU, fits=fits))
+    assert all(fits(trial.settings) for trial in tuned.trials)
+    assert tuned.settings.max_batch_tokens == 1024
+
+
 def test_each_trial_is_told_as_it_ends(
     header: Header, working: Working, tiny_model: Write, monkeypatch: pytest.MonkeyPatch
 ):
@@ -356,7 +416,7 @@ class Tuner:
     settings: RunSettings = field(default_factory=lambda: RunSettings(max_batch_tokens=77))
     budgets: list[float] = field(default_factory=list)
 
-    def __call__(self, *_: object, budget_s: float) -> Tuned:
+    def __call__(self, *_: object, room: Room, budget_s: float) -> Tuned:
         self.budgets.append(budget_s)
         return record(self.settings)
 
@@ -430,6 +490,32 @@ def test_what_was_measured_is_used_again(budget_s: float, header: Header, tuner:
     wanted = {"max_batch_tokens": 44, "n_contexts": 3, "n_threads": n_cores, "tap": False}
     settings = chosen(header, wanted)
     assert {name: getattr(settings, name) for name in wanted} == wanted
+
+
+def test_a_measurement_is_used_as_far_as_there_is_memory(header: Header):
+    n_cores = hardware.usable_cores()
+    kept = RunSettings(max_batch_tokens=1024, repack=True, flash_attn=True, n_gpu_layers=2)
+    tune._keep(record(kept), header, n_cores, GPU)
+
+    def chosen(room: Room) -> RunSettings:
+        path = Path("m.gguf")
+        return choose(path, header, LAST, ALL_WORKS, {}, room=room, budget_s=0)
+
+    assert chosen(GPU) == replace(kept, n_gpu_layers=3)  # the plan's count, not an earlier one
+    little = replace(GPU, max_batch_tokens=128, fits=lambda s: s.max_batch_tokens <= 128)
+    assert chosen(little) == RunSettings(
+        max_batch_tokens=128, batch_tokens=128, n_threads=n_cores, n_gpu_layers=3, repack=True
+    )
+
+
+def test_what_the_caller_wants_counts_towards_memory(header: Header):
+    tune._keep(record(RunSettings(n_contexts=4, max_batch_tokens=256)), header, 4)
+    room = Room(n_contexts=1, fits=lambda s: s.n_contexts * s.max_batch_tokens <= 1024)
+    for n_tokens, n_contexts in ((256, 4), (1024, 1)):
+        wanted = {"n_threads": 4, "max_batch_tokens": n_tokens}
+        path = Path("m.gguf")
+        settings = choose(path, header, LAST, ALL_WORKS, wanted, room=room, budget_s=0)
+        assert (settings.max_batch_tokens, settings.n_contexts) == (n_tokens, n_contexts)
 
 
 def test_threads_without_contexts_are_cores_to_share_out(header: Header):

@@ -88,7 +88,7 @@ def add(commands: Any) -> None:
     output.add_argument("--report", type=Path, metavar="FILE.md", help="write a Markdown report")
     output.add_argument("--plots", type=Path, metavar="DIR", help="write plots (needs matplotlib)")
     output.add_argument("--quiet", action="store_true", help="do not tell what is being done")
-    parser.set_defaults(run=run, max_batch_tokens=None, exact=False)
+    parser.set_defaults(run=run)
 
 
 def _names(text: str) -> list[str]:
@@ -101,6 +101,7 @@ def _names(text: str) -> list[str]:
 def run(args: argparse.Namespace) -> int:
     """Measure, print, write; returns 0."""
     from gguf_embed import bench, evaluation, plots, report
+    from gguf_embed.engine import Settings
 
     # What could not be written in the end is told before the work.
     if args.plots:
@@ -121,7 +122,11 @@ def run(args: argparse.Namespace) -> int:
     subject = bench.find_subject(args.models)
     task = evaluation.limited(bench.read_task(args.texts, args.queries, args.qrels), args.limit)
     plan = bench.Plan(
-        rounds=args.rounds, quality=not args.no_quality, settings=options.settings(args)
+        rounds=args.rounds,
+        quality=not args.no_quality,
+        settings=Settings(
+            pooling=options.pooling(args.pooling), n_threads=args.threads, tune=not args.no_tune
+        ),
     )
     with tempfile.TemporaryDirectory(prefix="gguf-embed-bench-", dir=args.scratch) as folder:
         scratch = Path(folder)

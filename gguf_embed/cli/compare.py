@@ -162,12 +162,11 @@ def _embed(
     records: Sequence[Record] | None,
 ) -> _Side:
     from gguf_embed.engine import Settings
-    from gguf_embed.gguf import Pooling
 
     said = vars(args)
-    pooling, prompt_name = said[f"pooling_{name}"], said[f"prompt_name_{name}"]
+    prompt_name = said[f"prompt_name_{name}"]
     # A measurement on first use would take longer than these few texts.
-    settings = Settings(pooling=None if pooling is None else Pooling[pooling.upper()], tune=False)
+    settings = Settings(pooling=options.pooling(said[f"pooling_{name}"]), tune=False)
     with options.open_embedder(model, settings, quiet=args.json) as embedder:
         prompt = embedder.prompt(prompt_name) if prompt_name else ""
         try:

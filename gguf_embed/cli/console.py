@@ -160,7 +160,7 @@ def transfer(label: str, *, quiet: bool) -> Generator[Callable[[int, int | None]
     except ImportError:
         yield None
         return
-    with Bar(
+    bar = Bar(
         TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn(),
@@ -168,6 +168,18 @@ def transfer(label: str, *, quiet: bool) -> Generator[Callable[[int, int | None]
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
-    ) as bar:
-        task = bar.add_task(label, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    )
+    task = bar.add_task(label, total=None)
+
+    def moved(done: int, total: int | None) -> None:
+        bar.update(task, completed=done, total=total)
+        # There from the first byte to the last: what is said before and after stays readable.
+        if done == total:
+            bar.stop()
+        else:
+            bar.start()
+
+    try:
+        yield moved
+    finally:
+        bar.stop()

@@ -18,6 +18,7 @@ from gguf_embed.errors import BadInput, BadOption, BadText, TextTooLong
 if TYPE_CHECKING:
     from gguf_embed.engine import Embedder
     from gguf_embed.formats import Output
+    from gguf_embed.plan import Plan
 
 DESCRIPTION = """\
 Embed texts: one vector per text, in the order of the input.
@@ -43,6 +44,7 @@ vectors that differ in these cannot be compared.
 examples:
   gguf-embed embed notes.txt -o notes.npy
   gguf-embed embed docs/ README.md -o docs.jsonl
+  gguf-embed embed notes.txt -o notes.npy --model qwen3-embedding:8b
   gguf-embed embed rows.csv --field body --id-field id -o rows.jsonl --prompt-name document
   gguf-embed embed letters/ --whole-file --truncate end -o letters.npy
   gguf-embed embed --text "one text" --text "another"
@@ -128,6 +130,7 @@ def run(args: argparse.Namespace) -> int:
                 "dim": done.dim,
                 "normalized": not args.no_normalize,
                 "n_ctx": embedder.n_ctx,
+                "plan": _plan(embedder.plan),
                 "truncate": args.truncate,
                 "texts": output.n_rows,
                 "truncated": done.n_truncated,
@@ -200,6 +203,16 @@ def _embed(
             "or split them"
         ) from error
     return _Done(dim=dim, n_tokens=n_tokens, n_truncated=n_truncated, first_truncated=first)
+
+
+def _plan(plan: Plan) -> dict[str, object]:
+    """Why this file, and where it ran."""
+    return {
+        "reason": plan.reason,
+        "where": plan.chosen.where,
+        "n_gpu_layers": plan.n_gpu_layers,
+        "verdict": plan.verdict,
+    }
 
 
 def _sha256(path: Path) -> str | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Any
 
 from gguf_embed.cli import console
 from gguf_embed.errors import BadInput
@@ -11,17 +12,25 @@ from gguf_embed.errors import BadInput
 if TYPE_CHECKING:
     from gguf_embed.bundle import Licence
     from gguf_embed.engine import Embedder, Settings
+    from gguf_embed.gguf import Pooling
     from gguf_embed.store import Source
 
 BUILTIN = "all-minilm-l6-v2"
 POOLINGS = ("mean", "cls", "last")
+PREFERENCES = ("quality", "speed", "memory")
 
 
 def open_embedder(model: str, settings: Settings | None = None, *, quiet: bool = False) -> Embedder:
     """The engine, which every command opens here; tells what takes long and what was given up."""
     from gguf_embed.engine import Embedder
 
-    embedder = Embedder.open(model, settings=settings, on_status=None if quiet else console.say)
+    with console.transfer("fetch", quiet=quiet) as moved:
+        embedder = Embedder.open(
+            model,
+            settings=settings,
+            on_status=None if quiet else console.say,
+            on_download=moved,
+        )
     for remark in () if quiet else embedder.remarks:
         console.say(remark)
     return embedder
@@ -30,15 +39,33 @@ def open_embedder(model: str, settings: Settings | None = None, *, quiet: bool =
 def settings(args: argparse.Namespace) -> Settings:
     """What the options of `add_model` say of how to run it."""
     from gguf_embed.engine import Settings
-    from gguf_embed.gguf import Pooling
 
     return Settings(
-        pooling=None if args.pooling is None else Pooling[args.pooling.upper()],
+        **limits(args),
+        pooling=pooling(args.pooling),
         n_threads=args.threads,
-        max_batch_tokens=args.max_batch_tokens,
         tune=not args.no_tune,
         exact=args.exact,
     )
+
+
+def limits(args: argparse.Namespace) -> dict[str, Any]:
+    """What the options of `add_limits` say, as fields of `plan.Limits`."""
+    return {
+        "quant": args.quant,
+        "n_ctx": args.n_ctx,
+        "max_batch_tokens": args.max_batch_tokens,
+        "n_gpu_layers": args.n_gpu_layers,
+        "memory_bytes": args.memory,
+        "prefer": args.prefer,
+    }
+
+
+def pooling(name: str | None) -> Pooling | None:
+    """One of POOLINGS as the engine has it."""
+    from gguf_embed.gguf import Pooling
+
+    return None if name is None else Pooling[name.upper()]
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +75,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--model",
         default=BUILTIN,
         metavar="NAME|PATH",
-        help="a name of `gguf-embed models`, or any .gguf file (default: %(default)s, built in)",
+        help="a name of `gguf-embed models`, owner/repo on the Hub, any .gguf file, or auto: the "
+        "best Qwen3-Embedding that runs well here (default: %(default)s, built in)",
     )
     group.add_argument(
         "--pooling",
@@ -59,12 +87,6 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--threads", type=positive, metavar="N", help="CPU threads (default: chosen)"
     )
     group.add_argument(
-        "--max-batch-tokens",
-        type=positive,
-        metavar="N",
-        help="tokens computed at one time (default: chosen)",
-    )
-    group.add_argument(
         "--exact",
         action="store_true",
         help="compute each text alone: slower, and to the bit the same whatever else is embedded",
@@ -72,6 +94,32 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--no-tune", action="store_true", help="skip the short measuring on first use"
     )
+    add_limits(parser)
+
+
+def add_limits(parser: argparse.ArgumentParser, *, batch: bool = True) -> None:
+    """What of a model to run, and in how much memory; `batch`: the microbatch may be chosen too."""
+    group = parser.add_argument_group("limits (default: chosen for the machine, see plan --help)")
+    group.add_argument("--quant", metavar="Q", help="quantization, such as Q8_0")
+    group.add_argument(
+        "--prefer",
+        choices=PREFERENCES,
+        default="quality",
+        help="what counts among quantizations that fit (default: %(default)s)",
+    )
+    group.add_argument("--n-ctx", type=positive, metavar="N", help="longest text, in tokens")
+    group.add_argument(
+        "--n-gpu-layers", type=int, metavar="N", help="layers on GPUs; 0: none, -1: all"
+    )
+    group.add_argument(
+        "--memory", type=size, metavar="SIZE", help="use at most this of RAM and of each GPU"
+    )
+    if batch:
+        group.add_argument(
+            "--max-batch-tokens", type=positive, metavar="N", help="tokens computed at one time"
+        )
+    else:
+        parser.set_defaults(max_batch_tokens=None)
 
 
 def add_fields(parser: argparse.ArgumentParser) -> None:
@@ -123,3 +171,18 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
     return number
+
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def size(text: str) -> int:
+    """Bytes of "6GiB", "6G", "500 MB" or "123456", for argparse; a B alone counts by 1,000."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)(i?B)?", text.strip(), re.IGNORECASE)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 6GiB or 500MB")
+    number, unit, suffix = found.groups("")
+    factor = _UNITS[unit.upper()]
+    if suffix.upper() == "B" and unit:
+        factor = 1000 ** list(_UNITS).index(unit.upper())
+    return int(float(number) * factor)

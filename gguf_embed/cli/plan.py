@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +11,13 @@ from gguf_embed.errors import BadInput, BadOption
 
 if TYPE_CHECKING:
     from gguf_embed.hardware import Machine
-    from gguf_embed.plan import Limits, Plan
-
-PREFERENCES = ("quality", "speed", "memory")
+    from gguf_embed.plan import Plan
 
 DESCRIPTION = """\
 Choose quantization, devices, context and microbatch of a model for this machine, or for one that
-`gguf-embed probe --json` described, and show what was considered. Nothing is downloaded, except
-the headers of files whose model the catalog does not lay out."""
+`gguf-embed probe --json` described, and show what was considered. The other commands choose in the
+same way. Nothing is downloaded, except the headers of files whose model the catalog does not lay
+out."""
 
 EPILOG = """\
 verdicts:
@@ -31,7 +29,8 @@ what is preferred among files that fit (--prefer):
   quality    the best quantization (default); all layers on GPUs come first
   speed      the fastest: K-quants from Q5_K_M up on a CPU, the smallest on a GPU
   memory     the smallest
-Files below Q4_K_M are taken only with --quant.
+Files below Q4_K_M are taken only with --quant. A file that is on this machine comes before one that
+would have to be fetched, where both have room in the same place; offline there are no others.
 
 examples:
   gguf-embed plan qwen3-embedding-8b
@@ -53,25 +52,8 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--machine", type=Path, metavar="FILE", help="of `probe --json` (default: this machine)"
     )
-    group = parser.add_argument_group("limits (default: chosen)")
-    group.add_argument("--quant", metavar="Q", help="quantization, such as Q8_0")
-    group.add_argument(
-        "--n-ctx", type=options.positive, metavar="N", help="longest text, in tokens"
-    )
-    group.add_argument(
-        "--max-batch-tokens",
-        type=options.positive,
-        metavar="N",
-        help="tokens computed at one time",
-    )
-    group.add_argument(
-        "--n-gpu-layers", type=int, metavar="N", help="layers on GPUs; 0: none, -1: all"
-    )
-    group.add_argument(
-        "--memory", type=size, metavar="SIZE", help="use at most this of RAM and of each GPU"
-    )
+    options.add_limits(parser)
     group = parser.add_argument_group("choice")
-    group.add_argument("--prefer", choices=PREFERENCES, default="quality", help="see below")
     group.add_argument(
         "--any-quant",
         action="store_true",
@@ -88,19 +70,20 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan; returns 0."""
+    from gguf_embed import choice, hub, plan
     from gguf_embed.plan import Limits
 
-    limits = Limits(
-        quant=args.quant,
-        n_ctx=args.n_ctx,
-        max_batch_tokens=args.max_batch_tokens,
-        n_gpu_layers=args.n_gpu_layers,
-        memory_bytes=args.memory,
-        prefer=args.prefer,
-        allow_smaller=args.allow_smaller,
-    )
+    limits = Limits(**options.limits(args), allow_smaller=args.allow_smaller)
     machine = _machine(args.machine)
-    made = _plan(args.model, machine, limits, any_quant=args.any_quant)
+    if args.any_quant and args.model != plan.AUTO:
+        card = hub.sources(args.model)[0].card
+        if card is None:
+            raise BadOption(
+                f"{args.model}: what its other quantizations take is not known; name a file"
+            )
+        made = plan.plan_for(card, machine, limits, any_quant=True)
+    else:
+        made = choice.choose(args.model, machine, limits, here=args.machine is None).plan
     if args.json:
         console.print_json(_json(made, machine))
     else:
@@ -119,34 +102,6 @@ def _machine(path: Path | None) -> Machine:
         raise BadInput(f"{path}: cannot be read: {error}; make it with `probe --json`") from None
     except BadInput as error:
         raise BadInput(f"{path}: {error}") from None
-
-
-def _plan(name: str, machine: Machine, limits: Limits, *, any_quant: bool) -> Plan:
-    """By the catalog's shape where it has one, else by the headers of the files."""
-    from dataclasses import replace
-
-    from gguf_embed import catalog, hub, layout, plan
-
-    if name == plan.AUTO:
-        return plan.plan_auto(machine, limits)
-    sources = hub.sources(name)
-    card = sources[0].card
-    one = sources[0].quant if len(sources) == 1 else None  # the name says which file
-    if (
-        card is not None
-        and card.shape is not None
-        and card.architecture in layout.ARCHITECTURES
-        and (one is None or one in {file.quant for file in card.files})
-    ):
-        limits = replace(limits, quant=limits.quant or one)
-        return plan.plan_for(card, machine, limits, any_quant=any_quant)
-    if any_quant:
-        raise BadOption(f"{name}: what its other quantizations take is not known; name a file")
-    if limits.quant is not None:
-        sources = [s for s in sources if s.quant in (None, limits.quant.upper())] or sources
-    headers = [hub.remote_header(source) for source in sources]
-    card = card or catalog.by_header(headers[0])
-    return plan.make_plan([plan.variant(header, card=card) for header in headers], machine, limits)
 
 
 def _print(made: Plan, machine: Machine) -> None:
@@ -196,18 +151,3 @@ def _json(made: Plan, machine: Machine) -> dict[str, object]:
     from dataclasses import asdict
 
     return {"machine": machine.name, "source": machine.source, **asdict(made)}
-
-
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
-
-def size(text: str) -> int:
-    """Bytes of "6GiB", "6G", "500 MB" or "123456", for argparse; a B alone counts by 1,000."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)(i?B)?", text.strip(), re.IGNORECASE)
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 6GiB or 500MB")
-    number, unit, suffix = found.groups("")
-    factor = _UNITS[unit.upper()]
-    if suffix.upper() == "B" and unit:
-        factor = 1000 ** list(_UNITS).index(unit.upper())
-    return int(float(number) * factor)

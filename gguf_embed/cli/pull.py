@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gguf_embed.cli import console, options
+from gguf_embed.errors import DoesNotFit
+
+if TYPE_CHECKING:
+    from gguf_embed.store import Source
 
 DESCRIPTION = """\
 Fetch a model file into the cache that other Hub tools share. The size and the free disk are checked
-before, the SHA-256 after; a pull that was killed goes on where it stopped."""
+before, the SHA-256 after; a pull that was killed goes on where it stopped. Without --quant it is
+the file that `gguf-embed plan` chooses for this machine."""
 
 EPILOG = """\
 where from:
@@ -28,7 +33,7 @@ def add(commands: Any) -> None:
         "pull", help="fetch a model, verified", description=DESCRIPTION, epilog=EPILOG
     )
     parser.add_argument(
-        "model", metavar="MODEL", help="a name of `gguf-embed models`, owner/repo, or hf:..."
+        "model", metavar="MODEL", help="a name of `gguf-embed models`, owner/repo, hf:..., or auto"
     )
     parser.add_argument("--quant", metavar="Q", help="quantization, such as Q8_0")
     options.add_accept_licence(parser)
@@ -41,10 +46,9 @@ def run(args: argparse.Namespace) -> int:
     """Fetch and print the path; returns 0."""
     from gguf_embed import hub
 
-    source = hub.resolve(args.model, args.quant)
-    options.check_licence(source, accepted=args.accept_licence)
+    source = _source(args)
     with console.transfer(source.label, quiet=args.quiet) as moved:
-        path = hub.fetch(source, progress=moved)
+        path = hub.fetch(source, progress=moved, accept_licence=args.accept_licence)
     if args.json:
         licence = source.card.licence if source.card is not None else None
         console.print_json(
@@ -58,3 +62,26 @@ def run(args: argparse.Namespace) -> int:
         return 0
     console.out(str(path))
     return 0
+
+
+def _source(args: argparse.Namespace) -> Source:
+    """The file asked for, else the one that this machine would run."""
+    from gguf_embed import choice, hardware, hub, plan
+
+    if args.model != plan.AUTO:
+        offered = hub.offered(args.model, args.quant)
+        source = next((s for s in offered if s.path), offered[0])
+        options.check_licence(source, accepted=args.accept_licence)  # before a header is read
+        if args.quant or len(offered) == 1:
+            return source
+    try:
+        chosen = choice.choose(args.model, hardware.probe(), plan.Limits(quant=args.quant))
+    except DoesNotFit as error:
+        raise DoesNotFit(
+            f"{error}. To fetch a file for another machine name its quantization with --quant",
+            needed_bytes=error.needed_bytes,
+            free_bytes=error.free_bytes,
+        ) from error
+    if not args.quiet:
+        console.say(chosen.plan.in_short)
+    return chosen.source

@@ -40,7 +40,8 @@ def add(commands: Any) -> None:
         metavar="MODEL",
         nargs="?",
         default=options.BUILTIN,
-        help="a name of `gguf-embed models`, or any .gguf file (default: %(default)s)",
+        help="a name of `gguf-embed models`, owner/repo on the Hub, any .gguf file, or auto "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--pooling", choices=options.POOLINGS, help="for a file that does not say (default: asked)"
@@ -56,27 +57,29 @@ def add(commands: Any) -> None:
         help="start nothing new after this long (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="the record as JSON")
+    options.add_limits(parser, batch=False)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, keep and print; returns 0."""
-    from gguf_embed import hardware, selftest, tune
-    from gguf_embed.engine import find_model, meaning_of
-    from gguf_embed.gguf import Pooling
+    from gguf_embed import hardware, tune
+    from gguf_embed.engine import Settings, find_model
 
-    path, header, card = find_model(args.model)
-    pooling = None if args.pooling is None else Pooling[args.pooling.upper()]
-    meaning = meaning_of(header, card, pooling)
-    working = selftest.check(header.matrix_types)
-    if working.remark:
-        console.say(working.remark)
+    settings = Settings(
+        **options.limits(args), pooling=options.pooling(args.pooling), n_threads=args.threads
+    )
+    with console.transfer("fetch", quiet=False) as moved:
+        found = find_model(args.model, settings, console.say, moved)
+    if found.working.remark:
+        console.say(found.working.remark)
     tuned = tune.tune(
-        path,
-        header,
-        meaning,
-        working,
+        found.path,
+        found.header,
+        found.meaning,
+        found.working,
         args.threads or hardware.usable_cores(),
+        room=found.room,
         budget_s=args.budget,
         on_trial=lambda trial: console.say(f"{trial.changed}: {trial.tokens_per_s:,.0f} tokens/s"),
     )
@@ -103,10 +106,11 @@ def _row(trial: Trial) -> tuple[str, str, str, str]:
 
 
 def _spelled(settings: RunSettings) -> str:
+    gpu = f", {settings.n_gpu_layers} layers on the GPU" if settings.n_gpu_layers else ""
     return (
         f"{settings.n_contexts} contexts x {settings.n_threads} threads, microbatch "
         f"{settings.batch_tokens} tokens, flash attention {_on(settings.flash_attn)}, "
-        f"repacking {_on(settings.repack)}, tap {_on(settings.tap)}"
+        f"repacking {_on(settings.repack)}, tap {_on(settings.tap)}{gpu}"
     )
 
 
