@@ -5,7 +5,7 @@
     report = run(subject, levels, task, Plan(), scratch=scratch, say=say)
 
 find -> make what is missing -> open and tune each -> rounds of speed, interleaved -> vectors of
-each, judged against the reference's.
+each, judged against the reference's. The figures of the levels are kept for `plan`.
 
 A level is never in this process: each turn is a child (`python -m gguf_embed.bench --worker`) that
 takes one JSON job and answers in JSON lines. So its memory is its own, a crash costs one level,
@@ -34,7 +34,17 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from gguf_embed import __version__, catalog, evaluation, formats, hardware, hub, llama, tune
+from gguf_embed import (
+    __version__,
+    catalog,
+    evaluation,
+    formats,
+    hardware,
+    hub,
+    llama,
+    measured,
+    tune,
+)
 from gguf_embed.catalog import ModelCard
 from gguf_embed.engine import Embedder, Settings
 from gguf_embed.errors import (
@@ -48,6 +58,8 @@ from gguf_embed.errors import (
 from gguf_embed.evaluation import Task, Text
 from gguf_embed.gguf import Header, Pooling, read_header
 from gguf_embed.judge import Judge, LevelVectors, Quality, dims_of
+from gguf_embed.layout import shape_of
+from gguf_embed.measured import Figures, Judged, Series
 from gguf_embed.pooling import Vectors
 from gguf_embed.quantize import (
     EXACT,
@@ -111,6 +123,7 @@ class Costs:
     gpu_bytes: int | None  # None: no GPU
     n_texts: int  # embedded in a round
     n_tokens: int
+    n_gpu_layers: int
     settings: Mapping[str, Any] | None  # as tuned; None: not tuned
 
     @property
@@ -367,7 +380,7 @@ def run(
     scratch: Path,
     say: Status,
 ) -> Report:
-    """Measure the levels, the first of which is the reference, and compare.
+    """Measure the levels, the first of which is the reference, and compare; keep it for `plan`.
 
     Raises NativeFailed where the reference fails; any other level that fails is reported so.
     """
@@ -395,7 +408,7 @@ def run(
         for level in levels
     )
     reference, card = levels[0].name, subject.card
-    return Report(
+    found = Report(
         model=subject.name,
         reference=reference,
         dim=int(about[reference]["dim"]),
@@ -415,6 +428,36 @@ def run(
             "python": platform.python_version(),
         },
         seconds=time.monotonic() - began,
+    )
+    shape = str(about[reference]["shape"])
+    measured.keep(_series(found, shape), plan.settings.n_threads or machine.usable_cores)
+    return found
+
+
+def _series(report: Report, shape: str) -> Series:
+    """The report in the few figures that choose a level."""
+    texts = f"{report.n_passages:,} passages of {report.task}"
+
+    def figures(costs: Costs, quality: Quality | None) -> Figures:
+        judged = quality and Judged(
+            reference=report.reference,
+            texts=texts,
+            cosine=quality.cosine.mean,
+            overlap=quality.overlap,
+            ndcg=quality.ndcg,
+            loss=quality.loss,
+        )
+        return Figures(
+            tokens_per_s=costs.tokens_per_s, n_gpu_layers=costs.n_gpu_layers, quality=judged
+        )
+
+    return Series(
+        model=report.model,
+        shape=shape,
+        by="bench",
+        texts_sha256=report.task_sha256,
+        day=measured.today(),
+        levels={r.level.name: figures(r.costs, r.quality) for r in report.results if r.costs},
     )
 
 
@@ -567,6 +610,7 @@ def _costs(answers: Sequence[Mapping[str, Any]], settings: Mapping[str, Any] | N
         gpu_bytes=max(gpu, default=None),
         n_texts=answers[0]["n_texts"],
         n_tokens=answers[0]["n_tokens"],
+        n_gpu_layers=answers[0]["n_gpu_layers"],
         settings=settings,
     )
 
@@ -663,6 +707,9 @@ def _do_open(job: Mapping[str, Any]) -> dict[str, Any]:
         tuned = tune.load(embedder.header, n_cores)
         return {
             "dim": embedder.dim,
+            "shape": measured.shape_key(
+                shape_of(embedder.header), embedder.pooling, causal=embedder.meaning.causal
+            ),
             "texts_per_s": rough,
             "settings": asdict(tuned.settings) if tuned else None,
         }
@@ -692,6 +739,7 @@ def _do_speed(job: Mapping[str, Any]) -> dict[str, Any]:
             "seconds": seconds,
             "n_texts": len(texts),
             "n_tokens": int(sum(block.token_counts.sum() for block in blocks)),
+            "n_gpu_layers": embedder.model.n_gpu_layers,
             "latencies": latencies[1:] or latencies,  # the first one warms up
             "python_bytes": python_bytes,
             "peak_bytes": _peak_bytes(),

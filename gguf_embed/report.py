@@ -15,13 +15,12 @@ from typing import Any
 
 from gguf_embed.bench import Costs, Level, Report, Result
 from gguf_embed.errors import OutputFailed
-from gguf_embed.judge import Loss, Quality
+from gguf_embed.judge import Quality
+from gguf_embed.metrics import AS_GOOD, MOSTLY_SAME, SAME_RESULTS, Loss
 
-AS_GOOD = 0.01  # quality lost, at most, by a level that is "as good"
 AS_FAST = 1.07  # ratio of speeds, either way, that is no difference
 TRIMMED = 5  # from so many rounds the best and the worst ratio are left out
 FORMAT = "gguf-embed-bench/1"  # of to_json
-SAME_RESULTS, MOSTLY_SAME = 0.95, 0.85  # share of the reference's ten nearest, without qrels
 
 
 # ---------------------------------------------------------------------------------------------
@@ -101,7 +100,7 @@ def advice(report: Report) -> str:
     """What to take: of the levels that are as good as the reference, the fast and the small."""
     working = [(r, r.costs) for r in report.results if r.costs is not None]
     judged = [(r, costs) for r, costs in working if r.quality is not None]
-    among = [(r, costs) for r, costs in judged if r.quality and _as_good(r.quality)] or working
+    among = [(r, costs) for r, costs in judged if r.quality and r.quality.as_good] or working
     _, fastest = max(among, key=lambda one: one[1].tokens_per_s)
     # Of those that the rounds do not tell from the fastest, the smallest: a second run agrees.
     fast = min((r for r, costs in among if _speed_ratio(costs, fastest) in (None, 1)), key=_n_bytes)
@@ -113,12 +112,6 @@ def advice(report: Report) -> str:
         f"take {fast.level.name} for speed or {small.level.name} for size: {of} these are the "
         "fastest and the smallest"
     )
-
-
-def _as_good(quality: Quality) -> bool:
-    if quality.loss is not None:
-        return quality.loss.bound <= AS_GOOD
-    return quality.overlap >= SAME_RESULTS
 
 
 def _n_bytes(result: Result) -> int:

@@ -21,14 +21,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import WORDS
 
-from gguf_embed import bench, catalog, cli, evaluation, judge, plots, report
+from gguf_embed import bench, catalog, cli, evaluation, judge, plan, plots, report
+from gguf_embed import measured as kept
 from gguf_embed.bench import Costs, Level, Report, Result
 from gguf_embed.engine import Settings
 from gguf_embed.errors import BadInput, BadOption, DoesNotFit, ModelNotFound, NativeFailed
 from gguf_embed.evaluation import Task
 from gguf_embed.gguf import Pooling, read_header
-from gguf_embed.judge import Judge, LevelVectors, Loss, Quality
-from gguf_embed.metrics import CosineStats
+from gguf_embed.judge import Judge, LevelVectors, Quality
+from gguf_embed.metrics import CosineStats, Loss, loss_of
 
 TEXTS = [" ".join(WORDS[(i * 7 + j) % len(WORDS)] for j in range(4 + i % 9)) for i in range(64)]
 TASK = Task(
@@ -269,6 +270,19 @@ def test_without_queries_texts_are_their_own(tiny_model: Callable[..., Path], tm
     assert "of the ten nearest are the same" in report.verdict(found, found.results[1])
 
 
+def test_the_planner_finds_what_was_measured(measured: Report, tiny_model: Callable[..., Path]):
+    variant = plan.variant(read_header(tiny_model("bert")))
+    shape = kept.shape_key(variant.shape, variant.pooling, causal=variant.causal)
+    found = kept.figures(kept.load(1), shape, variant.model)
+    assert list(found) == ["F32", "Q8_0", "Q4_K_M"]
+    for result in measured.results:
+        figures, quality = found[result.level.name], result.quality
+        assert figures.tokens_per_s == result.costs.tokens_per_s
+        assert (figures.quality.reference, figures.quality.loss) == ("F32", quality.loss)
+        assert (figures.quality.cosine, figures.quality.ndcg) == (quality.cosine.mean, quality.ndcg)
+        assert figures.quality.texts == "34 passages of texts of the tests"
+
+
 # -- failures --------------------------------------------------------------------------------
 
 
@@ -376,7 +390,7 @@ def test_unsteady_rounds_are_told():
 )
 def test_the_loss_is_a_share_with_its_interval(pairs: list[tuple[float, float]]):
     level, reference = np.array(pairs).T
-    loss = judge.loss_of(level, reference)
+    loss = loss_of(level, reference)
     assert loss.mean == pytest.approx(1 - level.mean() / reference.mean(), abs=1e-9)
     assert loss.low <= loss.mean <= loss.high
     assert loss.bound >= abs(loss.mean) - 1e-12
@@ -386,10 +400,10 @@ def test_the_interval_is_of_paired_differences():
     """What makes a query hard does not widen it; the formula is that of a mean's interval."""
     reference = np.array([0.1, 0.9, 0.5, 0.7] * 10)
     one = pytest.approx(0.01 / 0.55)
-    assert judge.loss_of(reference - 0.01, reference) == Loss(mean=one, low=one, high=one)
+    assert loss_of(reference - 0.01, reference) == Loss(mean=one, low=one, high=one)
     lost = np.array([0.0, 0.0, 0.2, 0.2] * 10)
     half = 1.96 * np.std(lost, ddof=1) / np.sqrt(40) / 0.55
-    assert judge.loss_of(reference - lost, reference).low == pytest.approx(0.1 / 0.55 - half)
+    assert loss_of(reference - lost, reference).low == pytest.approx(0.1 / 0.55 - half)
 
 
 def test_a_loss_is_above_zero_where_the_level_finds_less():
@@ -408,9 +422,9 @@ def test_a_loss_is_above_zero_where_the_level_finds_less():
 
 def test_few_queries_can_agree_by_chance():
     same = np.full(29, 0.5)
-    assert judge.loss_of(same, same) is None
-    assert judge.loss_of(np.full(30, 0.5), np.full(30, 0.5)) is not None
-    assert judge.loss_of(np.full(30, 0.5), np.zeros(30)) is None
+    assert loss_of(same, same) is None
+    assert loss_of(np.full(30, 0.5), np.full(30, 0.5)) is not None
+    assert loss_of(np.full(30, 0.5), np.zeros(30)) is None
 
 
 def test_lengths_of_vectors():
@@ -459,6 +473,7 @@ def costs(*rounds: float) -> Costs:
         gpu_bytes=None,
         n_texts=10,
         n_tokens=1000,
+        n_gpu_layers=0,
         settings=None,
     )
 

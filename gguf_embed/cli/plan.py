@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from gguf_embed.errors import BadInput, BadOption
 
 if TYPE_CHECKING:
     from gguf_embed.hardware import Machine
+    from gguf_embed.measured import Series
     from gguf_embed.plan import Limits, Plan
 
 PREFERENCES = ("quality", "speed", "memory")
@@ -29,8 +31,11 @@ verdicts:
 
 what is preferred among files that fit (--prefer):
   quality    the best quantization (default); all layers on GPUs come first
-  speed      the fastest: K-quants from Q5_K_M up on a CPU, the smallest on a GPU
+  speed      the fastest of those as good as the best; by what was measured here of two or more
+             levels, else K-quants from Q5_K_M up on a CPU, the smallest on a GPU
   memory     the smallest
+`gguf-embed bench MODEL` measures speed and quality of the levels, `gguf-embed tune FILE` the speed
+of one; both are kept, and shown here. What was measured to lose quality is passed over.
 Files below Q4_K_M are taken only with --quant.
 
 examples:
@@ -88,6 +93,7 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan; returns 0."""
+    from gguf_embed import measured
     from gguf_embed.plan import Limits
 
     limits = Limits(
@@ -100,7 +106,9 @@ def run(args: argparse.Namespace) -> int:
         allow_smaller=args.allow_smaller,
     )
     machine = _machine(args.machine)
-    made = _plan(args.model, machine, limits, any_quant=args.any_quant)
+    # What was measured here says nothing about another machine.
+    known = () if args.machine else measured.load(machine.usable_cores)
+    made = _plan(args.model, machine, limits, known, any_quant=args.any_quant)
     if args.json:
         console.print_json(_json(made, machine))
     else:
@@ -121,14 +129,16 @@ def _machine(path: Path | None) -> Machine:
         raise BadInput(f"{path}: {error}") from None
 
 
-def _plan(name: str, machine: Machine, limits: Limits, *, any_quant: bool) -> Plan:
+def _plan(
+    name: str, machine: Machine, limits: Limits, known: Sequence[Series], *, any_quant: bool
+) -> Plan:
     """By the catalog's shape where it has one, else by the headers of the files."""
     from dataclasses import replace
 
     from gguf_embed import catalog, hub, layout, plan
 
     if name == plan.AUTO:
-        return plan.plan_auto(machine, limits)
+        return plan.plan_auto(machine, limits, known=known)
     sources = hub.sources(name)
     card = sources[0].card
     one = sources[0].quant if len(sources) == 1 else None  # the name says which file
@@ -139,14 +149,15 @@ def _plan(name: str, machine: Machine, limits: Limits, *, any_quant: bool) -> Pl
         and (one is None or one in {file.quant for file in card.files})
     ):
         limits = replace(limits, quant=limits.quant or one)
-        return plan.plan_for(card, machine, limits, any_quant=any_quant)
+        return plan.plan_for(card, machine, limits, known=known, any_quant=any_quant)
     if any_quant:
         raise BadOption(f"{name}: what its other quantizations take is not known; name a file")
     if limits.quant is not None:
         sources = [s for s in sources if s.quant in (None, limits.quant.upper())] or sources
     headers = [hub.remote_header(source) for source in sources]
     card = card or catalog.by_header(headers[0])
-    return plan.make_plan([plan.variant(header, card=card) for header in headers], machine, limits)
+    found = [plan.variant(header, card=card) for header in headers]
+    return plan.make_plan(found, machine, limits, known=known)
 
 
 def _print(made: Plan, machine: Machine) -> None:
@@ -163,7 +174,7 @@ def _print(made: Plan, machine: Machine) -> None:
                 mib(row.needed_bytes),
                 mib(row.free_bytes),
                 row.verdict,
-                row.reason,
+                f"{row.reason}; measured here: {row.known}" if row.known else row.reason,
             )
             for row in made.considered
         ],
