@@ -79,8 +79,8 @@ DEFAULT_LEVELS = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M")
 ROUND_S = 4.0  # the slowest level embeds for about so long in a round
 MIN_TEXTS = 8  # but never less than that
 N_LATENCIES = 24  # single texts per round
-WARM_UP_TEXTS = 8
-TRIAL_TEXTS = (8, 8, 32, 128)  # embedded for a rough speed, until one time is long enough
+WARM_UP_TEXTS = 8  # at most, and a quarter of what is timed
+TRIAL_TEXTS = (2, 8, 32, 128)  # embedded for a rough speed, until one time is long enough
 TRIAL_S = 0.5
 WORKER = ("-m", "gguf_embed.bench", "--worker")
 BUSY = 0.5  # load per usable core from which speeds are not to be trusted
@@ -724,7 +724,8 @@ def _do_speed(job: Mapping[str, Any]) -> dict[str, Any]:
         load_s = time.perf_counter() - began
         texts: list[str] = job["passages"]
         prompt = embedder.prompt("document")
-        embedder.encode(texts[:WARM_UP_TEXTS], prompt=prompt, truncate="end")
+        n_first = max(1, min(WARM_UP_TEXTS, len(texts) // 4))
+        embedder.encode(texts[:n_first], prompt=prompt, truncate="end")
         began = time.perf_counter()
         blocks = list(embedder.stream(texts, prompt=prompt, truncate="end"))
         seconds = time.perf_counter() - began
