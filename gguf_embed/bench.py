@@ -78,7 +78,8 @@ Status: TypeAlias = Callable[[str], None]
 DEFAULT_LEVELS = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M")
 ROUND_S = 4.0  # the slowest level embeds for about so long in a round
 MIN_TEXTS = 8  # but never less than that
-N_LATENCIES = 24  # single texts per round
+N_LATENCIES = 24  # single texts per round, unless that takes longer than ROUND_S
+MIN_LATENCIES = 8
 WARM_UP_TEXTS = 8  # at most, and a quarter of what is timed
 TRIAL_TEXTS = (2, 8, 32, 128)  # embedded for a rough speed, until one time is long enough
 TRIAL_S = 0.5
@@ -731,6 +732,8 @@ def _do_speed(job: Mapping[str, Any]) -> dict[str, Any]:
         seconds = time.perf_counter() - began
         latencies: list[float] = []
         for text in job["queries"]:
+            if len(latencies) >= MIN_LATENCIES and sum(latencies) > ROUND_S:
+                break
             began = time.perf_counter()
             embedder.encode_query(text, truncate="end")
             latencies.append(time.perf_counter() - began)

@@ -106,11 +106,12 @@ def advice(report: Report) -> str:
     fast = min((r for r, costs in among if _speed_ratio(costs, fastest) in (None, 1)), key=_n_bytes)
     small = min((r for r, _ in among), key=_n_bytes)
     of = f"of the levels as good as {report.reference}" if judged else "of these levels"
+    open_end = "" if judged else "; quality was not compared"
     if fast is small:
-        return f"take {fast.level.name}: {of} it is the fastest and the smallest"
+        return f"take {fast.level.name}: {of} it is the fastest and the smallest{open_end}"
     return (
         f"take {fast.level.name} for speed or {small.level.name} for size: {of} these are the "
-        "fastest and the smallest"
+        f"fastest and the smallest{open_end}"
     )
 
 
@@ -157,7 +158,7 @@ def _costs_table(report: Report) -> Table:
         else:
             cells += [
                 f"{costs.tokens_per_s:,.0f}",
-                f"\u00b1{_percent(costs.spread)}",
+                f"\u00b1{_percent(costs.spread)}" if report.rounds > 1 else "-",
                 f"{costs.latency_s * 1000:.1f} ms",
                 f"{costs.load_s:.2f} s",
                 shown_bytes(costs.peak_bytes),
@@ -166,7 +167,7 @@ def _costs_table(report: Report) -> Table:
         types = ", ".join(f"{kind} {_percent(n)}" for kind, n in level.types.items() if n >= 0.01)
         rows.append((*cells, types))
     notes = [
-        f"tokens/s: median of {report.rounds} interleaved rounds of {measured[0].n_texts:,} texts "
+        f"tokens/s: median of {_rounds(report)} of {measured[0].n_texts:,} texts "
         f"({measured[0].n_tokens:,} tokens), spread: half their range; one text: median time of a "
         f"single query; RAM: peak of the process, {shown_bytes(measured[0].python_bytes)} before "
         "the model",
@@ -180,6 +181,10 @@ def _costs_table(report: Report) -> Table:
         rows=tuple(rows),
         notes=tuple(notes),
     )
+
+
+def _rounds(report: Report) -> str:
+    return f"{report.rounds} interleaved rounds" if report.rounds > 1 else "one round"
 
 
 def _fallbacks(level: Level) -> str:
@@ -309,7 +314,7 @@ def markdown(report: Report, plots: Sequence[Path] = (), *, beside: Path = Path(
         f"- {machine['cpu_model']}, {machine['usable_cores']} usable cores, {machine['os']}",
         f"- {', '.join(f'{name} {version}' for name, version in report.versions.items())}",
         f"- texts: {report.task}, sha256 {report.task_sha256[:16]}",
-        f"- {report.rounds} rounds, {report.seconds / 60:.0f} minutes in all",
+        f"- {_rounds(report)}, {report.seconds / 60:.0f} minutes in all",
     ]
     return "\n".join(lines) + "\n"
 

@@ -597,7 +597,9 @@ def test_advice_takes_what_is_as_good_and_then_fast_or_small():
     unsure = result("Q6_K", 40, costs(250, 340, 299), good)
     assert report.advice(made(fast, unsure)).startswith("take Q6_K: ")
     unjudged = [replace(one, quality=None) for one in (fast, worse)]
-    assert report.advice(made(*unjudged, has_quality=False)).startswith("take Q2_K: of these")
+    assert report.advice(made(*unjudged, has_quality=False)) == (
+        "take Q2_K: of these levels it is the fastest and the smallest; quality was not compared"
+    )
 
 
 # -- the command -----------------------------------------------------------------------------
@@ -671,6 +673,39 @@ def test_without_quality_the_report_says_so(measured: Report, tmp_path: Path):
     found = replace(measured, results=results)
     assert [table.title for table in report.tables(found)] == ["Size and speed"]
     assert [path.name for path in plots.draw(found, tmp_path)] == ["levels.png"]
+
+
+def test_one_round_has_no_spread():
+    level = result("Q8_0", 50, costs(200, 200, 200), None)
+    found = replace(made(level), rounds=1)
+    (table, _, _) = report.tables(found)
+    assert [row[3] for row in table.rows] == ["-", "-"]
+    assert table.notes[0].startswith("tokens/s: median of one round of 10 texts")
+    assert "- one round, 1 minutes in all" in report.markdown(found)
+
+
+def test_single_texts_of_a_slow_model_take_no_longer_than_a_round(
+    tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+):
+    """In this process, whose clock can be changed: a query takes a second."""
+    job = {"path": str(tiny_model("bert")), "card": None, "settings": {"tune": False}}
+    job |= {"passages": TEXTS[:8], "queries": TEXTS[:24]}
+    for seconds, n_latencies in ((0.1, 24), (1.0, 8)):
+        monkeypatch.setattr(bench, "time", Clock(seconds))
+        monkeypatch.setattr(bench, "ROUND_S", 4.0)
+        answer = bench._do_speed(job)
+        assert len(answer["latencies"]) == n_latencies - 1  # the first one warms up
+
+
+class Clock:
+    """Each look at it finds it later."""
+
+    def __init__(self, step: float):
+        self.now, self.step = 0.0, step
+
+    def perf_counter(self) -> float:
+        self.now += self.step
+        return self.now
 
 
 def test_no_quality_measures_none(tiny_model: Callable[..., Path], run: Run, tmp_path: Path):
