@@ -447,6 +447,7 @@ def _series(report: Report, shape: str) -> Series:
             overlap=quality.overlap,
             ndcg=quality.ndcg,
             loss=quality.loss,
+            as_good=quality.as_good,
         )
         return Figures(
             tokens_per_s=costs.tokens_per_s, n_gpu_layers=costs.n_gpu_layers, quality=judged

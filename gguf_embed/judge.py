@@ -37,6 +37,7 @@ MIN_DIM = 32  # vectors shorter than that are not asked for
 class Quality:
     """A level's vectors against the reference's, and against the truth where it is known."""
 
+    n_passages: int  # that were searched
     cosine: CosineStats  # of each text to itself in the reference
     overlap: float  # of the ten nearest texts of each text, share that is the reference's
     recall: float | None  # of the reference's ten best passages of a query; None: no queries
@@ -50,7 +51,7 @@ class Quality:
     @property
     def as_good(self) -> bool | None:
         """Whether it finds as well as the reference; None where the figures leave it open."""
-        return as_good(self.loss, self.overlap)
+        return as_good(self.loss, self.overlap, self.n_passages)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +85,7 @@ class Judge:
             pairs = evaluation.matching_accuracy(level.parallel, self.languages)
             matching = sum(pairs.values()) / len(pairs)
         return Quality(
+            n_passages=len(level.passages),
             cosine=cosine_stats(level.passages, self.reference.passages),
             overlap=_mean(overlap(neighbours(level.passages, k=TOP), self.neighbours)),
             recall=_mean(recall(found, [row.tolist() for row in self.ranking]))

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from gguf_embed import llama, metrics, paths, selftest
+from gguf_embed import llama, paths, selftest
 from gguf_embed.gguf import Pooling
 from gguf_embed.layout import Shape
 from gguf_embed.metrics import Loss
@@ -36,11 +36,7 @@ class Judged:
     overlap: float  # of the ten nearest texts, share that is the reference's
     ndcg: float | None  # @10, by the qrels; None: there were none
     loss: Loss | None  # of the reference's
-
-    @property
-    def as_good(self) -> bool | None:
-        """Whether it finds as well as the reference; None where the figures leave it open."""
-        return metrics.as_good(self.loss, self.overlap)
+    as_good: bool | None  # metrics.as_good
 
     def __str__(self) -> str:
         if self.loss is None:

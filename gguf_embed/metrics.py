@@ -21,6 +21,7 @@ Ranking: TypeAlias = npt.NDArray[np.intp]
 Values: TypeAlias = npt.NDArray[np.float64]
 
 MIN_QUERIES = 30  # fewer give no interval to be trusted
+MIN_PASSAGES = 100  # of fewer the ten nearest are the same by chance, or for want of others
 Z95 = 1.96  # half a 95 % interval of a mean, in standard errors
 AS_GOOD = 0.01  # quality lost, at most, by vectors that are "as good"
 SAME_RESULTS, MOSTLY_SAME = 0.95, 0.85  # share of the reference's ten nearest, without qrels
@@ -173,17 +174,19 @@ def loss_of(level: Values, reference: Values) -> Loss | None:
     )
 
 
-def as_good(loss: Loss | None, overlap: float) -> bool | None:
+def as_good(loss: Loss | None, overlap: float, n_passages: int) -> bool | None:
     """Whether vectors find as well as the reference's; None where the figures leave it open.
 
     By the loss where there are qrels: within AS_GOOD either way, or surely lost and more than that.
-    Else by the `overlap` of the ten nearest.
+    Else by the `overlap` of the ten nearest of `n_passages`.
     """
-    if loss is None:
-        return True if overlap >= SAME_RESULTS else False if overlap < MOSTLY_SAME else None
-    if loss.bound <= AS_GOOD:
-        return True
-    return False if loss.low > 0 and loss.mean > AS_GOOD else None
+    if loss is not None:
+        if loss.bound <= AS_GOOD:
+            return True
+        return False if loss.low > 0 and loss.mean > AS_GOOD else None
+    if n_passages < MIN_PASSAGES or MOSTLY_SAME <= overlap < SAME_RESULTS:
+        return None
+    return overlap >= SAME_RESULTS
 
 
 def spearman(a: npt.NDArray[np.floating], b: npt.NDArray[np.floating]) -> Values:

@@ -16,7 +16,7 @@ from typing import Any
 from gguf_embed.bench import Costs, Level, Report, Result
 from gguf_embed.errors import OutputFailed
 from gguf_embed.judge import Quality
-from gguf_embed.metrics import AS_GOOD, MOSTLY_SAME, SAME_RESULTS, Loss
+from gguf_embed.metrics import AS_GOOD, MIN_PASSAGES, MOSTLY_SAME, SAME_RESULTS, Loss
 
 AS_FAST = 1.07  # ratio of speeds, either way, that is no difference
 TRIMMED = 5  # from so many rounds the best and the worst ratio are left out
@@ -46,6 +46,8 @@ def _quality_in_words(quality: Quality, reference: str) -> str:
     loss = quality.loss
     if loss is None:
         share = f"{_percent(quality.overlap)} of the ten nearest are the same"
+        if quality.n_passages < MIN_PASSAGES:
+            return f"too few texts to tell it from {reference} ({share})"
         if quality.overlap >= SAME_RESULTS:
             return f"finds nearly the same texts as {reference} ({share})"
         if quality.overlap >= MOSTLY_SAME:
@@ -99,14 +101,17 @@ def _percent(share: float, digits: int = 0) -> str:
 def advice(report: Report) -> str:
     """What to take: of the levels that are as good as the reference, the fast and the small."""
     working = [(r, r.costs) for r in report.results if r.costs is not None]
-    judged = [(r, costs) for r, costs in working if r.quality is not None]
-    among = [(r, costs) for r, costs in judged if r.quality and r.quality.as_good] or working
+    good = [(r, costs) for r, costs in working if r.quality and r.quality.as_good]
+    among = good or working
     _, fastest = max(among, key=lambda one: one[1].tokens_per_s)
     # Of those that the rounds do not tell from the fastest, the smallest: a second run agrees.
     fast = min((r for r, costs in among if _speed_ratio(costs, fastest) in (None, 1)), key=_n_bytes)
     small = min((r for r, _ in among), key=_n_bytes)
-    of = f"of the levels as good as {report.reference}" if judged else "of these levels"
-    open_end = "" if judged else "; quality was not compared"
+    of = f"of the levels as good as {report.reference}" if good else "of these levels"
+    open_end = ""
+    if not good:
+        judged = any(r.quality for r, _ in working)
+        open_end = f"; {'too few texts to compare' if judged else 'not compared for'} quality"
     if fast is small:
         return f"take {fast.level.name}: {of} it is the fastest and the smallest{open_end}"
     return (

@@ -480,6 +480,7 @@ def costs(*rounds: float) -> Costs:
 
 def quality(loss: tuple[float, float, float] | None = None, overlap: float = 1.0) -> Quality:
     return Quality(
+        n_passages=1000,
         cosine=CosineStats(mean=0.99, p1=0.98, min=0.97),
         overlap=overlap,
         recall=None if loss is None else overlap,
@@ -598,8 +599,14 @@ def test_advice_takes_what_is_as_good_and_then_fast_or_small():
     assert report.advice(made(fast, unsure)).startswith("take Q6_K: ")
     unjudged = [replace(one, quality=None) for one in (fast, worse)]
     assert report.advice(made(*unjudged, has_quality=False)) == (
-        "take Q2_K: of these levels it is the fastest and the smallest; quality was not compared"
+        "take Q2_K: of these levels it is the fastest and the smallest; not compared for quality"
     )
+    few = [replace(one, quality=replace(quality(), n_passages=99)) for one in made(fast).results]
+    assert report.advice(replace(made(), results=tuple(few))) == (
+        "take Q8_0: of these levels it is the fastest and the smallest; too few texts to compare "
+        "quality"
+    )
+    assert report.verdict(made(), few[1]).startswith("too few texts to tell it from F16 (100 % of")
 
 
 # -- the command -----------------------------------------------------------------------------

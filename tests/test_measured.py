@@ -35,6 +35,7 @@ QUALITY = Judged(
     overlap=0.93,
     ndcg=0.5,
     loss=Loss(mean=0.003, low=-0.001, high=0.007),
+    as_good=True,
 )
 
 
@@ -129,8 +130,8 @@ def test_speed_and_quality_may_come_from_different_series():
     ],
 )
 def test_as_good_or_not_or_not_known(loss: Loss | None, overlap: float, known: bool | None):
-    assert as_good(loss, overlap) is known
-    assert replace(QUALITY, loss=loss, overlap=overlap).as_good is known
+    assert as_good(loss, overlap, 100) is known
+    assert as_good(loss, overlap, 99) is (None if loss is None else known)
 
 
 def test_quality_in_words():

@@ -30,7 +30,7 @@ from gguf_embed.gguf import Pooling, read_header
 from gguf_embed.hardware import Device, Machine, machine_from_json
 from gguf_embed.llama import Context, Model
 from gguf_embed.measured import Figures, Judged, Series
-from gguf_embed.metrics import Loss
+from gguf_embed.metrics import Loss, as_good
 from gguf_embed.plan import MIB, Limits, Memory, Plan, Run, Variant, make_plan, plan_auto, plan_for
 from gguf_embed.runner import Meaning, Runner, RunSettings
 from gguf_embed.selftest import Working
@@ -514,7 +514,15 @@ def series(
 
 def judged(mean: float, low: float, high: float) -> Judged:
     loss = Loss(mean=mean, low=low, high=high)
-    return Judged(reference="F16", texts="my texts", cosine=1, overlap=1, ndcg=1 - mean, loss=loss)
+    return Judged(
+        reference="F16",
+        texts="my texts",
+        cosine=1.0,
+        overlap=1.0,
+        ndcg=1 - mean,
+        loss=loss,
+        as_good=as_good(loss, 1.0, 1000),
+    )
 
 
 def choice(known: Series, limits: Limits, machine: Machine = CPU_ONLY) -> Plan:
