@@ -682,6 +682,25 @@ def test_without_quality_the_report_says_so(measured: Report, tmp_path: Path):
     assert [path.name for path in plots.draw(found, tmp_path)] == ["levels.png"]
 
 
+@pytest.mark.parametrize("has_quality", [True, False])
+def test_no_disc_is_cut_off(has_quality: bool):
+    from matplotlib import figure
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    sheet = figure.Figure(figsize=plots.SIZE, dpi=plots.DPI, layout="constrained")
+    FigureCanvasAgg(sheet)
+    level = result("Q4_0", 20, costs(300, 310, 290), quality((0, 0, 0)) if has_quality else None)
+    found = made(level, has_quality=has_quality)
+    plots._draw_levels(found, found.results, sheet)
+    (axes,) = sheet.axes
+    frame = axes.get_window_extent()
+    for disc in axes.collections:
+        ((x, y),) = axes.transData.transform(disc.get_offsets())
+        radius = np.sqrt(disc.get_sizes()[0] / np.pi) * plots.DPI / 72
+        assert frame.x0 < x - radius < x + radius < frame.x1
+        assert frame.y0 < y - radius < y + radius < frame.y1
+
+
 def test_one_round_has_no_spread():
     level = result("Q8_0", 50, costs(200, 200, 200), None)
     found = replace(made(level), rounds=1)
