@@ -30,6 +30,9 @@ be had. Where all layers find room on a GPU that comes before a better quantizat
 
 Machines described by specification have 457 MiB of each NVIDIA GPU set aside for the driver; a
 reading already has that taken off.
+
+Nothing was measured on these machines. On your own, `gguf-embed bench` and `tune` keep what they
+measured, and `plan` shows it and chooses by it: see [evaluation](evaluation.md).
 """
 
 

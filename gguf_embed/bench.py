@@ -5,7 +5,7 @@
     report = run(subject, levels, task, Plan(), scratch=scratch, say=say)
 
 find -> make what is missing -> open and tune each -> rounds of speed, interleaved -> vectors of
-each, judged against the reference's.
+each, judged against the reference's. The figures of the levels are kept for `plan`.
 
 A level is never in this process: each turn is a child (`python -m gguf_embed.bench --worker`) that
 takes one JSON job and answers in JSON lines. So its memory is its own, a crash costs one level,
@@ -43,6 +43,7 @@ from gguf_embed import (
     hardware,
     hub,
     llama,
+    measured,
     tune,
 )
 from gguf_embed.catalog import ModelCard
@@ -58,6 +59,8 @@ from gguf_embed.errors import (
 from gguf_embed.evaluation import Task, Text
 from gguf_embed.gguf import Header, Pooling, read_header
 from gguf_embed.judge import Judge, LevelVectors, Quality, dims_of
+from gguf_embed.layout import shape_of
+from gguf_embed.measured import Figures, Judged, Series
 from gguf_embed.plan import AUTO, Limits
 from gguf_embed.pooling import Vectors
 from gguf_embed.quantize import (
@@ -77,9 +80,10 @@ Status: TypeAlias = Callable[[str], None]
 DEFAULT_LEVELS = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M")
 ROUND_S = 4.0  # the slowest level embeds for about so long in a round
 MIN_TEXTS = 8  # but never less than that
-N_LATENCIES = 24  # single texts per round
-WARM_UP_TEXTS = 8
-TRIAL_TEXTS = (8, 8, 32, 128)  # embedded for a rough speed, until one time is long enough
+N_LATENCIES = 24  # single texts per round, unless that takes longer than ROUND_S
+MIN_LATENCIES = 8
+WARM_UP_TEXTS = 8  # at most, and a quarter of what is timed
+TRIAL_TEXTS = (2, 8, 32, 128)  # embedded for a rough speed, until one time is long enough
 TRIAL_S = 0.5
 WORKER = ("-m", "gguf_embed.bench", "--worker")
 BUSY = 0.5  # load per usable core from which speeds are not to be trusted
@@ -122,6 +126,7 @@ class Costs:
     gpu_bytes: int | None  # None: no GPU
     n_texts: int  # embedded in a round
     n_tokens: int
+    n_gpu_layers: int
     settings: Mapping[str, Any] | None  # as tuned; None: not tuned
 
     @property
@@ -380,7 +385,7 @@ def run(
     scratch: Path,
     say: Status,
 ) -> Report:
-    """Measure the levels, the first of which is the reference, and compare.
+    """Measure the levels, the first of which is the reference, and compare; keep it for `plan`.
 
     Raises NativeFailed where the reference fails; any other level that fails is reported so.
     """
@@ -408,7 +413,7 @@ def run(
         for level in levels
     )
     reference, card = levels[0].name, subject.card
-    return Report(
+    found = Report(
         model=subject.name,
         reference=reference,
         dim=int(about[reference]["dim"]),
@@ -428,6 +433,37 @@ def run(
             "python": platform.python_version(),
         },
         seconds=time.monotonic() - began,
+    )
+    shape = str(about[reference]["shape"])
+    measured.keep(_series(found, shape), plan.settings.n_threads or machine.usable_cores)
+    return found
+
+
+def _series(report: Report, shape: str) -> Series:
+    """The report in the few figures that choose a level."""
+    texts = f"{report.n_passages:,} passages of {report.task}"
+
+    def figures(costs: Costs, quality: Quality | None) -> Figures:
+        judged = quality and Judged(
+            reference=report.reference,
+            texts=texts,
+            cosine=quality.cosine.mean,
+            overlap=quality.overlap,
+            ndcg=quality.ndcg,
+            loss=quality.loss,
+            as_good=quality.as_good,
+        )
+        return Figures(
+            tokens_per_s=costs.tokens_per_s, n_gpu_layers=costs.n_gpu_layers, quality=judged
+        )
+
+    return Series(
+        model=report.model,
+        shape=shape,
+        by="bench",
+        texts_sha256=report.task_sha256,
+        day=measured.today(),
+        levels={r.level.name: figures(r.costs, r.quality) for r in report.results if r.costs},
     )
 
 
@@ -580,6 +616,7 @@ def _costs(answers: Sequence[Mapping[str, Any]], settings: Mapping[str, Any] | N
         gpu_bytes=max(gpu, default=None),
         n_texts=answers[0]["n_texts"],
         n_tokens=answers[0]["n_tokens"],
+        n_gpu_layers=answers[0]["n_gpu_layers"],
         settings=settings,
     )
 
@@ -681,6 +718,9 @@ def _do_open(job: Mapping[str, Any]) -> dict[str, Any]:
         tuned = tune.load(embedder.header, n_cores, embedder.room)
         return {
             "dim": embedder.dim,
+            "shape": measured.shape_key(
+                shape_of(embedder.header), embedder.pooling, causal=embedder.meaning.causal
+            ),
             "texts_per_s": rough,
             "settings": asdict(tuned.settings) if tuned else None,
         }
@@ -695,12 +735,15 @@ def _do_speed(job: Mapping[str, Any]) -> dict[str, Any]:
         load_s = time.perf_counter() - began
         texts: list[str] = job["passages"]
         prompt = embedder.prompt("document")
-        embedder.encode(texts[:WARM_UP_TEXTS], prompt=prompt, truncate="end")
+        n_first = max(1, min(WARM_UP_TEXTS, len(texts) // 4))
+        embedder.encode(texts[:n_first], prompt=prompt, truncate="end")
         began = time.perf_counter()
         blocks = list(embedder.stream(texts, prompt=prompt, truncate="end"))
         seconds = time.perf_counter() - began
         latencies: list[float] = []
         for text in job["queries"]:
+            if len(latencies) >= MIN_LATENCIES and sum(latencies) > ROUND_S:
+                break
             began = time.perf_counter()
             embedder.encode_query(text, truncate="end")
             latencies.append(time.perf_counter() - began)
@@ -710,6 +753,7 @@ def _do_speed(job: Mapping[str, Any]) -> dict[str, Any]:
             "seconds": seconds,
             "n_texts": len(texts),
             "n_tokens": int(sum(block.token_counts.sum() for block in blocks)),
+            "n_gpu_layers": embedder.model.n_gpu_layers,
             "latencies": latencies[1:] or latencies,  # the first one warms up
             "python_bytes": python_bytes,
             "peak_bytes": _peak_bytes(),

@@ -15,11 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gguf_embed import catalog, hub, layout, plan, store, tune
+from gguf_embed import catalog, hub, layout, measured, plan, store
 from gguf_embed.catalog import ModelCard
 from gguf_embed.errors import BadModelFile
 from gguf_embed.gguf import Header, read_header
 from gguf_embed.hardware import Machine
+from gguf_embed.measured import Series
 from gguf_embed.plan import Limits, Plan, Run, Variant
 from gguf_embed.runner import RunSettings
 from gguf_embed.store import Source
@@ -90,18 +91,18 @@ def choose(name: str | Path, machine: Machine, limits: Limits, *, here: bool = T
     """
     if name == plan.AUTO:
         return _choose_auto(machine, limits, here=here)
+    known = _known(machine, limits, here=here)
     offered = hub.offered(name, limits.quant, here=here)
     sources = _in_reach(offered, here=here)
     offers = _offers(sources, here=here)
     if limits.quant or len(offered) == 1:  # the name of a file may differ from what its header says
         limits = replace(limits, quant=offers[0].variant.quant)
     variants = [offer.variant for offer in offers]
-    speeds = _measured(offers, machine, limits) if here else {}
     card = sources[0].card
     if card is None:
-        made = plan.make_plan(variants, machine, limits, speeds=speeds)
+        made = plan.make_plan(variants, machine, limits, known=known)
     else:
-        made = plan.plan_for(card, machine, limits, speeds=speeds, offered=variants)
+        made = plan.plan_for(card, machine, limits, known=known, offered=variants)
         if made.model != card.id:  # a smaller one, which was allowed
             smaller = choose(made.model, machine, replace(limits, allow_smaller=False), here=here)
             why = (made.why[0], *smaller.plan.why)
@@ -127,18 +128,14 @@ def _choose_auto(machine: Machine, limits: Limits, *, here: bool) -> Choice:
     by_model: dict[str, list[Variant]] = {}
     for offer in offers:
         by_model.setdefault(offer.variant.model, []).append(offer.variant)
-    made = plan.plan_auto(machine, limits, offered=by_model)
+    known = _known(machine, limits, here=here)
+    made = plan.plan_auto(machine, limits, known=known, offered=by_model)
     return _chosen(offers, made, machine, limits)
 
 
-def _measured(offers: Sequence[_Offer], machine: Machine, limits: Limits) -> dict[str, float]:
-    """Tokens/s of the files that the tuner has measured here, on the CPU, by quantization."""
-    if limits.prefer != "speed" or plan.gpus_of(machine):
-        return {}
-    n_cores = limits.n_threads or machine.usable_cores
-    local = ((o.variant.quant, o.header) for o in offers if o.source.path and o.header)
-    found = ((quant, tune.load(header, n_cores)) for quant, header in local)
-    return {quant: tuned.tokens_per_s for quant, tuned in found if tuned}
+def _known(machine: Machine, limits: Limits, *, here: bool) -> Sequence[Series]:
+    """What was measured on this machine, which says nothing about another."""
+    return measured.load(limits.n_threads or machine.usable_cores) if here else ()
 
 
 def _in_reach(sources: Sequence[Source], *, here: bool) -> Sequence[Source]:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
 
 from gguf_embed import evaluation
 from gguf_embed.catalog import ModelCard
 from gguf_embed.evaluation import Task
 from gguf_embed.metrics import (
     CosineStats,
+    Loss,
     Ranking,
     Values,
+    as_good,
     cosine_stats,
+    loss_of,
     ndcg,
     ndcg_of_reference,
     neighbours,
@@ -29,28 +31,13 @@ from gguf_embed.pooling import Vectors, finish
 
 TOP = 10  # of rankings: overlap@10, recall@10, nDCG@10
 MIN_DIM = 32  # vectors shorter than that are not asked for
-MIN_QUERIES = 30  # fewer give no interval to be trusted
-Z95 = 1.96  # half a 95 % interval of a mean, in standard errors
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loss:
-    """Share of the reference's nDCG@10 that is lost, with its 95 % interval over the queries."""
-
-    mean: float  # below 0: gained
-    low: float
-    high: float
-
-    @property
-    def bound(self) -> float:
-        """The difference is at most so large, either way."""
-        return max(abs(self.low), abs(self.high))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quality:
     """A level's vectors against the reference's, and against the truth where it is known."""
 
+    n_passages: int  # that were searched
     cosine: CosineStats  # of each text to itself in the reference
     overlap: float  # of the ten nearest texts of each text, share that is the reference's
     recall: float | None  # of the reference's ten best passages of a query; None: no queries
@@ -60,6 +47,11 @@ class Quality:
     matching: float | None  # accuracy@1 of finding translations, mean over the language pairs
     by_dim: Mapping[int, float]  # nDCG@10 (by the qrels, else of the reference) of cut vectors
     n_truncated: int  # texts longer than the model takes
+
+    @property
+    def as_good(self) -> bool | None:
+        """Whether it finds as well as the reference; None where the figures leave it open."""
+        return as_good(self.loss, self.overlap, self.n_passages)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +85,7 @@ class Judge:
             pairs = evaluation.matching_accuracy(level.parallel, self.languages)
             matching = sum(pairs.values()) / len(pairs)
         return Quality(
+            n_passages=len(level.passages),
             cosine=cosine_stats(level.passages, self.reference.passages),
             overlap=_mean(overlap(neighbours(level.passages, k=TOP), self.neighbours)),
             recall=_mean(recall(found, [row.tolist() for row in self.ranking]))
@@ -124,23 +117,6 @@ class Judge:
 
 def _mean(values: Values) -> float:
     return float(values.mean())
-
-
-def loss_of(level: Values, reference: Values) -> Loss | None:
-    """What a level loses of the reference's mean, from paired figures per query, shape (n,) each.
-
-    The interval is that of the mean difference: the two rank for the same queries, so what makes
-    a query hard cancels out. None where the reference finds nothing, and for few queries, which
-    can agree by chance.
-    """
-    mean = float(reference.mean())
-    if mean == 0 or len(reference) < MIN_QUERIES:
-        return None
-    lost = reference - level
-    middle, error = float(lost.mean()), float(lost.std(ddof=1)) / sqrt(len(lost))
-    return Loss(
-        mean=middle / mean, low=(middle - Z95 * error) / mean, high=(middle + Z95 * error) / mean
-    )
 
 
 def dims_of(card: ModelCard | None, dim: int) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from gguf_embed.errors import BadOption
-from gguf_embed.gguf import BLOCK, TensorInfo, tensor_bytes
+from gguf_embed.gguf import BLOCK, Header, TensorInfo, tensor_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +68,21 @@ _FALLBACK: Final = {
     "Q3_K": "Q4_0",
     "Q2_K": "Q4_0",
 }
+
+
+def shape_of(header: Header) -> Shape:
+    """The shape that a file's header tells. Raises BadModelFile."""
+    return Shape(
+        architecture=header.architecture,
+        n_layer=header.n_layer,
+        n_embd=header.n_embd,
+        n_head=header.n_head,
+        n_head_kv=header.n_head_kv,
+        head_dim=max(header.key_length, header.value_length),
+        n_ff=header.n_ff,
+        n_vocab=header.n_vocab,
+        n_ctx_train=header.n_ctx_train,
+    )
 
 
 def tensors(shape: Shape, quant: str) -> tuple[TensorInfo, ...]:

@@ -317,6 +317,7 @@ class Model:
         if not self.pointer:
             raise BadModelFile(f"{path}: llama.cpp cannot load it: {_reason()}")
         self.path = path
+        self.n_gpu_layers = n_gpu_layers
         self.repack = repack
         self.vocab: Any = native.llama_model_get_vocab(self.pointer)
         self.dim = int(native.llama_model_n_embd_out(self.pointer))

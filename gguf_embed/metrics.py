@@ -2,13 +2,14 @@
 
 A ranking has shape (n queries, k): positions of passages, best first. Every measure but
 `cosine_stats` gives one float64 per query, so that the caller can take means, percentiles or
-paired differences.
+paired differences; `loss_of` and `as_good` make a verdict of those.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from math import sqrt
 from typing import TypeAlias
 
 import numpy as np
@@ -18,6 +19,12 @@ from gguf_embed.pooling import Vectors, finish
 
 Ranking: TypeAlias = npt.NDArray[np.intp]
 Values: TypeAlias = npt.NDArray[np.float64]
+
+MIN_QUERIES = 30  # fewer give no interval to be trusted
+MIN_PASSAGES = 100  # of fewer the ten nearest are the same by chance, or for want of others
+Z95 = 1.96  # half a 95 % interval of a mean, in standard errors
+AS_GOOD = 0.01  # quality lost, at most, by vectors that are "as good"
+SAME_RESULTS, MOSTLY_SAME = 0.95, 0.85  # share of the reference's ten nearest, without qrels
 
 _BLOCK = 256  # queries scored at one time: memory stays at _BLOCK x passages
 
@@ -29,6 +36,20 @@ class CosineStats:
     mean: float
     p1: float
     min: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """Share of the reference's nDCG@10 that is lost, with its 95 % interval over the queries."""
+
+    mean: float  # below 0: gained
+    low: float
+    high: float
+
+    @property
+    def bound(self) -> float:
+        """The difference is at most so large, either way."""
+        return max(abs(self.low), abs(self.high))
 
 
 def cosines(a: Vectors, b: Vectors) -> Values:
@@ -134,6 +155,38 @@ def ndcg_of_reference(found: Ranking, reference: Ranking) -> Values:
 
 def _discounts(k: int) -> Values:
     return 1 / np.log2(np.arange(2, k + 2))
+
+
+def loss_of(level: Values, reference: Values) -> Loss | None:
+    """What a level loses of the reference's mean, from paired figures per query, shape (n,) each.
+
+    The interval is that of the mean difference: the two rank for the same queries, so what makes
+    a query hard cancels out. None where the reference finds nothing, and for few queries, which
+    can agree by chance.
+    """
+    mean = float(reference.mean())
+    if mean == 0 or len(reference) < MIN_QUERIES:
+        return None
+    lost = reference - level
+    middle, error = float(lost.mean()), float(lost.std(ddof=1)) / sqrt(len(lost))
+    return Loss(
+        mean=middle / mean, low=(middle - Z95 * error) / mean, high=(middle + Z95 * error) / mean
+    )
+
+
+def as_good(loss: Loss | None, overlap: float, n_passages: int) -> bool | None:
+    """Whether vectors find as well as the reference's; None where the figures leave it open.
+
+    By the loss where there are qrels: within AS_GOOD either way, or surely lost and more than that.
+    Else by the `overlap` of the ten nearest of `n_passages`.
+    """
+    if loss is not None:
+        if loss.bound <= AS_GOOD:
+            return True
+        return False if loss.low > 0 and loss.mean > AS_GOOD else None
+    if n_passages < MIN_PASSAGES or MOSTLY_SAME <= overlap < SAME_RESULTS:
+        return None
+    return overlap >= SAME_RESULTS
 
 
 def spearman(a: npt.NDArray[np.floating], b: npt.NDArray[np.floating]) -> Values:

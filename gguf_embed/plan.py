@@ -1,9 +1,10 @@
 """Which file of a model to run, where and how: `(model, Machine, Limits) -> Plan`.
 
-Nothing is opened or asked here. Memory is counted from the tensor table and from the contexts that
-the engine really makes (runner.py); the compute buffer follows llama.cpp's graphs. Against what
-llama.cpp itself reports, every part is within 5 % or 64 MiB (tests/test_plan.py). The parts on a
-GPU follow from llama.cpp's source (src/llama-model.cpp, load_tensors; ggml/src/ggml-backend.cpp).
+Nothing is opened or asked here; what was measured on the machine comes in as a value. Memory is
+counted from the tensor table and from the contexts that the engine really makes (runner.py); the
+compute buffer follows llama.cpp's graphs. Against what llama.cpp itself reports, every part is
+within 5 % or 64 MiB (tests/test_plan.py). The parts on a GPU follow from llama.cpp's source
+(src/llama-model.cpp, load_tensors; ggml/src/ggml-backend.cpp).
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Final, Literal, TypeAlias
 
-from gguf_embed import catalog, layout
+from gguf_embed import catalog, layout, measured
 from gguf_embed.catalog import ModelCard, ModelFile
 from gguf_embed.errors import BadModelFile, BadOption, DoesNotFit
 from gguf_embed.gguf import ENCODERS, Header, Pooling, TensorInfo
 from gguf_embed.hardware import Device, Machine
 from gguf_embed.layout import Shape
+from gguf_embed.measured import Figures, Series
 
 Prefer: TypeAlias = Literal["quality", "speed", "memory"]
 Verdict: TypeAlias = Literal["fits", "tight", "no"]
@@ -81,7 +83,7 @@ QUALITY: Final[Mapping[str, float | None]] = {
 }
 _RANK: Final = {quant: rank for rank, quant in enumerate(QUALITY)}
 FLOOR: Final = "Q4_K_M"  # below it small models lose percents, not tenths
-SPEED_FLOOR: Final = "Q5_K_M"  # with `prefer="speed"` on a CPU that was not measured
+SPEED_FLOOR: Final = "Q5_K_M"  # with `prefer="speed"`, unless quality was measured
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,11 +188,21 @@ class Candidate:
     reason: str
     run: Run
     memory: Mapping[str, Memory]  # by device, "CPU" for RAM
+    measured: Figures  # here, with as many layers on GPUs
 
     @property
     def fits(self) -> bool:
         """Comfortably or not."""
         return self.verdict != "no"
+
+    @property
+    def known(self) -> str:
+        """What was measured of it: "612 tokens/s, 99.7 % of F16's nDCG@10", or ""."""
+        speed, quality = self.measured.tokens_per_s, self.measured.quality
+        shown = [f"{speed:,.0f} tokens/s"] if speed is not None else []
+        if quality is not None and quality.reference != self.quant:
+            shown.append(str(quality))
+        return ", ".join(shown)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,17 +290,7 @@ def variant(
         model=card.id if card else header.name or header.source,
         quant=header.quant,
         file=file,
-        shape=Shape(
-            architecture=header.architecture,
-            n_layer=header.n_layer,
-            n_embd=header.n_embd,
-            n_head=header.n_head,
-            n_head_kv=header.n_head_kv,
-            head_dim=max(header.key_length, header.value_length),
-            n_ff=header.n_ff,
-            n_vocab=header.n_vocab,
-            n_ctx_train=header.n_ctx_train,
-        ),
+        shape=layout.shape_of(header),
         pooling=card.pooling if card else header.pooling or Pooling.MEAN,
         causal=card.causal if card else header.causal,
         tensors=header.tensors,
@@ -504,22 +506,22 @@ def plan_for(
     machine: Machine,
     limits: Limits | None = None,
     *,
-    speeds: Mapping[str, float] | None = None,
+    known: Sequence[Series] = (),
     any_quant: bool = False,
     offered: Sequence[Variant] = (),
 ) -> Plan:
     """The plan for a known model; suggests, or with `allow_smaller` takes, a smaller one of its
     family where it would be cramped.
 
-    `speeds` are measured tokens/s of this model on this machine, by quantization; `offered` is
-    what to choose from instead of the catalog's files. Raises DoesNotFit, BadOption.
+    `known` is what was measured on this machine (measured.load), of any model; `offered` is what
+    to choose from instead of the catalog's files. Raises DoesNotFit, BadOption.
     """
     limits = limits or Limits()
     offered = offered or variants(card, any_quant=any_quant)
-    found = _best(offered, machine, limits, speeds or {})
+    found = _best(offered, machine, limits, known)
     if isinstance(found, Plan) and _runs_well(found, machine):
         return found
-    smaller = _first_that_runs_well(_smaller(card), machine, limits, any_quant=any_quant)
+    smaller = _first_that_runs_well(_smaller(card), machine, limits, known, any_quant=any_quant)
     if smaller is not None and limits.allow_smaller:
         problem = _in_words(found.chosen if isinstance(found, Plan) else found.nearest)
         return replace(smaller, why=(f"{smaller.model}: {card.id} {problem}", *smaller.why))
@@ -539,6 +541,7 @@ def plan_auto(
     machine: Machine,
     limits: Limits | None = None,
     *,
+    known: Sequence[Series] = (),
     offered: Mapping[str, Sequence[Variant]] | None = None,
 ) -> Plan:
     """The best Qwen3-Embedding that the machine runs well: all of it on GPUs, or a small one.
@@ -553,7 +556,7 @@ def plan_auto(
     why: list[str] = []
     for card in family:
         last = card is family[-1]
-        found = _best(offered[card.id], machine, limits, {})
+        found = _best(offered[card.id], machine, limits, known)
         if not isinstance(found, Plan):
             if last:
                 raise _does_not_fit(
@@ -577,20 +580,23 @@ def make_plan(
     machine: Machine,
     limits: Limits | None = None,
     *,
-    speeds: Mapping[str, float] | None = None,
+    known: Sequence[Series] = (),
 ) -> Plan:
-    """The best of a model's variants for a machine.
+    """The best of a model's variants for a machine of which `known` was measured.
 
     All layers on GPUs come before a better quantization. Of variants that run in the same place
     with as much room, those that are `here` come first. Among those left that leave the margin
-    free, `prefer` decides: "quality" takes the best quantization, "speed" the fastest by `speeds`
-    (not measured: a K-quant from Q5_K_M up on a CPU, the smallest on a GPU), "memory" the smallest;
-    none below Q4_K_M unless asked for. Where nothing leaves the margin free, the smallest is taken
-    with a small microbatch and the plan is tight; split between GPU and CPU it is the smallest too,
+    free, `prefer` decides. "quality" takes the best quantization. "speed" takes the fastest
+    measured here of those that are as good as the best, or from Q5_K_M up where quality was not
+    measured (speed not measured: a K-quant from Q5_K_M up on a CPU, the smallest on a GPU). Neither
+    takes what was measured here to lose quality while there is another. "memory" takes the
+    smallest. None is below Q4_K_M unless asked for. Where nothing leaves the margin free, the
+    smallest is taken with a small microbatch and the plan is tight; split between GPU and CPU it is
+    the smallest too,
     because each layer on the GPU counts most. Raises DoesNotFit, BadOption.
     """
     limits = limits or Limits()
-    found = _best(variants, machine, limits, speeds or {})
+    found = _best(variants, machine, limits, known)
     if isinstance(found, Plan):
         return found
     raise _does_not_fit(found, machine, limits, None)
@@ -604,7 +610,8 @@ def has_room(plan: Plan, variant: Variant, machine: Machine, limits: Limits, run
     tight = plan.verdict == "tight"
     larger = run.max_batch_tokens > plan.max_batch_tokens or run.n_contexts > plan.n_contexts
     share = TIGHT_SHARE if tight else 1
-    return not (tight and larger) and _Room(machine, limits).spare_bytes(variant, run, share) >= 0
+    room = _Room(machine, limits, {})
+    return not (tight and larger) and room.spare_bytes(variant, run, share) >= 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -617,13 +624,15 @@ class _Misfit:
 
 
 def _best(
-    variants: Sequence[Variant], machine: Machine, limits: Limits, speeds: Mapping[str, float]
+    variants: Sequence[Variant], machine: Machine, limits: Limits, known: Sequence[Series]
 ) -> Plan | _Misfit:
     offered = _offered(variants, limits)
     acceptable = _acceptable(offered, limits)
     if limits.n_threads:
         machine = replace(machine, usable_cores=limits.n_threads)
-    room = _Room(machine, limits)
+    one = variants[0]
+    shape = measured.shape_key(one.shape, one.pooling, causal=one.causal)
+    room = _Room(machine, limits, measured.figures(known, shape, one.model))
     rows: list[Candidate] = []
     for tier in _tiers(machine, limits, next(iter(offered.values()))):
         found = {quant: room.candidate(variant, tier) for quant, variant in offered.items()}
@@ -632,7 +641,7 @@ def _best(
             open_to = [found[quant] for quant in acceptable if found[quant].verdict == verdict]
             if open_to:
                 held = [row for row in open_to if offered[row.quant].here]
-                chosen, reason = _choose(held or open_to, limits, speeds)
+                chosen, reason = _choose(held or open_to, limits)
                 if held and len(held) < len(open_to):
                     others = " ".join(row.quant for row in open_to if row not in held)
                     reason = f"it is here; --quant fetches another that would run too: {others}"
@@ -726,6 +735,7 @@ class _Room:
 
     machine: Machine
     limits: Limits
+    figures: Mapping[str, Figures]  # by quantization
 
     def candidate(self, variant: Variant, tier: Tier) -> Candidate:
         """The variant on one tier, with as much room as there is."""
@@ -863,7 +873,17 @@ class _Room:
                 name: replace(part, margin_bytes=margins.get(name, 0))
                 for name, part in memory.items()
             },
+            measured=self._figures(variant, run),
         )
+
+    def _figures(self, variant: Variant, run: Run) -> Figures:
+        """What was measured of the variant; its speed only with as many layers on GPUs."""
+        found = self.figures.get(variant.quant, Figures())
+        n_places = variant.shape.n_layer + 1
+        there, here = (
+            n_places if n < 0 else min(n, n_places) for n in (found.n_gpu_layers, run.n_gpu_layers)
+        )
+        return found if there == here else replace(found, tokens_per_s=None)
 
 
 def _n_ctx_wanted(variant: Variant) -> int:
@@ -880,9 +900,7 @@ def _where(variant: Variant, machine: Machine, run: Run) -> str:
     return names if n_on_gpu == len(places) else f"{names} {n_on_gpu}/{len(places)} + {HOST}"
 
 
-def _choose(
-    rows: Sequence[Candidate], limits: Limits, speeds: Mapping[str, float]
-) -> tuple[Candidate, str]:
+def _choose(rows: Sequence[Candidate], limits: Limits) -> tuple[Candidate, str]:
     """The one to take of rows with the same verdict, best quality first, and why."""
     smallest = min(rows, key=lambda row: sum(m.weights_bytes for m in row.memory.values()))
     first = rows[0]
@@ -893,21 +911,64 @@ def _choose(
     if first.tier == "split" and limits.n_gpu_layers is None:
         most = max(rows, key=lambda row: row.run.n_gpu_layers)
         return most, "puts the most layers on the GPU"
-    if limits.prefer == "quality":
-        return first, f"the best quality of {len(rows)} that fit"
     if limits.prefer == "memory":
         return smallest, f"the smallest of {len(rows)} that fit, from {FLOOR} up"
-    measured = [row for row in rows if row.quant in speeds]
-    if measured:
-        fastest = max(measured, key=lambda row: speeds[row.quant])
-        return fastest, f"{speeds[fastest.quant]:,.0f} tokens/s: the fastest of {len(measured)}"
-    if first.tier == "gpu":
+    sound = _sound(rows)
+    if limits.prefer == "quality":
+        passed_over = rows[: rows.index(sound[0])]
+        lost = f"; measured here to lose more: {_names(passed_over)}" if passed_over else ""
+        return sound[0], f"the best quality of {len(rows)} that fit{lost}"
+    return _fastest(sound)
+
+
+def _fastest(rows: Sequence[Candidate]) -> tuple[Candidate, str]:
+    """By measurement where two can be compared, else by what is usual."""
+    good = [row for row in rows if _good_enough(row)]
+    timed = [row for row in good if row.measured.tokens_per_s is not None]
+    if len(timed) > 1:
+        fastest = max(timed, key=lambda row: row.measured.tokens_per_s or 0.0)
+        others = [row for row in good if row not in timed]
+        untimed = f"; not measured: {_names(others)}" if others else ""
+        speed = f"{fastest.measured.tokens_per_s:,.0f} tokens/s"
+        return fastest, f"{speed}, the fastest of {len(timed)} measured here{untimed}"
+    smallest = min(rows, key=lambda row: sum(m.weights_bytes for m in row.memory.values()))
+    if rows[0].tier == "gpu":
         return smallest, "the smallest is the fastest on a GPU; not measured here"
     k_quants = [row for row in rows if "_K" in row.quant]
-    good = [row for row in k_quants if quality_rank(row.quant) <= quality_rank(SPEED_FLOOR)]
     if k_quants:
-        return (good or k_quants)[-1], "K-quants are the fastest on most CPUs; not measured here"
+        chosen = ([row for row in k_quants if row in good] or k_quants)[-1]
+        return chosen, "K-quants are the fastest on most CPUs; not measured here"
     return smallest, "the smallest; not measured here"
+
+
+def _sound(rows: Sequence[Candidate]) -> Sequence[Candidate]:
+    """Those not measured here to lose quality, nor, not measured, ranked below one that does.
+
+    All, where none is left. Best quality first, as `rows` are.
+    """
+    found: list[Candidate] = []
+    lost = False
+    for row in rows:
+        lost = lost or _as_good(row) is False
+        if _as_good(row) is not False and (row.measured.quality is not None or not lost):
+            found.append(row)
+    return found or rows
+
+
+def _as_good(row: Candidate) -> bool | None:
+    """As the best level that was measured beside it; None where that is not known."""
+    return None if row.measured.quality is None else row.measured.quality.as_good
+
+
+def _good_enough(row: Candidate) -> bool:
+    """For speed: measured to be as good as the best, or no worse than Q5_K_M by what is known."""
+    as_good = _as_good(row)
+    known = quality_rank(row.quant) <= quality_rank(SPEED_FLOOR)
+    return known if as_good is None else as_good
+
+
+def _names(rows: Iterable[Candidate]) -> str:
+    return ", ".join(row.quant for row in rows)
 
 
 def _plan(
@@ -933,7 +994,7 @@ def _plan(
         memory=chosen.memory,
         considered=tuple(rows),
         why=(
-            f"quant {variant.quant}: {reason}{_published(variant.quant)}",
+            f"quant {variant.quant}: {reason}{_kept(chosen)}",
             f"n_gpu_layers {run.n_gpu_layers} of {n_places}: {_why_there(chosen, machine, limits)}",
             f"n_ctx {run.n_ctx}: {_why_n_ctx(variant, chosen, limits)}",
             f"max_batch_tokens {run.max_batch_tokens}: {_why_batch(chosen, limits)}",
@@ -943,8 +1004,12 @@ def _plan(
     )
 
 
-def _published(quant: str) -> str:
-    percent = QUALITY.get(quant)
+def _kept(chosen: Candidate) -> str:
+    """What is known of its quality, measured here or published."""
+    quality = chosen.measured.quality
+    if quality is not None and quality.reference != chosen.quant:
+        return f"; keeps {quality}, measured here ({quality.texts})"
+    percent = QUALITY.get(chosen.quant)
     return f"; keeps {percent:g} % of F32's retrieval ({QUALITY_SOURCE})" if percent else ""
 
 
@@ -1013,11 +1078,16 @@ def _runs_well(plan: Plan, machine: Machine) -> bool:
 
 
 def _first_that_runs_well(
-    cards: Iterable[ModelCard], machine: Machine, limits: Limits, *, any_quant: bool
+    cards: Iterable[ModelCard],
+    machine: Machine,
+    limits: Limits,
+    known: Sequence[Series],
+    *,
+    any_quant: bool,
 ) -> Plan | None:
     for card in cards:
         try:
-            found = _best(variants(card, any_quant=any_quant), machine, limits, {})
+            found = _best(variants(card, any_quant=any_quant), machine, limits, known)
         except BadOption:  # it has no file in the quantization asked for, or a shorter context
             continue
         if isinstance(found, Plan) and _runs_well(found, machine):

@@ -86,14 +86,15 @@ def _draw_levels(report: Report, measured: Sequence[Result], figure: Any) -> Non
         label = f"{result.level.name}\n{shown_bytes(result.level.n_bytes)}"
         spots.append(_Spot(x=x, y=y, x_bar=across, y_bar=up, radius=sqrt(area / pi), label=label))
     axes.set_xlabel("tokens/s (bar: range of the rounds)")
+    axes.margins(0.14)  # before a limit is set, which fixes the other one where it is
     if measured[0].quality is None:
         axes.set_ylabel("file size, MiB")
         axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter("{x:,.0f}")
     else:
         bar = " (bar: 95 % of the difference)" if report.has_qrels else ""
         axes.set_ylabel(f"{measure(report)}{bar}")
     axes.set_title(f"{report.model}: area is file size", loc="left")
-    axes.margins(0.14)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(color=FAINTER, linewidth=0.7)
     axes.set_axisbelow(True)

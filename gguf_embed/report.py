@@ -15,13 +15,12 @@ from typing import Any
 
 from gguf_embed.bench import Costs, Level, Report, Result
 from gguf_embed.errors import OutputFailed
-from gguf_embed.judge import Loss, Quality
+from gguf_embed.judge import Quality
+from gguf_embed.metrics import AS_GOOD, MIN_PASSAGES, MOSTLY_SAME, SAME_RESULTS, Loss
 
-AS_GOOD = 0.01  # quality lost, at most, by a level that is "as good"
 AS_FAST = 1.07  # ratio of speeds, either way, that is no difference
 TRIMMED = 5  # from so many rounds the best and the worst ratio are left out
 FORMAT = "gguf-embed-bench/1"  # of to_json
-SAME_RESULTS, MOSTLY_SAME = 0.95, 0.85  # share of the reference's ten nearest, without qrels
 
 
 # ---------------------------------------------------------------------------------------------
@@ -47,6 +46,8 @@ def _quality_in_words(quality: Quality, reference: str) -> str:
     loss = quality.loss
     if loss is None:
         share = f"{_percent(quality.overlap)} of the ten nearest are the same"
+        if quality.n_passages < MIN_PASSAGES:
+            return f"too few texts to tell it from {reference} ({share})"
         if quality.overlap >= SAME_RESULTS:
             return f"finds nearly the same texts as {reference} ({share})"
         if quality.overlap >= MOSTLY_SAME:
@@ -100,25 +101,23 @@ def _percent(share: float, digits: int = 0) -> str:
 def advice(report: Report) -> str:
     """What to take: of the levels that are as good as the reference, the fast and the small."""
     working = [(r, r.costs) for r in report.results if r.costs is not None]
-    judged = [(r, costs) for r, costs in working if r.quality is not None]
-    among = [(r, costs) for r, costs in judged if r.quality and _as_good(r.quality)] or working
+    good = [(r, costs) for r, costs in working if r.quality and r.quality.as_good]
+    among = good or working
     _, fastest = max(among, key=lambda one: one[1].tokens_per_s)
     # Of those that the rounds do not tell from the fastest, the smallest: a second run agrees.
     fast = min((r for r, costs in among if _speed_ratio(costs, fastest) in (None, 1)), key=_n_bytes)
     small = min((r for r, _ in among), key=_n_bytes)
-    of = f"of the levels as good as {report.reference}" if judged else "of these levels"
+    of = f"of the levels as good as {report.reference}" if good else "of these levels"
+    open_end = ""
+    if not good:
+        judged = any(r.quality for r, _ in working)
+        open_end = f"; {'too few texts to compare' if judged else 'not compared for'} quality"
     if fast is small:
-        return f"take {fast.level.name}: {of} it is the fastest and the smallest"
+        return f"take {fast.level.name}: {of} it is the fastest and the smallest{open_end}"
     return (
         f"take {fast.level.name} for speed or {small.level.name} for size: {of} these are the "
-        "fastest and the smallest"
+        f"fastest and the smallest{open_end}"
     )
-
-
-def _as_good(quality: Quality) -> bool:
-    if quality.loss is not None:
-        return quality.loss.bound <= AS_GOOD
-    return quality.overlap >= SAME_RESULTS
 
 
 def _n_bytes(result: Result) -> int:
@@ -164,7 +163,7 @@ def _costs_table(report: Report) -> Table:
         else:
             cells += [
                 f"{costs.tokens_per_s:,.0f}",
-                f"\u00b1{_percent(costs.spread)}",
+                f"\u00b1{_percent(costs.spread)}" if report.rounds > 1 else "-",
                 f"{costs.latency_s * 1000:.1f} ms",
                 f"{costs.load_s:.2f} s",
                 shown_bytes(costs.peak_bytes),
@@ -173,7 +172,7 @@ def _costs_table(report: Report) -> Table:
         types = ", ".join(f"{kind} {_percent(n)}" for kind, n in level.types.items() if n >= 0.01)
         rows.append((*cells, types))
     notes = [
-        f"tokens/s: median of {report.rounds} interleaved rounds of {measured[0].n_texts:,} texts "
+        f"tokens/s: median of {_rounds(report)} of {measured[0].n_texts:,} texts "
         f"({measured[0].n_tokens:,} tokens), spread: half their range; one text: median time of a "
         f"single query; RAM: peak of the process, {shown_bytes(measured[0].python_bytes)} before "
         "the model",
@@ -187,6 +186,10 @@ def _costs_table(report: Report) -> Table:
         rows=tuple(rows),
         notes=tuple(notes),
     )
+
+
+def _rounds(report: Report) -> str:
+    return f"{report.rounds} interleaved rounds" if report.rounds > 1 else "one round"
 
 
 def _fallbacks(level: Level) -> str:
@@ -316,7 +319,7 @@ def markdown(report: Report, plots: Sequence[Path] = (), *, beside: Path = Path(
         f"- {machine['cpu_model']}, {machine['usable_cores']} usable cores, {machine['os']}",
         f"- {', '.join(f'{name} {version}' for name, version in report.versions.items())}",
         f"- texts: {report.task}, sha256 {report.task_sha256[:16]}",
-        f"- {report.rounds} rounds, {report.seconds / 60:.0f} minutes in all",
+        f"- {_rounds(report)}, {report.seconds / 60:.0f} minutes in all",
     ]
     return "\n".join(lines) + "\n"
 

@@ -2,7 +2,7 @@
 
 Starting from settings that are right everywhere, one setting after the other is changed and kept
 if real microbatches run faster. A setting whose vectors differ from those of llama.cpp's own
-pooling is never kept.
+pooling is never kept. The speed of the winner is kept for `plan`, which compares levels.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from gguf_embed import hardware, llama, paths, selftest
+from gguf_embed import hardware, llama, measured, paths, selftest
 from gguf_embed.gguf import Header
+from gguf_embed.layout import shape_of
 from gguf_embed.llama import Context, ContextParams, Model, Tokens
+from gguf_embed.measured import Figures, Series
 from gguf_embed.plan import Tier
 from gguf_embed.pooling import Vectors, finish
 from gguf_embed.runner import Meaning, Runner, RunSettings, tap_works
@@ -187,8 +189,23 @@ def tune(
             path,
             best.cosine,
         )
+    else:
+        measured.keep(_series(tuned, header, meaning), n_cores)
     _keep(tuned, header, n_cores, room)
     return tuned
+
+
+def _series(tuned: Tuned, header: Header, meaning: Meaning) -> Series:
+    """The speed of this level, for comparison with others that were tuned."""
+    figures = Figures(tokens_per_s=tuned.tokens_per_s, n_gpu_layers=tuned.settings.n_gpu_layers)
+    return Series(
+        model="",
+        shape=measured.shape_key(shape_of(header), meaning.pooling, causal=meaning.causal),
+        by="tune",
+        texts_sha256="",
+        day=measured.today(),
+        levels={header.quant: figures},
+    )
 
 
 def _changes(working: Working, n_cores: int) -> Iterable[tuple[str, Sequence[Any]]]:

@@ -21,14 +21,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import WORDS
 
-from gguf_embed import bench, catalog, cli, evaluation, judge, plots, report
+from gguf_embed import bench, catalog, cli, evaluation, judge, plan, plots, report
+from gguf_embed import measured as kept
 from gguf_embed.bench import Costs, Level, Report, Result
 from gguf_embed.engine import Settings
 from gguf_embed.errors import BadInput, BadOption, DoesNotFit, ModelNotFound, NativeFailed
 from gguf_embed.evaluation import Task
 from gguf_embed.gguf import Pooling, read_header
-from gguf_embed.judge import Judge, LevelVectors, Loss, Quality
-from gguf_embed.metrics import CosineStats
+from gguf_embed.judge import Judge, LevelVectors, Quality
+from gguf_embed.metrics import CosineStats, Loss, loss_of
 
 TEXTS = [" ".join(WORDS[(i * 7 + j) % len(WORDS)] for j in range(4 + i % 9)) for i in range(64)]
 TASK = Task(
@@ -269,6 +270,19 @@ def test_without_queries_texts_are_their_own(tiny_model: Callable[..., Path], tm
     assert "of the ten nearest are the same" in report.verdict(found, found.results[1])
 
 
+def test_the_planner_finds_what_was_measured(measured: Report, tiny_model: Callable[..., Path]):
+    variant = plan.variant(read_header(tiny_model("bert")))
+    shape = kept.shape_key(variant.shape, variant.pooling, causal=variant.causal)
+    found = kept.figures(kept.load(1), shape, variant.model)
+    assert list(found) == ["F32", "Q8_0", "Q4_K_M"]
+    for result in measured.results:
+        figures, quality = found[result.level.name], result.quality
+        assert figures.tokens_per_s == result.costs.tokens_per_s
+        assert (figures.quality.reference, figures.quality.loss) == ("F32", quality.loss)
+        assert (figures.quality.cosine, figures.quality.ndcg) == (quality.cosine.mean, quality.ndcg)
+        assert figures.quality.texts == "34 passages of texts of the tests"
+
+
 # -- failures --------------------------------------------------------------------------------
 
 
@@ -376,7 +390,7 @@ def test_unsteady_rounds_are_told():
 )
 def test_the_loss_is_a_share_with_its_interval(pairs: list[tuple[float, float]]):
     level, reference = np.array(pairs).T
-    loss = judge.loss_of(level, reference)
+    loss = loss_of(level, reference)
     assert loss.mean == pytest.approx(1 - level.mean() / reference.mean(), abs=1e-9)
     assert loss.low <= loss.mean <= loss.high
     assert loss.bound >= abs(loss.mean) - 1e-12
@@ -386,10 +400,10 @@ def test_the_interval_is_of_paired_differences():
     """What makes a query hard does not widen it; the formula is that of a mean's interval."""
     reference = np.array([0.1, 0.9, 0.5, 0.7] * 10)
     one = pytest.approx(0.01 / 0.55)
-    assert judge.loss_of(reference - 0.01, reference) == Loss(mean=one, low=one, high=one)
+    assert loss_of(reference - 0.01, reference) == Loss(mean=one, low=one, high=one)
     lost = np.array([0.0, 0.0, 0.2, 0.2] * 10)
     half = 1.96 * np.std(lost, ddof=1) / np.sqrt(40) / 0.55
-    assert judge.loss_of(reference - lost, reference).low == pytest.approx(0.1 / 0.55 - half)
+    assert loss_of(reference - lost, reference).low == pytest.approx(0.1 / 0.55 - half)
 
 
 def test_a_loss_is_above_zero_where_the_level_finds_less():
@@ -408,9 +422,9 @@ def test_a_loss_is_above_zero_where_the_level_finds_less():
 
 def test_few_queries_can_agree_by_chance():
     same = np.full(29, 0.5)
-    assert judge.loss_of(same, same) is None
-    assert judge.loss_of(np.full(30, 0.5), np.full(30, 0.5)) is not None
-    assert judge.loss_of(np.full(30, 0.5), np.zeros(30)) is None
+    assert loss_of(same, same) is None
+    assert loss_of(np.full(30, 0.5), np.full(30, 0.5)) is not None
+    assert loss_of(np.full(30, 0.5), np.zeros(30)) is None
 
 
 def test_lengths_of_vectors():
@@ -459,12 +473,14 @@ def costs(*rounds: float) -> Costs:
         gpu_bytes=None,
         n_texts=10,
         n_tokens=1000,
+        n_gpu_layers=0,
         settings=None,
     )
 
 
 def quality(loss: tuple[float, float, float] | None = None, overlap: float = 1.0) -> Quality:
     return Quality(
+        n_passages=1000,
         cosine=CosineStats(mean=0.99, p1=0.98, min=0.97),
         overlap=overlap,
         recall=None if loss is None else overlap,
@@ -582,7 +598,15 @@ def test_advice_takes_what_is_as_good_and_then_fast_or_small():
     unsure = result("Q6_K", 40, costs(250, 340, 299), good)
     assert report.advice(made(fast, unsure)).startswith("take Q6_K: ")
     unjudged = [replace(one, quality=None) for one in (fast, worse)]
-    assert report.advice(made(*unjudged, has_quality=False)).startswith("take Q2_K: of these")
+    assert report.advice(made(*unjudged, has_quality=False)) == (
+        "take Q2_K: of these levels it is the fastest and the smallest; not compared for quality"
+    )
+    few = [replace(one, quality=replace(quality(), n_passages=99)) for one in made(fast).results]
+    assert report.advice(replace(made(), results=tuple(few))) == (
+        "take Q8_0: of these levels it is the fastest and the smallest; too few texts to compare "
+        "quality"
+    )
+    assert report.verdict(made(), few[1]).startswith("too few texts to tell it from F16 (100 % of")
 
 
 # -- the command -----------------------------------------------------------------------------
@@ -656,6 +680,58 @@ def test_without_quality_the_report_says_so(measured: Report, tmp_path: Path):
     found = replace(measured, results=results)
     assert [table.title for table in report.tables(found)] == ["Size and speed"]
     assert [path.name for path in plots.draw(found, tmp_path)] == ["levels.png"]
+
+
+@pytest.mark.parametrize("has_quality", [True, False])
+def test_no_disc_is_cut_off(has_quality: bool):
+    from matplotlib import figure
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    sheet = figure.Figure(figsize=plots.SIZE, dpi=plots.DPI, layout="constrained")
+    FigureCanvasAgg(sheet)
+    level = result("Q4_0", 20, costs(300, 310, 290), quality((0, 0, 0)) if has_quality else None)
+    found = made(level, has_quality=has_quality)
+    plots._draw_levels(found, found.results, sheet)
+    (axes,) = sheet.axes
+    frame = axes.get_window_extent()
+    for disc in axes.collections:
+        ((x, y),) = axes.transData.transform(disc.get_offsets())
+        radius = np.sqrt(disc.get_sizes()[0] / np.pi) * plots.DPI / 72
+        assert frame.x0 < x - radius < x + radius < frame.x1
+        assert frame.y0 < y - radius < y + radius < frame.y1
+
+
+def test_one_round_has_no_spread():
+    level = result("Q8_0", 50, costs(200, 200, 200), None)
+    found = replace(made(level), rounds=1)
+    (table, _, _) = report.tables(found)
+    assert [row[3] for row in table.rows] == ["-", "-"]
+    assert table.notes[0].startswith("tokens/s: median of one round of 10 texts")
+    assert "- one round, 1 minutes in all" in report.markdown(found)
+
+
+def test_single_texts_of_a_slow_model_take_no_longer_than_a_round(
+    tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+):
+    """In this process, whose clock can be changed: a query takes a second."""
+    job = {"path": str(tiny_model("bert")), "card": None, "settings": {"tune": False}}
+    job |= {"passages": TEXTS[:8], "queries": TEXTS[:24]}
+    for seconds, n_latencies in ((0.1, 24), (1.0, 8)):
+        monkeypatch.setattr(bench, "time", Clock(seconds))
+        monkeypatch.setattr(bench, "ROUND_S", 4.0)
+        answer = bench._do_speed(job)
+        assert len(answer["latencies"]) == n_latencies - 1  # the first one warms up
+
+
+class Clock:
+    """Each look at it finds it later."""
+
+    def __init__(self, step: float):
+        self.now, self.step = 0.0, step
+
+    def perf_counter(self) -> float:
+        self.now += self.step
+        return self.now
 
 
 def test_no_quality_measures_none(tiny_model: Callable[..., Path], run: Run, tmp_path: Path):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -16,7 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gguf_embed import catalog, layout
+from gguf_embed import bench, catalog, layout
+from gguf_embed.errors import BadOption
 from gguf_embed.gguf import Pooling, read_header
 from gguf_embed.llama import Model
 
@@ -25,6 +28,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import contenders
 import machine
 import peers
+import quant_levels
 import shapes
 import workloads
 from contenders import Load
@@ -436,3 +440,70 @@ def test_ratios_are_taken_round_by_round():
     assert rows[1]["ours_is_times_range"] == [2, 2]
     assert rows[1]["tokens_per_s"] == 3
     assert rows[1]["texts_per_s"] == 0.5
+
+
+# -- quant_levels --------------------------------------------------------------------------------
+
+
+def test_levels_are_compared_run_after_run(
+    tiny_model: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setattr(bench, "ROUND_S", 0.01)
+    monkeypatch.setattr(bench, "N_LATENCIES", 2)
+    texts, out = tmp_path / "t.txt", tmp_path / "out"
+    texts.write_text("\n".join(f"the {word} sat" for word in ("cat", "dog", "mat", "sun")))
+    args = [str(tiny_model("bert")), "--quants", "Q8_0", "--texts", str(texts), "--no-tune"]
+    args += ["--rounds", "1", "--out", str(out)]
+    quant_levels.main(args)
+    assert not (out / "stability.md").exists()
+    quant_levels.main([*args, "--repeat", "2"])
+    assert sorted(path.name for path in out.iterdir()) == [
+        *("dims.png", "levels.png", "report.md"),
+        *("run-1.json", "run-2.json", "run-3.json", "stability.md"),
+    ]
+    printed = capsys.readouterr().out
+    assert "# The same comparison 3 times: Tiny bert" in printed
+    assert re.search(r"^\| Q8_0 \| [\d,]+, [\d,]+, [\d,]+ \| \d+ % \| ", printed, re.MULTILINE)
+    assert (out / "stability.md").read_text() in printed
+    texts.write_text("another\ntext")
+    with pytest.raises(BadOption, match=r"run-1\.json is a run of Tiny bert on other texts"):
+        quant_levels.main(args)
+
+
+def run_of(f32: float, q8: float, verdict: str, advice: str = "take Q8_0") -> dict[str, Any]:
+    def level(name: str, speed: float, verdict: str) -> dict[str, Any]:
+        return {
+            "level": {"name": name},
+            "costs": {"tokens_per_s": speed},
+            "quality": {"by_dim": {"64": 0.5, "384": 0.75}},
+            "verdict": verdict,
+        }
+
+    results = [level("F32", f32, "the reference"), level("Q8_0", q8, verdict)]
+    return {"model": "m", "results": results, "advice": advice}
+
+
+def test_stability_tells_numbers_from_words():
+    good = "as good as F32 within {} % on these texts, {}x faster, 28 % of the size"
+    same = [run_of(100, 150, good.format("0.4", "1.5")), run_of(50, 80, good.format("0.3", "1.6"))]
+    told = quant_levels.stability(same)
+    assert "| Q8_0 | 150, 80 | 88 % | 1.50x, 1.60x | 7 % | 0.7500 | " in told
+    assert "speeds of a level are at most 100 % apart, their ratios to F32 at most 7 %" in told
+    assert "2 of 2 levels get the same words in every run, whatever the numbers\n" in told
+    assert "- advice: the same in every run\n  - take Q8_0\n" in told
+    slower = run_of(100, 90, good.format("0.4", "1.1").replace("faster", "slower"), "take F32")
+    told = quant_levels.stability([*same, slower])
+    assert "1 of 2 levels get the same words in every run, whatever the numbers: not Q8_0" in told
+    assert "- advice: not the same in every run\n  - take Q8_0\n  - take F32\n" in told
+
+
+def test_a_level_that_failed_in_one_run_has_no_speed_there():
+    failed = run_of(100, 1, "fails on this machine: SIGILL")
+    failed["results"][1] |= {"costs": None, "quality": None}
+    told = quant_levels.stability([run_of(100, 150, "fine"), failed])
+    assert (
+        "| Q8_0 | 150 | 0 % | 1.50x | 0 % | 0.7500 | fine; fails on this machine: SIGILL |" in told
+    )

@@ -19,6 +19,7 @@ LAYERS = (
     {"metrics"},
     {"catalog", "llama"},
     {"selftest", "hardware", "store", "tokenizer"},
+    {"measured"},
     {"plan", "hub", "runner", "wheels"},
     {"tune"},
     {"choice"},

@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
@@ -22,13 +22,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gguf_embed import catalog, cli, layout, plan, runner, tune
+from gguf_embed import catalog, cli, hardware, layout, measured, plan, runner, tune
 from gguf_embed.catalog import ModelCard
 from gguf_embed.cli.options import size
 from gguf_embed.errors import BadOption, DoesNotFit
 from gguf_embed.gguf import Pooling, read_header
 from gguf_embed.hardware import Device, Machine, machine_from_json
 from gguf_embed.llama import Context, Model
+from gguf_embed.measured import Figures, Judged, Series
+from gguf_embed.metrics import Loss, as_good
 from gguf_embed.plan import MIB, Limits, Memory, Plan, Run, Variant, make_plan, plan_auto, plan_for
 from gguf_embed.runner import Meaning, Runner, RunSettings
 from gguf_embed.selftest import Working
@@ -39,6 +41,7 @@ sys.path.append(str(BENCHMARKS))
 GIB = 2**30
 QWEN = "qwen3-embedding"
 NOT_ENOUGH = r"does not fit on"
+Losses = tuple[float, float, float]
 
 
 def card_of(name: str) -> ModelCard:
@@ -479,15 +482,134 @@ def test_preferences(prefer: plan.Prefer, machine: str, quant: str):
         assert found.n_ctx == plan.N_CTX
 
 
+# -- what was measured ---------------------------------------------------------------------------
+
+SPEEDS = {"F16": 180.0, "Q8_0": 181.0, "Q6_K": 345.0, "Q5_K_M": 344.0, "Q4_K_M": 358.0}
+FAST = Limits(prefer="speed")
+GOOD, WORSE, OPEN = (0.001, -0.002, 0.004), (0.03, 0.02, 0.04), (0.01, -0.01, 0.03)
+
+
+def series(
+    name: str, speeds: Mapping[str, float], losses: Mapping[str, Losses] | None = None
+) -> Series:
+    """As a bench of the model keeps it, on the CPU; of `losses` mean, low and high."""
+    card = card_of(name)
+    assert card.shape is not None
+    losses = losses or {}
+    return Series(
+        model=card.id,
+        shape=measured.shape_key(card.shape, card.pooling, causal=card.causal),
+        by="bench",
+        texts_sha256="",
+        day="2026-09-30",
+        levels={
+            quant: Figures(
+                tokens_per_s=speeds.get(quant),
+                quality=judged(*losses[quant]) if quant in losses else None,
+            )
+            for quant in {**speeds, **losses}
+        },
+    )
+
+
+def judged(mean: float, low: float, high: float) -> Judged:
+    loss = Loss(mean=mean, low=low, high=high)
+    return Judged(
+        reference="F16",
+        texts="my texts",
+        cosine=1.0,
+        overlap=1.0,
+        ndcg=1 - mean,
+        loss=loss,
+        as_good=as_good(loss, 1.0, 1000),
+    )
+
+
+def choice(known: Series, limits: Limits, machine: Machine = CPU_ONLY) -> Plan:
+    return plan_for(card_of(f"{QWEN}-0.6b"), machine, limits, known=[known])
+
+
 def test_measured_speed_decides_where_speed_is_preferred():
-    card = card_of(f"{QWEN}-0.6b")
-    measured = {"F16": 180.0, "Q8_0": 181.0, "Q6_K": 345.0, "Q5_K_M": 364.0, "Q4_K_M": 358.0}
-    found = plan_for(card, CPU_ONLY, Limits(prefer="speed"), speeds=measured)
-    assert found.quant == "Q5_K_M"
-    assert "364 tokens/s: the fastest of 5" in found.why[0]
-    faster_below = measured | {"Q2_K": 900.0}  # quality has a floor
-    assert plan_for(card, CPU_ONLY, Limits(prefer="speed"), speeds=faster_below).quant == "Q5_K_M"
-    assert plan_for(card, CPU_ONLY, Limits(prefer="speed"), speeds={"Q8_0": 1.0}).quant == "Q8_0"
+    found = choice(series(f"{QWEN}-0.6b", SPEEDS), FAST)
+    assert found.quant == "Q6_K"  # Q4_K_M is below Q5_K_M, and its quality was not measured
+    assert found.why[0].startswith("quant Q6_K: 345 tokens/s, the fastest of 4 measured here")
+    assert found.chosen.known == "345 tokens/s"
+    assert choice(series(f"{QWEN}-0.6b", SPEEDS), Limits()).quant == "F16"
+    assert choice(series(f"{QWEN}-0.6b", SPEEDS | {"Q6_K": 300.0}), FAST).quant == "Q5_K_M"
+
+
+def test_one_measured_level_is_no_comparison():
+    found = choice(series(f"{QWEN}-0.6b", {"Q8_0": 181.0}), FAST)
+    assert found.quant == plan_for(card_of(f"{QWEN}-0.6b"), CPU_ONLY, FAST).quant == "Q5_K_M"
+    some = choice(series(f"{QWEN}-0.6b", {"F16": 180.0, "Q8_0": 181.0}), FAST)
+    assert "fastest of 2 measured here; not measured: Q6_K, Q5_K_M" in some.why[0]
+
+
+def test_measured_quality_opens_a_level_and_closes_one():
+    for losses, quant in (
+        ({"Q4_K_M": GOOD}, "Q4_K_M"),
+        ({"Q4_K_M": OPEN}, "Q6_K"),  # open: the rank decides
+        ({"Q6_K": OPEN}, "Q6_K"),
+        ({"Q6_K": WORSE}, "Q8_0"),  # what is lower and was not measured is no better
+        ({"Q6_K": WORSE, "Q5_K_M": GOOD}, "Q5_K_M"),
+        ({"Q6_K": WORSE, "Q5_K_M": WORSE, "Q8_0": WORSE}, "F16"),
+    ):
+        known = series(f"{QWEN}-0.6b", SPEEDS, {"F16": (0, 0, 0), **losses})
+        assert choice(known, FAST).quant == quant, losses
+    found = choice(series(f"{QWEN}-0.6b", SPEEDS, {"Q4_K_M": GOOD}), FAST)
+    assert "keeps 99.9 % of F16's nDCG@10, measured here (my texts)" in found.why[0]
+    assert "published" not in found.why[0]
+
+
+def test_no_measurement_goes_below_the_floor():
+    speeds = SPEEDS | {"Q2_K": 900.0, "Q3_K_M": 800.0}
+    known = series(f"{QWEN}-0.6b", speeds, {"Q2_K": GOOD, "Q3_K_M": GOOD, "Q4_K_M": GOOD})
+    for prefer in plan.PREFERENCES:
+        assert plan.quality_rank(choice(known, Limits(prefer=prefer)).quant) <= plan.quality_rank(
+            plan.FLOOR
+        )
+    assert choice(known, replace(FAST, quant="Q2_K")).quant == "Q2_K"
+
+
+def test_quality_passes_over_what_was_measured_to_lose():
+    known = series(f"{QWEN}-0.6b", SPEEDS, {"F16": WORSE, "Q8_0": GOOD})
+    found = choice(known, Limits())
+    assert found.quant == "Q8_0"
+    assert "measured here to lose more: F16; keeps 99.9 % of F16's nDCG@10" in found.why[0]
+    all_worse = series(f"{QWEN}-0.6b", SPEEDS, dict.fromkeys(SPEEDS, WORSE))
+    assert choice(all_worse, Limits()).quant == "F16"
+
+
+def test_a_speed_counts_where_it_was_measured():
+    """Measured with all layers on the CPU, it says nothing about the GPU."""
+    known = series(f"{QWEN}-0.6b", SPEEDS, {"Q4_K_M": GOOD})
+    assert "not measured here" in choice(known, FAST, ONE_GPU).why[0]
+    on_cpu = choice(known, replace(FAST, n_gpu_layers=0), ONE_GPU)
+    assert "358 tokens/s" in on_cpu.why[0]
+    levels = {q: replace(one, n_gpu_layers=-1) for q, one in known.levels.items()}
+    on_gpu = choice(replace(known, levels=levels), FAST, ONE_GPU)
+    assert (on_gpu.tier, on_gpu.quant) == ("gpu", "Q4_K_M")
+    assert "358 tokens/s" in on_gpu.why[0]
+
+
+def test_another_models_figures_do_not_count():
+    other = series(f"{QWEN}-4b", SPEEDS, {"F16": WORSE})
+    assert choice(other, FAST) == plan_for(card_of(f"{QWEN}-0.6b"), CPU_ONLY, FAST)
+    # A fine-tune of the same shape is as fast, and may be as good or not.
+    tuned = replace(series(f"{QWEN}-0.6b", SPEEDS, {"Q6_K": WORSE}), model="fine-tune")
+    assert choice(tuned, FAST).quant == "Q6_K"
+
+
+def test_auto_and_smaller_models_know_what_was_measured():
+    known = [series(f"{QWEN}-0.6b", SPEEDS)]
+    found = plan_auto(machine_of("cpu-2core-24gb"), FAST, known=known)
+    assert (found.model, found.quant) == (f"{QWEN}-0.6b", "Q6_K")
+    limits = replace(FAST, allow_smaller=True, memory_bytes=2 * GIB)
+    smaller = plan_for(card_of(f"{QWEN}-8b"), CPU_ONLY, limits, known=known)
+    assert (smaller.model, smaller.quant) == (f"{QWEN}-0.6b", "Q6_K")
+
+
+# -- limits --------------------------------------------------------------------------------------
 
 
 def test_files_below_the_floor_are_shown_but_not_chosen():
@@ -701,9 +823,28 @@ def machines(draw: st.DrawFn) -> Machine:
     return with_gpus(machine, *(draw(sizes) for _ in range(n_gpus)))
 
 
-def try_plan(card: ModelCard, machine: Machine, limits: Limits) -> Plan | None:
+losses = st.sampled_from([GOOD, WORSE, OPEN])
+
+
+@st.composite
+def known_figures(draw: st.DrawFn, card: ModelCard) -> list[Series]:
+    """Nothing, or anything, measured of the card's quantizations, on one device or another."""
+    quants = st.sampled_from([file.quant for file in card.files] + ["Q3_K_M"])
+    of_card = series(
+        card.id,
+        draw(st.dictionaries(quants, st.floats(1, 1e6))),
+        draw(st.dictionaries(quants, losses)),
+    )
+    n_gpu_layers = draw(st.sampled_from([0, -1]))
+    levels = {q: replace(one, n_gpu_layers=n_gpu_layers) for q, one in of_card.levels.items()}
+    return [replace(of_card, levels=levels)]
+
+
+def try_plan(
+    card: ModelCard, machine: Machine, limits: Limits, known: Sequence[Series] = ()
+) -> Plan | None:
     try:
-        return make_plan(plan.variants(card), machine, limits)
+        return make_plan(plan.variants(card), machine, limits, known=known)
     except DoesNotFit:
         return None
 
@@ -719,16 +860,24 @@ def used(machine: Machine, memory: dict[str, Memory]) -> Iterator[tuple[int, int
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.sampled_from(CARDS), machines(), limits_, gpu_layers)
+@given(st.sampled_from(CARDS), machines(), limits_, gpu_layers, st.data())
 def test_never_over_budget_and_always_with_reasons(
-    card: ModelCard, machine: Machine, limits: Limits, n_gpu_layers: int | None
+    card: ModelCard,
+    machine: Machine,
+    limits: Limits,
+    n_gpu_layers: int | None,
+    data: st.DataObject,
 ):
+    known = data.draw(known_figures(card))
     if plan.gpus_of(machine):
         limits = replace(limits, n_gpu_layers=n_gpu_layers)
-    found = try_plan(card, machine, limits)
+    found = try_plan(card, machine, limits, known)
     if found is None:
         return
-    assert found == try_plan(card, machine, limits)
+    assert found == try_plan(card, machine, limits, known)
+    offered = {file.quant for file in card.files}
+    if any(plan.quality_rank(quant) <= plan.quality_rank(plan.FLOOR) for quant in offered):
+        assert plan.quality_rank(found.quant) <= plan.quality_rank(plan.FLOOR)
     for n_used, n_free in used(machine, dict(found.memory)):
         assert n_used <= n_free
         assert not n_used or n_used <= (
@@ -761,14 +910,20 @@ def test_never_over_budget_and_always_with_reasons(
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.sampled_from(CARDS), machines(), limits_, sizes, sizes)
+@given(st.sampled_from(CARDS), machines(), limits_, sizes, sizes, st.data())
 def test_more_memory_never_plans_worse(
-    card: ModelCard, machine: Machine, limits: Limits, more_ram: int, more_gpu: int
+    card: ModelCard,
+    machine: Machine,
+    limits: Limits,
+    more_ram: int,
+    more_gpu: int,
+    data: st.DataObject,
 ):
     """Several GPUs grow together: llama.cpp shares layers out by free memory, so that more on one
     alone moves whole layers there."""
+    known = data.draw(st.just([]) | known_figures(card))
     limits = replace(limits, prefer="quality")
-    before = try_plan(card, machine, limits)
+    before = try_plan(card, machine, limits, known)
     if before is None:
         return
     gpus = [device for device in machine.devices if device.kind != "cpu"]
@@ -788,11 +943,41 @@ def test_more_memory_never_plans_worse(
     else:
         grown = [gpu.free_bytes + more_gpu for gpu in gpus]
     more = with_gpus(with_ram(machine, machine.ram_available_bytes + more_ram), *grown)
-    after = try_plan(card, more, limits)
+    after = try_plan(card, more, limits, known)
     assert after is not None
-    assert after.rank >= before.rank
-    if after.tier == before.tier:
-        assert plan.quality_rank(after.quant) <= plan.quality_rank(before.quant)
+    assert after.rank[0] >= before.rank[0]
+    if not known or sound(before):
+        assert after.rank >= before.rank
+        assert after.rank[0] > before.rank[0] or not sound(before) or sound(after)
+        if after.tier == before.tier:
+            assert plan.quality_rank(after.quant) <= plan.quality_rank(before.quant)
+
+
+def sound(found: Plan) -> bool:
+    """Chosen for its quality, which was measured and is not known to be lost."""
+    quality = found.chosen.measured.quality
+    roomy = found.verdict == "fits" and found.tier != "split"
+    return roomy and quality is not None and quality.as_good is not False
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.sampled_from(CARDS), sizes, sizes, st.data())
+def test_more_memory_never_plans_slower(card: ModelCard, ram: int, more: int, data: st.DataObject):
+    """Where the speed of every level was measured."""
+    quants = {file.quant for file in card.files}
+    speeds = data.draw(st.fixed_dictionaries(dict.fromkeys(quants, st.floats(1, 1e6))))
+    known = [series(card.id, speeds)]
+    before = try_plan(card, with_ram(CPU_ONLY, ram), FAST, known)
+    if before is None or not fast_enough(before):
+        return
+    after = try_plan(card, with_ram(CPU_ONLY, ram + more), FAST, known)
+    assert after is not None
+    assert speeds[after.quant] >= speeds[before.quant]
+
+
+def fast_enough(found: Plan) -> bool:
+    """It was chosen by speed: with room, and of more than one."""
+    return "the fastest of" in found.why[0]
 
 
 # -- documents and measurements ------------------------------------------------------------------
@@ -881,6 +1066,20 @@ def test_the_command_gives_json(run_plan: RunPlan):
     assert made["n_gpu_layers"] == 37
     assert [row["quant"] for row in made["considered"]][-1] == "Q4_K_M"
     assert made["memory"]["MTL0"]["weights_bytes"] > 7 * GIB
+
+
+def test_the_command_knows_what_was_measured_here(run_plan: RunPlan):
+    for machine in (hardware.probe(), CPU_ONLY):
+        known = series("bge-m3", SPEEDS, {"F16": (0, 0, 0), "Q8_0": GOOD})
+        measured.keep(known, machine.usable_cores)
+    code, out, _ = run_plan("bge-m3", "--any-quant", "--prefer", "speed", "--n-gpu-layers", 0)
+    assert code == 0
+    row = r"^Q8_0 .*; measured here: 181 tokens/s, 99\.9 % of F16's nDCG@10$"
+    assert re.search(row, out, re.MULTILINE)
+    assert "quant Q6_K: 345 tokens/s, the fastest of 4 measured here; not measured: " in out
+    code, out, _ = run_plan("bge-m3", *on("laptop-16gb-no-gpu"), "--any-quant", "--prefer", "speed")
+    assert code == 0
+    assert "tokens/s" not in out
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from conftest import Write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gguf_embed import hardware, llama, paths, selftest, tune
+from gguf_embed import hardware, llama, measured, paths, plan, selftest, tune
 from gguf_embed.engine import Embedder, Settings
 from gguf_embed.gguf import Header, Pooling, read_header
 from gguf_embed.llama import Tokens
@@ -374,6 +374,12 @@ def test_a_tuned_model_works(
     assert {trial.settings.n_contexts * trial.settings.n_threads for trial in tuned.trials} == {2}
     assert {trial.settings.batch_tokens for trial in tuned.trials} >= set(tune.BATCH_TOKENS)
     assert tuned.cost is not None
+    # `plan` finds it by what it knows of a file before there is a model.
+    found = plan.variant(header)
+    key = measured.shape_key(found.shape, meaning.pooling, causal=meaning.causal)
+    (series,) = measured.load(2)
+    assert (series.by, series.shape) == ("tune", key)
+    assert series.levels == {"F32": measured.Figures(tokens_per_s=tuned.tokens_per_s)}
     with Embedder.open(path, settings=Settings(n_threads=2)) as embedder:
         run = embedder._runner.settings
         assert run == tuned.settings

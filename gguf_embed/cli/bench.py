@@ -26,7 +26,8 @@ made from an F32, BF16 or F16 file in a scratch directory and removed afterwards
   --texts  .jsonl ("text", "_id"), .txt, .csv, .md, a directory of such files, or a folder
            as BEIR and MTEB have it: corpus.jsonl, queries.jsonl, qrels/test.tsv
 Without queries each text is a query; without qrels the best level's ranking is the truth. Each
-level runs in a process of its own, in interleaved rounds. The machine should be quiet."""
+level runs in a process of its own, in interleaved rounds. The machine should be quiet.
+What is found is kept in the cache directory: `gguf-embed plan --prefer speed` goes by it."""
 
 EPILOG = """\
 examples:

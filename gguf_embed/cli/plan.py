@@ -27,8 +27,11 @@ verdicts:
 
 what is preferred among files that fit (--prefer):
   quality    the best quantization (default); all layers on GPUs come first
-  speed      the fastest: K-quants from Q5_K_M up on a CPU, the smallest on a GPU
+  speed      the fastest of those as good as the best; by what was measured here of two or more
+             levels, else K-quants from Q5_K_M up on a CPU, the smallest on a GPU
   memory     the smallest
+`gguf-embed bench MODEL` measures speed and quality of the levels, `gguf-embed tune FILE` the speed
+of one; both are kept, and shown here. What was measured to lose quality is passed over.
 Files below Q4_K_M are taken only with --quant. A file that is on this machine comes before one that
 would have to be fetched, where both have room in the same place; offline there are no others.
 
@@ -70,7 +73,7 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan; returns 0."""
-    from gguf_embed import choice, hub, plan
+    from gguf_embed import choice, hub, measured, plan
     from gguf_embed.plan import Limits
 
     limits = Limits(**options.limits(args), allow_smaller=args.allow_smaller)
@@ -81,7 +84,9 @@ def run(args: argparse.Namespace) -> int:
             raise BadOption(
                 f"{args.model}: what its other quantizations take is not known; name a file"
             )
-        made = plan.plan_for(card, machine, limits, any_quant=True)
+        # What was measured here says nothing about another machine.
+        known = () if args.machine else measured.load(machine.usable_cores)
+        made = plan.plan_for(card, machine, limits, known=known, any_quant=True)
     else:
         made = choice.choose(args.model, machine, limits, here=args.machine is None).plan
     if args.json:
@@ -118,7 +123,7 @@ def _print(made: Plan, machine: Machine) -> None:
                 mib(row.needed_bytes),
                 mib(row.free_bytes),
                 row.verdict,
-                row.reason,
+                f"{row.reason}; measured here: {row.known}" if row.known else row.reason,
             )
             for row in made.considered
         ],

@@ -16,7 +16,7 @@ DESCRIPTION = """\
 Measure real microbatches with weight repacking, flash attention, contexts x threads and microbatch
 size changed one after the other. The fastest setting whose vectors are right is kept for this
 model file, CPU and llama.cpp build, and used from then on. Every first use of a model does a short
-one by itself (--no-tune skips it)."""
+one by itself (--no-tune skips it). `gguf-embed plan --prefer speed` compares levels by it."""
 
 EPILOG = """\
 columns:
