@@ -21,6 +21,7 @@ from typing import Any
 
 from gguf_embed import bench, cli, evaluation, plots, report
 from gguf_embed.cli import console, options
+from gguf_embed.cli.bench import plan_of
 from gguf_embed.errors import BadOption, GgufEmbedError
 
 SAME = ("model", "task_sha256")  # of runs that can be compared
@@ -36,9 +37,7 @@ def main(argv: Sequence[str]) -> None:
     subject = bench.find_subject(args.models)
     task = evaluation.limited(bench.read_task(args.texts, args.queries, args.qrels), args.limit)
     runs = read_runs(ours.out, like={"model": subject.name, "task_sha256": task.sha256})
-    plan = bench.Plan(
-        rounds=args.rounds, quality=not args.no_quality, settings=options.settings(args)
-    )
+    plan = plan_of(args)
     with tempfile.TemporaryDirectory(prefix="gguf-embed-bench-", dir=args.scratch) as folder:
         levels = bench.make_levels(subject, args.quants, Path(folder), console.say)
         for number in range(len(runs) + 1, len(runs) + 1 + ours.repeat):

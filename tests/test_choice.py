@@ -30,6 +30,7 @@ from gguf_embed import (
     hardware,
     hub,
     llama,
+    measured,
     paths,
     plan,
     selftest,
@@ -43,12 +44,13 @@ from gguf_embed.errors import BadInput, BadModelFile, BadOption, DoesNotFit, Mod
 from gguf_embed.gguf import Pooling, read_header
 from gguf_embed.hardware import Machine, machine_from_json
 from gguf_embed.plan import MIB, Limits
-from gguf_embed.runner import RunSettings
+from gguf_embed.runner import Meaning, RunSettings
 from gguf_embed.store import Places
 
 MACHINES = Path(__file__).parent / "machines"
 LAPTOP = machine_from_json((MACHINES / "laptop-16gb-no-gpu.json").read_text())
 ONE_GPU = machine_from_json((MACHINES / "rtx-4090-24gb.json").read_text())
+LAST = Meaning(pooling=Pooling.LAST, causal=True, encoder=False)
 MODEL = "tiny-embedder"
 REPO = "someone/Tiny-Embedder-GGUF"
 QUANTS = ("F16", "Q8_0", "Q4_K_M", "Q2_K")  # best first
@@ -322,10 +324,12 @@ def test_speed_that_was_measured_here_decides_where_speed_is_preferred(world: Wo
     world.pull("F16", "Q8_0", "Q4_K_M")
     assert world.choose(prefer="speed").plan.quant == "Q4_K_M"  # K-quants: a guess
     for quant, tokens_per_s in (("F16", 10.0), ("Q8_0", 90.0), ("Q4_K_M", 50.0)):
-        measured = replace(TUNED, tokens_per_s=tokens_per_s)
-        tune._keep(measured, read_header(world.files[quant]), LAPTOP.usable_cores)
+        tuned = replace(TUNED, tokens_per_s=tokens_per_s)
+        series = tune._series(tuned, read_header(world.files[quant]), LAST)
+        measured.keep(series, LAPTOP.usable_cores)
     found = world.choose(prefer="speed").plan
-    assert (found.quant, found.reason) == ("Q8_0", "90 tokens/s: the fastest of 3")
+    assert found.quant == "Q8_0"
+    assert "90 tokens/s, the fastest of 2 measured here" in found.reason
     assert choose(MODEL, LAPTOP, Limits(prefer="speed"), here=False).plan.quant == "Q4_K_M"
     assert world.choose(prefer="speed", n_threads=1).plan.quant == "Q4_K_M"  # not measured so
 

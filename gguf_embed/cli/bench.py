@@ -11,7 +11,7 @@ from gguf_embed.cli import console, options
 from gguf_embed.errors import OutputFailed
 
 if TYPE_CHECKING:
-    from gguf_embed.bench import Report
+    from gguf_embed.bench import Plan, Report
 
 LIMIT = 1000
 ROUNDS = 5
@@ -102,7 +102,6 @@ def _names(text: str) -> list[str]:
 def run(args: argparse.Namespace) -> int:
     """Measure, print, write; returns 0."""
     from gguf_embed import bench, evaluation, plots, report
-    from gguf_embed.engine import Settings
 
     # What could not be written in the end is told before the work.
     if args.plots:
@@ -122,13 +121,7 @@ def run(args: argparse.Namespace) -> int:
 
     subject = bench.find_subject(args.models)
     task = evaluation.limited(bench.read_task(args.texts, args.queries, args.qrels), args.limit)
-    plan = bench.Plan(
-        rounds=args.rounds,
-        quality=not args.no_quality,
-        settings=Settings(
-            pooling=options.pooling(args.pooling), n_threads=args.threads, tune=not args.no_tune
-        ),
-    )
+    plan = plan_of(args)
     with tempfile.TemporaryDirectory(prefix="gguf-embed-bench-", dir=args.scratch) as folder:
         scratch = Path(folder)
         levels = bench.make_levels(subject, args.quants, scratch, say)
@@ -143,6 +136,17 @@ def run(args: argparse.Namespace) -> int:
     for path in (*drawn, *([args.report] if args.report else [])):
         say(f"wrote {path}")
     return 0
+
+
+def plan_of(args: argparse.Namespace) -> Plan:
+    """What is measured, and how the levels are run."""
+    from gguf_embed.bench import Plan
+    from gguf_embed.engine import Settings
+
+    settings = Settings(
+        pooling=options.pooling(args.pooling), n_threads=args.threads, tune=not args.no_tune
+    )
+    return Plan(rounds=args.rounds, quality=not args.no_quality, settings=settings)
 
 
 def _print(found: Report) -> None:
