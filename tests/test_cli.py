@@ -81,7 +81,7 @@ def test_embed_writes_an_array_row_by_line(run: Run, notes: Path, tmp_path: Path
 
 
 def test_embed_says_what_made_the_vectors(run: Run, notes: Path, tmp_path: Path):
-    arguments = ("--prompt-name", "query", "--dimensions", 60, "--no-normalize")
+    arguments = ("--prompt-name", "query", "--dimensions", 60, "--no-normalize", "--exact")
     assert run("embed", notes, "-o", tmp_path / "v.npy", *arguments)[0] == 0
     assert json.loads((tmp_path / "v.npy.meta.json").read_text()) == {
         "model": "fake",
@@ -99,6 +99,7 @@ def test_embed_says_what_made_the_vectors(run: Run, notes: Path, tmp_path: Path)
             "n_gpu_layers": 0,
             "verdict": "fits",
         },
+        "exact": True,
         "truncate": "error",
         "texts": 3,
         "truncated": 0,

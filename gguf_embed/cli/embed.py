@@ -131,6 +131,7 @@ def run(args: argparse.Namespace) -> int:
                 "normalized": not args.no_normalize,
                 "n_ctx": embedder.n_ctx,
                 "plan": _plan(embedder.plan),
+                "exact": args.exact,
                 "truncate": args.truncate,
                 "texts": output.n_rows,
                 "truncated": done.n_truncated,
