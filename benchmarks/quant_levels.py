@@ -44,6 +44,9 @@ def main(argv: Sequence[str]) -> None:
             console.say(f"run {number}")
             found = bench.run(subject, levels, task, plan, scratch=Path(folder), say=console.say)
             runs.append(report.to_json(found))
+            # Runs are published: file names say enough, folders are nobody's business.
+            for one in runs[-1]["results"]:
+                one["level"]["path"] = Path(one["level"]["path"]).name
             text = json.dumps(runs[-1], indent=1, ensure_ascii=False)
             (ours.out / f"run-{number}.json").write_text(text + "\n", encoding="utf-8")
             drawn = plots.draw(found, ours.out)
