@@ -9,25 +9,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_layout import QWEN3_06B
 
 from gguf_embed import catalog, layout, llama, measured, paths
 from gguf_embed.gguf import Pooling
-from gguf_embed.layout import Shape
 from gguf_embed.measured import Figures, Judged, Series, figures, keep, load
 from gguf_embed.metrics import Loss, as_good
 
-SHAPE = Shape(
-    architecture="qwen3",
-    n_layer=28,
-    n_embd=1024,
-    n_head=16,
-    n_head_kv=8,
-    head_dim=128,
-    n_ff=3072,
-    n_vocab=151_669,
-    n_ctx_train=32_768,
-)
-KEY = measured.shape_key(SHAPE, Pooling.LAST, causal=True)
+KEY = measured.shape_key(QWEN3_06B, Pooling.LAST, causal=True)
 QUALITY = Judged(
     reference="F16",
     texts="my texts",
@@ -67,15 +56,15 @@ def series(
 
 def test_speed_belongs_to_a_shape():
     assert KEY == "qwen3 28x1024 heads 16/8x128 ff 3072 last"
-    padded = replace(SHAPE, n_vocab=151_936, n_ctx_train=40_960)
+    padded = replace(QWEN3_06B, n_vocab=151_936, n_ctx_train=40_960)
     assert measured.shape_key(padded, Pooling.LAST, causal=True) == KEY
     others = [
-        measured.shape_key(SHAPE, Pooling.MEAN, causal=True),
-        measured.shape_key(SHAPE, Pooling.LAST, causal=False),
-        measured.shape_key(SHAPE, Pooling.RANK, causal=True),
-        measured.shape_key(replace(SHAPE, n_layer=36), Pooling.LAST, causal=True),
-        measured.shape_key(replace(SHAPE, n_ff=1024), Pooling.LAST, causal=True),
-        measured.shape_key(replace(SHAPE, n_head_kv=16), Pooling.LAST, causal=True),
+        measured.shape_key(QWEN3_06B, Pooling.MEAN, causal=True),
+        measured.shape_key(QWEN3_06B, Pooling.LAST, causal=False),
+        measured.shape_key(QWEN3_06B, Pooling.RANK, causal=True),
+        measured.shape_key(replace(QWEN3_06B, n_layer=36), Pooling.LAST, causal=True),
+        measured.shape_key(replace(QWEN3_06B, n_ff=1024), Pooling.LAST, causal=True),
+        measured.shape_key(replace(QWEN3_06B, n_head_kv=16), Pooling.LAST, causal=True),
     ]
     assert len({KEY, *others}) == 7
 
