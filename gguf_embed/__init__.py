@@ -15,14 +15,68 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from gguf_embed.engine import Block as Block
     from gguf_embed.engine import Embedder as Embedder
+    from gguf_embed.engine import Settings as Settings
+    from gguf_embed.errors import BadInput as BadInput
+    from gguf_embed.errors import BadModelFile as BadModelFile
+    from gguf_embed.errors import BadOption as BadOption
+    from gguf_embed.errors import BadText as BadText
+    from gguf_embed.errors import DoesNotFit as DoesNotFit
+    from gguf_embed.errors import FetchFailed as FetchFailed
+    from gguf_embed.errors import GgufEmbedError as GgufEmbedError
+    from gguf_embed.errors import ModelNotFound as ModelNotFound
+    from gguf_embed.errors import NativeFailed as NativeFailed
+    from gguf_embed.errors import OutputFailed as OutputFailed
+    from gguf_embed.errors import TextTooLong as TextTooLong
+    from gguf_embed.pooling import Pooling as Pooling
 
-__all__ = ["Embedder", "__version__"]
+# Where each name is; it is imported when it is first asked for.
+_PLACES = {
+    "Block": "gguf_embed.engine",
+    "Embedder": "gguf_embed.engine",
+    "Settings": "gguf_embed.engine",
+    "Pooling": "gguf_embed.pooling",
+    "BadInput": "gguf_embed.errors",
+    "BadModelFile": "gguf_embed.errors",
+    "BadOption": "gguf_embed.errors",
+    "BadText": "gguf_embed.errors",
+    "DoesNotFit": "gguf_embed.errors",
+    "FetchFailed": "gguf_embed.errors",
+    "GgufEmbedError": "gguf_embed.errors",
+    "ModelNotFound": "gguf_embed.errors",
+    "NativeFailed": "gguf_embed.errors",
+    "OutputFailed": "gguf_embed.errors",
+    "TextTooLong": "gguf_embed.errors",
+}
+
+__all__ = [
+    "BadInput",
+    "BadModelFile",
+    "BadOption",
+    "BadText",
+    "Block",
+    "DoesNotFit",
+    "Embedder",
+    "FetchFailed",
+    "GgufEmbedError",
+    "ModelNotFound",
+    "NativeFailed",
+    "OutputFailed",
+    "Pooling",
+    "Settings",
+    "TextTooLong",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> object:
-    if name == "Embedder":
-        from gguf_embed.engine import Embedder
+    if name not in _PLACES:
+        raise AttributeError(f"module 'gguf_embed' has no attribute {name!r}")
+    import importlib
 
-        return Embedder
-    raise AttributeError(f"module 'gguf_embed' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PLACES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
