@@ -37,8 +37,9 @@ import workloads
 from contenders import Load
 from workloads import Workload
 
-from gguf_embed.gguf import Header, Pooling, read_header
+from gguf_embed.gguf import Header, read_header
 from gguf_embed.llama import Model
+from gguf_embed.pooling import Pooling
 
 Vectors = npt.NDArray[np.float32]
 

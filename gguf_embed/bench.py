@@ -57,21 +57,13 @@ from gguf_embed.errors import (
     NativeFailed,
 )
 from gguf_embed.evaluation import Task, Text
-from gguf_embed.gguf import Header, Pooling, read_header
+from gguf_embed.gguf import Header, read_header
 from gguf_embed.judge import Judge, LevelVectors, Quality, dims_of
 from gguf_embed.layout import shape_of
 from gguf_embed.measured import Figures, Judged, Series
 from gguf_embed.plan import AUTO, Limits
-from gguf_embed.pooling import Vectors
-from gguf_embed.quantize import (
-    EXACT,
-    Fallback,
-    Forecast,
-    Recipe,
-    find_source,
-    level_named,
-    make,
-)
+from gguf_embed.pooling import Pooling, Vectors
+from gguf_embed.quantize import EXACT, Fallback, Forecast, Recipe, find_source, level_named, make
 from gguf_embed.quantize import plan as forecast
 from gguf_embed.store import mib
 

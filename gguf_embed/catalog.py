@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Final, Literal, TypeVar, cast
 
 from gguf_embed.errors import BadOption, GgufEmbedError
-from gguf_embed.gguf import Header, Pooling
+from gguf_embed.gguf import Header
 from gguf_embed.layout import QUANTS, Shape
+from gguf_embed.pooling import Pooling
 
 BUILTIN: Final = "all-minilm-l6-v2"
 

@@ -21,18 +21,11 @@ from gguf_embed import choice, hardware, hub, selftest, tune
 from gguf_embed.catalog import BUILTIN, ModelCard
 from gguf_embed.choice import Choice
 from gguf_embed.closing import Closes
-from gguf_embed.errors import (
-    BadInput,
-    BadModelFile,
-    BadOption,
-    BadText,
-    NativeFailed,
-    TextTooLong,
-)
-from gguf_embed.gguf import ENCODERS, Header, Pooling, check_embedder, needs_pooling, read_header
+from gguf_embed.errors import BadInput, BadModelFile, BadOption, BadText, NativeFailed, TextTooLong
+from gguf_embed.gguf import ENCODERS, Header, check_embedder, needs_pooling, read_header
 from gguf_embed.llama import MAX_SEQS, Model, Tokens
 from gguf_embed.plan import Limits, Plan
-from gguf_embed.pooling import Vectors, check_dimensions, finish
+from gguf_embed.pooling import Pooling, Vectors, check_dimensions, finish
 from gguf_embed.runner import Meaning, Outcome, Runner, RunSettings, tap_works
 from gguf_embed.schedule import Microbatch, Shared, pack, shared_prefixes
 from gguf_embed.selftest import Working

@@ -11,24 +11,13 @@ import struct
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import IntEnum
 from io import FileIO
 from math import prod
 from pathlib import Path
 from typing import Final, Protocol
 
 from gguf_embed.errors import BadModelFile, ModelNotFound
-
-
-class Pooling(IntEnum):
-    """How token vectors become one vector; numbers as in GGUF `{arch}.pooling_type`."""
-
-    NONE = 0
-    MEAN = 1
-    CLS = 2
-    LAST = 3
-    RANK = 4
-
+from gguf_embed.pooling import Pooling
 
 # ggml.h `enum ggml_type`: number, name, elements and bytes of one block.
 _TYPES: Final = (

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from gguf_embed import evaluation
 from gguf_embed.catalog import ModelCard
 from gguf_embed.evaluation import Task
+from gguf_embed.measured import Loss
 from gguf_embed.metrics import (
     CosineStats,
-    Loss,
     Ranking,
     Values,
     as_good,

@@ -22,8 +22,8 @@ import numpy.typing as npt
 
 from gguf_embed.closing import Closes
 from gguf_embed.errors import BadModelFile, NativeFailed
-from gguf_embed.gguf import FILE_TYPES, TYPE_NAMES, Pooling
-from gguf_embed.pooling import Vectors, output_mask, pool
+from gguf_embed.gguf import FILE_TYPES, TYPE_NAMES
+from gguf_embed.pooling import Pooling, Vectors, output_mask, pool
 
 Kind: TypeAlias = Literal["cpu", "gpu", "igpu", "accel", "meta"]
 Tokens: TypeAlias = npt.NDArray[np.int32]

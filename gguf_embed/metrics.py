@@ -15,6 +15,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from gguf_embed.measured import Loss
 from gguf_embed.pooling import Vectors, finish
 
 Ranking: TypeAlias = npt.NDArray[np.intp]
@@ -36,20 +37,6 @@ class CosineStats:
     mean: float
     p1: float
     min: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loss:
-    """Share of the reference's nDCG@10 that is lost, with its 95 % interval over the queries."""
-
-    mean: float  # below 0: gained
-    low: float
-    high: float
-
-    @property
-    def bound(self) -> float:
-        """The difference is at most so large, either way."""
-        return max(abs(self.low), abs(self.high))
 
 
 def cosines(a: Vectors, b: Vectors) -> Values:

@@ -18,10 +18,11 @@ from typing import Final, Literal, TypeAlias
 from gguf_embed import catalog, layout, measured
 from gguf_embed.catalog import ModelCard, ModelFile
 from gguf_embed.errors import BadModelFile, BadOption, DoesNotFit
-from gguf_embed.gguf import ENCODERS, Header, Pooling, TensorInfo
+from gguf_embed.gguf import ENCODERS, Header, TensorInfo
 from gguf_embed.hardware import Device, Machine
 from gguf_embed.layout import Shape
 from gguf_embed.measured import Figures, Series
+from gguf_embed.pooling import Pooling
 
 Prefer: TypeAlias = Literal["quality", "speed", "memory"]
 Verdict: TypeAlias = Literal["fits", "tight", "no"]

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from gguf_embed.errors import BadOption
-from gguf_embed.gguf import Pooling
 
 Vectors: TypeAlias = npt.NDArray[np.float32]
+
+
+class Pooling(IntEnum):
+    """How token vectors become one vector; numbers as in GGUF `{arch}.pooling_type`."""
+
+    NONE = 0
+    MEAN = 1
+    CLS = 2
+    LAST = 3
+    RANK = 4
 
 
 def output_mask(lengths: npt.NDArray[np.int32], pooling: Pooling) -> npt.NDArray[np.int8]:

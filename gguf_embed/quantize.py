@@ -45,7 +45,6 @@ from gguf_embed.gguf import (
     FILE_TYPES,
     TYPE_NAMES,
     Header,
-    Pooling,
     TensorInfo,
     check_embedder,
     read_header,
@@ -53,7 +52,7 @@ from gguf_embed.gguf import (
 )
 from gguf_embed.imatrix import Imatrix, read_imatrix
 from gguf_embed.metrics import CosineStats, cosine_stats
-from gguf_embed.pooling import Vectors
+from gguf_embed.pooling import Pooling, Vectors
 from gguf_embed.store import Source, mib, spelled
 
 Progress: TypeAlias = Callable[[int, int, str], None]  # tensors done, tensors in all, last name

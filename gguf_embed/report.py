@@ -16,7 +16,8 @@ from typing import Any
 from gguf_embed.bench import Costs, Level, Report, Result
 from gguf_embed.errors import OutputFailed
 from gguf_embed.judge import Quality
-from gguf_embed.metrics import AS_GOOD, MIN_PASSAGES, MOSTLY_SAME, SAME_RESULTS, Loss
+from gguf_embed.measured import Loss
+from gguf_embed.metrics import AS_GOOD, MIN_PASSAGES, MOSTLY_SAME, SAME_RESULTS
 
 AS_FAST = 1.07  # ratio of speeds, either way, that is no difference
 TRIMMED = 5  # from so many rounds the best and the worst ratio are left out

@@ -15,9 +15,8 @@ import numpy.typing as npt
 
 from gguf_embed import llama
 from gguf_embed.closing import Closes
-from gguf_embed.gguf import Pooling
 from gguf_embed.llama import MAX_SEQS, Context, ContextParams, Model, Tokens
-from gguf_embed.pooling import Vectors
+from gguf_embed.pooling import Pooling, Vectors
 
 _log = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ import numpy as np
 
 from gguf_embed import llama, paths
 from gguf_embed.errors import NativeFailed
-from gguf_embed.gguf import Pooling
+from gguf_embed.pooling import Pooling
 
 _log = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from gguf_embed import catalog, cli
 from gguf_embed.cli import options
 from gguf_embed.engine import Block, Progress, Settings
 from gguf_embed.errors import BadOption, NativeFailed, TextTooLong
-from gguf_embed.gguf import Pooling
 from gguf_embed.hardware import machine_from_json
 from gguf_embed.plan import plan_for
+from gguf_embed.pooling import Pooling
 
 DIM = 64
 LAPTOP = Path(__file__).parent / "machines" / "laptop-16gb-no-gpu.json"

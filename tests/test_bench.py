@@ -27,9 +27,11 @@ from gguf_embed.bench import Costs, Level, Report, Result
 from gguf_embed.engine import Settings
 from gguf_embed.errors import BadInput, BadOption, DoesNotFit, ModelNotFound, NativeFailed
 from gguf_embed.evaluation import Task
-from gguf_embed.gguf import Pooling, read_header
+from gguf_embed.gguf import read_header
 from gguf_embed.judge import Judge, LevelVectors, Quality
-from gguf_embed.metrics import CosineStats, Loss, loss_of
+from gguf_embed.measured import Loss
+from gguf_embed.metrics import CosineStats, loss_of
+from gguf_embed.pooling import Pooling
 
 TEXTS = [" ".join(WORDS[(i * 7 + j) % len(WORDS)] for j in range(4 + i % 9)) for i in range(64)]
 TASK = Task(

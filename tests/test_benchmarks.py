@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 
 from gguf_embed import bench, catalog, layout
 from gguf_embed.errors import BadOption
-from gguf_embed.gguf import Pooling, read_header
+from gguf_embed.gguf import read_header
 from gguf_embed.llama import Model
+from gguf_embed.pooling import Pooling
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 

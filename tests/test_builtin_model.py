@@ -8,7 +8,8 @@ import build_minilm
 import pytest
 
 from gguf_embed.catalog import builtin_path
-from gguf_embed.gguf import Pooling, read_header
+from gguf_embed.gguf import read_header
+from gguf_embed.pooling import Pooling
 
 MODELS = Path(build_minilm.__file__).parent
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from gguf_embed import catalog, layout
 from gguf_embed.catalog import ModelCard, by_header, find, load_cards, nearest
 from gguf_embed.errors import BadOption, GgufEmbedError
-from gguf_embed.gguf import Header, Pooling, read_header
+from gguf_embed.gguf import Header, read_header
+from gguf_embed.pooling import Pooling
 
 CARDS = catalog.cards()
 IDS = [card.id for card in CARDS]

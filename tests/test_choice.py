@@ -41,9 +41,10 @@ from gguf_embed.choice import Choice, choose
 from gguf_embed.cli import main
 from gguf_embed.engine import Embedder, Settings
 from gguf_embed.errors import BadInput, BadModelFile, BadOption, DoesNotFit, ModelNotFound
-from gguf_embed.gguf import Pooling, read_header
+from gguf_embed.gguf import read_header
 from gguf_embed.hardware import Machine, machine_from_json
 from gguf_embed.plan import MIB, Limits
+from gguf_embed.pooling import Pooling
 from gguf_embed.runner import Meaning, RunSettings
 from gguf_embed.store import Places
 

@@ -18,8 +18,7 @@ from gguf_embed.compare import MAX_TEXTS, MIN_TEXTS, compare, evenly, stored
 from gguf_embed.engine import Embedder, Settings
 from gguf_embed.errors import BadInput
 from gguf_embed.evaluation import parallel_sentences
-from gguf_embed.gguf import Pooling
-from gguf_embed.pooling import Vectors
+from gguf_embed.pooling import Pooling, Vectors
 from gguf_embed.quantize import Recipe, make, plan
 
 

@@ -24,9 +24,8 @@ from tiny import WORDS
 from gguf_embed import catalog, engine, llama, runner, tune
 from gguf_embed.engine import Block, Embedder, Settings
 from gguf_embed.errors import BadInput, BadModelFile, BadOption, BadText, NativeFailed, TextTooLong
-from gguf_embed.gguf import Pooling
 from gguf_embed.llama import Context, Tokens
-from gguf_embed.pooling import Vectors
+from gguf_embed.pooling import Pooling, Vectors
 from gguf_embed.runner import Outcome, Runner
 
 CAT, DOG = "the cat sat on the mat", "a dog in the river"

@@ -27,13 +27,13 @@ from gguf_embed.gguf import (
     ArraySummary,
     Header,
     MetaValue,
-    Pooling,
     TensorInfo,
     check_embedder,
     needs_pooling,
     parse_header,
     read_header,
 )
+from gguf_embed.pooling import Pooling
 
 # --- files by the byte -----------------------------------------------------------------
 

@@ -24,8 +24,8 @@ from tiny import EOS
 
 from gguf_embed import llama
 from gguf_embed.errors import BadModelFile, NativeFailed
-from gguf_embed.gguf import Pooling
 from gguf_embed.llama import MAX_SEQS, Context, ContextParams, Model, Tokens
+from gguf_embed.pooling import Pooling
 
 # ---------------------------------------------------------------------------- refusals
 

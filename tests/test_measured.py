@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from test_layout import QWEN3_06B
 
 from gguf_embed import catalog, layout, llama, measured, paths
-from gguf_embed.gguf import Pooling
-from gguf_embed.measured import Figures, Judged, Series, figures, keep, load
-from gguf_embed.metrics import Loss, as_good
+from gguf_embed.measured import Figures, Judged, Loss, Series, figures, keep, load
+from gguf_embed.metrics import as_good
+from gguf_embed.pooling import Pooling
 
 KEY = measured.shape_key(QWEN3_06B, Pooling.LAST, causal=True)
 QUALITY = Judged(

@@ -26,12 +26,13 @@ from gguf_embed import catalog, cli, hardware, layout, measured, plan, runner, t
 from gguf_embed.catalog import ModelCard
 from gguf_embed.cli.options import size
 from gguf_embed.errors import BadOption, DoesNotFit
-from gguf_embed.gguf import Pooling, read_header
+from gguf_embed.gguf import read_header
 from gguf_embed.hardware import Device, Machine, machine_from_json
 from gguf_embed.llama import Context, Model
-from gguf_embed.measured import Figures, Judged, Series
-from gguf_embed.metrics import Loss, as_good
+from gguf_embed.measured import Figures, Judged, Loss, Series
+from gguf_embed.metrics import as_good
 from gguf_embed.plan import MIB, Limits, Memory, Plan, Run, Variant, make_plan, plan_auto, plan_for
+from gguf_embed.pooling import Pooling
 from gguf_embed.runner import Meaning, Runner, RunSettings
 from gguf_embed.selftest import Working
 

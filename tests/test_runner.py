@@ -17,9 +17,8 @@ from conftest import Write
 
 from gguf_embed import llama, runner
 from gguf_embed.errors import NativeFailed
-from gguf_embed.gguf import Pooling
 from gguf_embed.llama import Context, ContextParams, Model, Tokens
-from gguf_embed.pooling import Vectors
+from gguf_embed.pooling import Pooling, Vectors
 from gguf_embed.runner import LONG_STEP, Meaning, Runner, RunSettings, tap_works
 
 LAST = Meaning(pooling=Pooling.LAST, causal=True, encoder=False)

@@ -21,23 +21,13 @@ from hypothesis import strategies as st
 
 from gguf_embed import hardware, llama, measured, paths, plan, selftest, tune
 from gguf_embed.engine import Embedder, Settings
-from gguf_embed.gguf import Header, Pooling, read_header
+from gguf_embed.gguf import Header, read_header
 from gguf_embed.llama import Tokens
-from gguf_embed.pooling import Vectors
+from gguf_embed.pooling import Pooling, Vectors
 from gguf_embed.runner import Meaning, Outcome, RunSettings
 from gguf_embed.schedule import Cost
 from gguf_embed.selftest import Working
-from gguf_embed.tune import (
-    ANYTHING,
-    Room,
-    Trial,
-    Tuned,
-    choose,
-    fit_cost,
-    load,
-    to_json,
-    untuned,
-)
+from gguf_embed.tune import ANYTHING, Room, Trial, Tuned, choose, fit_cost, load, to_json, untuned
 
 LAST = Meaning(pooling=Pooling.LAST, causal=True, encoder=False)
 MEAN = Meaning(pooling=Pooling.MEAN, causal=False, encoder=True)

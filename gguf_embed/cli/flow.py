@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
-
-from gguf_embed.cli.console import Progress
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from gguf_embed.formats import Record
+
+
+class Progress(Protocol):
+    """Who is told how far the work is."""
+
+    def advance(self, n_texts: int, n_tokens: int, n_bytes: int) -> None:
+        """So many texts, tokens and bytes of input are done since the last call."""
+        ...
 
 
 class Flow:

@@ -12,7 +12,7 @@ from gguf_embed.errors import BadInput
 if TYPE_CHECKING:
     from gguf_embed.bundle import Licence
     from gguf_embed.engine import Embedder, Settings
-    from gguf_embed.gguf import Pooling
+    from gguf_embed.pooling import Pooling
     from gguf_embed.store import Source
 
 BUILTIN = "all-minilm-l6-v2"
@@ -63,7 +63,7 @@ def limits(args: argparse.Namespace) -> dict[str, Any]:
 
 def pooling(name: str | None) -> Pooling | None:
     """One of POOLINGS as the engine has it."""
-    from gguf_embed.gguf import Pooling
+    from gguf_embed.pooling import Pooling
 
     return None if name is None else Pooling[name.upper()]
 
