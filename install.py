@@ -21,7 +21,7 @@ import sys
 import venv
 from pathlib import Path
 
-from gguf_embed.paths import home  # needs nothing installed
+from gguf_embed.system.paths import home  # needs nothing installed
 
 ROOT = Path(__file__).parent
 LLAMA_CPP_PYTHON = "0.3.36"

@@ -12,8 +12,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from gguf_embed import __version__, hardware, llama
-from gguf_embed.gguf import Header
+from gguf_embed import __version__
+from gguf_embed.gguf.header import Header
+from gguf_embed.machine import probe as hardware
+from gguf_embed.native import library as llama
 
 PACKAGES = ("llama-cpp-python", "numpy", "sentence-transformers", "torch", "transformers")
 GEMM_SIZE = 2048

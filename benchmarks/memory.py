@@ -22,10 +22,12 @@ from typing import Any
 import numpy as np
 import psutil
 
-from gguf_embed import catalog, hardware, llama
-from gguf_embed.gguf import ENCODERS, read_header
-from gguf_embed.plan import HOST, MIB, Limits, make_plan, variant
-from gguf_embed.runner import Meaning, Runner, RunSettings
+from gguf_embed.catalog import catalog
+from gguf_embed.engine.runner import Meaning, Runner, RunSettings
+from gguf_embed.gguf.header import ENCODERS, read_header
+from gguf_embed.machine import probe as hardware
+from gguf_embed.native import library as llama
+from gguf_embed.plan.plan import HOST, MIB, Limits, make_plan, variant
 
 REPORTED = (
     ("weights", re.compile(r"load_tensors: +(\S+) model buffer size = +([\d.]+) MiB")),

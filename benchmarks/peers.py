@@ -37,9 +37,9 @@ import workloads
 from contenders import Load
 from workloads import Workload
 
-from gguf_embed.gguf import Header, read_header
-from gguf_embed.llama import Model
-from gguf_embed.pooling import Pooling
+from gguf_embed.gguf.header import Header, read_header
+from gguf_embed.native.library import Model
+from gguf_embed.vectors import Pooling
 
 Vectors = npt.NDArray[np.float32]
 

@@ -9,10 +9,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from gguf_embed import catalog
+from gguf_embed.catalog import catalog
 from gguf_embed.errors import DoesNotFit
-from gguf_embed.hardware import Machine, machine_from_json
-from gguf_embed.plan import Plan, gpus_of, mib, plan_auto, plan_for
+from gguf_embed.machine.probe import Machine, machine_from_json
+from gguf_embed.plan.plan import Plan, gpus_of, mib, plan_auto, plan_for
 
 ROOT = Path(__file__).parents[1]
 MODELS = ("qwen3-embedding-0.6b", "qwen3-embedding-4b", "qwen3-embedding-8b")

@@ -19,10 +19,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gguf_embed import bench, cli, evaluation, plots, report
+from gguf_embed import cli
 from gguf_embed.cli import console, options
 from gguf_embed.cli.bench import plan_of
 from gguf_embed.errors import BadOption, GgufEmbedError
+from gguf_embed.lab import bench, plots, report
+from gguf_embed.lab import tasks as evaluation
 
 SAME = ("model", "task_sha256")  # of runs that can be compared
 

@@ -28,8 +28,10 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from gguf_embed import catalog, layout, llama
-from gguf_embed.gguf import FILE_TYPES, TensorInfo
+from gguf_embed.catalog import catalog
+from gguf_embed.gguf import layout
+from gguf_embed.gguf.header import FILE_TYPES, TensorInfo
+from gguf_embed.native import library as llama
 
 CHUNK_ELEMENTS = 1 << 24  # random numbers made at a time: 64 MiB of float32
 DTYPES = {"F16": np.dtype(np.float16), "F32": np.dtype(np.float32)}

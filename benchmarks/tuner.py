@@ -23,10 +23,12 @@ import machine
 import numpy as np
 import workloads
 
-from gguf_embed import hardware, selftest, tune
-from gguf_embed.engine import Embedder, Settings, meaning_of
-from gguf_embed.gguf import read_header
-from gguf_embed.runner import RunSettings
+from gguf_embed.engine import tune
+from gguf_embed.engine.embedder import Embedder, Settings, meaning_of
+from gguf_embed.engine.runner import RunSettings
+from gguf_embed.gguf.header import read_header
+from gguf_embed.machine import probe as hardware
+from gguf_embed.machine import selftest
 
 CHOICE, START = "the tuner's choice", "untuned"
 TOLERANCE = 0.99  # cosine to the first contender's vectors: quantized kernels round differently

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from gguf_embed.engine import Block as Block
-    from gguf_embed.engine import Embedder as Embedder
-    from gguf_embed.engine import Settings as Settings
+    from gguf_embed.engine.embedder import Block as Block
+    from gguf_embed.engine.embedder import Embedder as Embedder
+    from gguf_embed.engine.embedder import Settings as Settings
     from gguf_embed.errors import BadInput as BadInput
     from gguf_embed.errors import BadModelFile as BadModelFile
     from gguf_embed.errors import BadOption as BadOption
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from gguf_embed.errors import NativeFailed as NativeFailed
     from gguf_embed.errors import OutputFailed as OutputFailed
     from gguf_embed.errors import TextTooLong as TextTooLong
-    from gguf_embed.pooling import Pooling as Pooling
+    from gguf_embed.vectors import Pooling as Pooling
 
 # Where each name is; it is imported when it is first asked for.
 _PLACES = {
-    "Block": "gguf_embed.engine",
-    "Embedder": "gguf_embed.engine",
-    "Settings": "gguf_embed.engine",
-    "Pooling": "gguf_embed.pooling",
+    "Block": "gguf_embed.engine.embedder",
+    "Embedder": "gguf_embed.engine.embedder",
+    "Settings": "gguf_embed.engine.embedder",
+    "Pooling": "gguf_embed.vectors",
     "BadInput": "gguf_embed.errors",
     "BadModelFile": "gguf_embed.errors",
     "BadOption": "gguf_embed.errors",

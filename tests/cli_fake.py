@@ -14,13 +14,14 @@ from zlib import crc32
 
 import numpy as np
 
-from gguf_embed import catalog, cli
+from gguf_embed import cli
+from gguf_embed.catalog import catalog
 from gguf_embed.cli import options
-from gguf_embed.engine import Block, Progress, Settings
+from gguf_embed.engine.embedder import Block, Progress, Settings
 from gguf_embed.errors import BadOption, NativeFailed, TextTooLong
-from gguf_embed.hardware import machine_from_json
-from gguf_embed.plan import plan_for
-from gguf_embed.pooling import Pooling
+from gguf_embed.machine.probe import machine_from_json
+from gguf_embed.plan.plan import plan_for
+from gguf_embed.vectors import Pooling
 
 DIM = 64
 LAPTOP = Path(__file__).parent / "machines" / "laptop-16gb-no-gpu.json"

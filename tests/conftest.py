@@ -14,7 +14,7 @@ import hypothesis
 import pytest
 import tiny
 
-from gguf_embed.paths import home
+from gguf_embed.system.paths import home
 
 MODELS = Path(__file__).parents[1] / "models"
 CACHE = home() / "test-models"  # read now: a test may point the home elsewhere

@@ -21,17 +21,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import WORDS
 
-from gguf_embed import bench, catalog, cli, evaluation, judge, plan, plots, report
-from gguf_embed import measured as kept
-from gguf_embed.bench import Costs, Level, Report, Result
-from gguf_embed.engine import Settings
+from gguf_embed import cli
+from gguf_embed.catalog import catalog
+from gguf_embed.engine.embedder import Settings
 from gguf_embed.errors import BadInput, BadOption, DoesNotFit, ModelNotFound, NativeFailed
-from gguf_embed.evaluation import Task
-from gguf_embed.gguf import read_header
-from gguf_embed.judge import Judge, LevelVectors, Quality
-from gguf_embed.measured import Loss
-from gguf_embed.metrics import CosineStats, loss_of
-from gguf_embed.pooling import Pooling
+from gguf_embed.gguf.header import read_header
+from gguf_embed.lab import bench, plots, report
+from gguf_embed.lab import quality as judge
+from gguf_embed.lab import tasks as evaluation
+from gguf_embed.lab.bench import Costs, Level, Report, Result
+from gguf_embed.lab.metrics import CosineStats, loss_of
+from gguf_embed.lab.quality import Judge, LevelVectors, Quality
+from gguf_embed.lab.tasks import Task
+from gguf_embed.machine import measured as kept
+from gguf_embed.machine.measured import Loss
+from gguf_embed.plan import plan
+from gguf_embed.vectors import Pooling
 
 TEXTS = [" ".join(WORDS[(i * 7 + j) % len(WORDS)] for j in range(4 + i % 9)) for i in range(64)]
 TASK = Task(

@@ -18,11 +18,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gguf_embed import bench, catalog, layout
+from gguf_embed.catalog import catalog
 from gguf_embed.errors import BadOption
-from gguf_embed.gguf import read_header
-from gguf_embed.llama import Model
-from gguf_embed.pooling import Pooling
+from gguf_embed.gguf import layout
+from gguf_embed.gguf.header import read_header
+from gguf_embed.lab import bench
+from gguf_embed.native.library import Model
+from gguf_embed.vectors import Pooling
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 

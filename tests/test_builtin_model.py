@@ -7,9 +7,9 @@ from pathlib import Path
 import build_minilm
 import pytest
 
-from gguf_embed.catalog import builtin_path
-from gguf_embed.gguf import read_header
-from gguf_embed.pooling import Pooling
+from gguf_embed.catalog.catalog import builtin_path
+from gguf_embed.gguf.header import read_header
+from gguf_embed.vectors import Pooling
 
 MODELS = Path(build_minilm.__file__).parent
 

@@ -22,9 +22,12 @@ from fakehub import FakeHub
 from test_quantize import Usage, file_size_limit
 from tiny import Pooling
 
-from gguf_embed import bundle, canaries, catalog, cli, hub, store, wheels
-from gguf_embed.bundle import SUMS, Licence, unbundle, write
-from gguf_embed.engine import Embedder, Settings
+from gguf_embed import cli
+from gguf_embed.bundle import bundle, wheels
+from gguf_embed.bundle.bundle import SUMS, Licence, unbundle, write
+from gguf_embed.catalog import catalog
+from gguf_embed.engine import canaries
+from gguf_embed.engine.embedder import Embedder, Settings
 from gguf_embed.errors import (
     BadInput,
     BadModelFile,
@@ -35,8 +38,10 @@ from gguf_embed.errors import (
     NativeFailed,
     OutputFailed,
 )
-from gguf_embed.gguf import Header, read_header
-from gguf_embed.store import Places, Source
+from gguf_embed.gguf.header import Header, read_header
+from gguf_embed.store import hub
+from gguf_embed.store import local as store
+from gguf_embed.store.local import Places, Source
 
 REPO = "someone/tiny-embedder-GGUF"
 MODEL = "model/qwen3-Q8_0.gguf"

@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gguf_embed import catalog, layout
-from gguf_embed.catalog import ModelCard, by_header, find, load_cards, nearest
+from gguf_embed.catalog import catalog
+from gguf_embed.catalog.catalog import ModelCard, by_header, find, load_cards, nearest
 from gguf_embed.errors import BadOption, GgufEmbedError
-from gguf_embed.gguf import Header, read_header
-from gguf_embed.pooling import Pooling
+from gguf_embed.gguf import layout
+from gguf_embed.gguf.header import Header, read_header
+from gguf_embed.vectors import Pooling
 
 CARDS = catalog.cards()
 IDS = [card.id for card in CARDS]

@@ -24,29 +24,26 @@ from conftest import Write
 from fakehub import FakeHub
 from test_cli import on_terminal
 
-from gguf_embed import (
-    catalog,
-    engine,
-    hardware,
-    hub,
-    llama,
-    measured,
-    paths,
-    plan,
-    selftest,
-    store,
-    tune,
-)
-from gguf_embed.choice import Choice, choose
+from gguf_embed.catalog import catalog
 from gguf_embed.cli import main
-from gguf_embed.engine import Embedder, Settings
+from gguf_embed.engine import embedder as engine
+from gguf_embed.engine import tune
+from gguf_embed.engine.embedder import Embedder, Settings
+from gguf_embed.engine.opening import Choice, choose
+from gguf_embed.engine.runner import Meaning, RunSettings
 from gguf_embed.errors import BadInput, BadModelFile, BadOption, DoesNotFit, ModelNotFound
-from gguf_embed.gguf import read_header
-from gguf_embed.hardware import Machine, machine_from_json
-from gguf_embed.plan import MIB, Limits
-from gguf_embed.pooling import Pooling
-from gguf_embed.runner import Meaning, RunSettings
-from gguf_embed.store import Places
+from gguf_embed.gguf.header import read_header
+from gguf_embed.machine import measured, selftest
+from gguf_embed.machine import probe as hardware
+from gguf_embed.machine.probe import Machine, machine_from_json
+from gguf_embed.native import library as llama
+from gguf_embed.plan import plan
+from gguf_embed.plan.plan import MIB, Limits
+from gguf_embed.store import hub
+from gguf_embed.store import local as store
+from gguf_embed.store.local import Places
+from gguf_embed.system import paths
+from gguf_embed.vectors import Pooling
 
 MACHINES = Path(__file__).parent / "machines"
 LAPTOP = machine_from_json((MACHINES / "laptop-16gb-no-gpu.json").read_text())

@@ -9,9 +9,9 @@ import pytest
 import tiny
 from fakehub import FakeHub
 
-from gguf_embed.catalog import BUILTIN, builtin_path
+from gguf_embed.catalog.catalog import BUILTIN, builtin_path
 from gguf_embed.cli import main
-from gguf_embed.engine import Embedder, Settings
+from gguf_embed.engine.embedder import Embedder, Settings
 
 
 @pytest.fixture(autouse=True)

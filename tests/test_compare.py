@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from gguf_embed import cli
 from gguf_embed.cli import options
-from gguf_embed.compare import MAX_TEXTS, MIN_TEXTS, compare, evenly, stored
-from gguf_embed.engine import Embedder, Settings
+from gguf_embed.engine.embedder import Embedder, Settings
 from gguf_embed.errors import BadInput
-from gguf_embed.evaluation import parallel_sentences
-from gguf_embed.pooling import Pooling, Vectors
-from gguf_embed.quantize import Recipe, make, plan
+from gguf_embed.lab.compare import MAX_TEXTS, MIN_TEXTS, compare, evenly, stored
+from gguf_embed.lab.quantize import Recipe, make, plan
+from gguf_embed.lab.tasks import parallel_sentences
+from gguf_embed.vectors import Pooling, Vectors
 
 
 def cloud(n: int = 60, dim: int = 16, seed: int = 0) -> np.ndarray:

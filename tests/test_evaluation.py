@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gguf_embed import evaluation
 from gguf_embed.errors import BadInput, BadOption
-from gguf_embed.evaluation import Judgement, Pair, Task, Text
+from gguf_embed.lab import tasks as evaluation
+from gguf_embed.lab.tasks import Judgement, Pair, Task, Text
 
 BODY = "A body of more than twelve words, which says enough to be found by someone who asks."
 

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gguf_embed import formats
 from gguf_embed.errors import BadInput, BadOption, OutputFailed
-from gguf_embed.formats import Reading, Record, find, open_output, read
+from gguf_embed.io import read as formats
+from gguf_embed.io.read import Reading, Record, find, open_output, read
 
 TEXTS = [
     "plain",

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import gguf_embed.gguf
+import gguf_embed.gguf.header
 from gguf_embed.errors import BadModelFile, ModelNotFound
-from gguf_embed.gguf import (
+from gguf_embed.gguf.header import (
     BLOCK,
     ENCODERS,
     FILE_TYPES,
@@ -33,7 +33,7 @@ from gguf_embed.gguf import (
     parse_header,
     read_header,
 )
-from gguf_embed.pooling import Pooling
+from gguf_embed.vectors import Pooling
 
 # --- files by the byte -----------------------------------------------------------------
 
@@ -189,8 +189,8 @@ def test_chunks_do_not_matter(
     whole = parse_header(Ranges(raw), source="m", keep_arrays=keep_arrays)
     reader = Ranges(raw, size_known=size_known)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gguf_embed.gguf, "FIRST_CHUNK_BYTES", first)
-        patch.setattr(gguf_embed.gguf, "LARGEST_CHUNK_BYTES", first)
+        patch.setattr(gguf_embed.gguf.header, "FIRST_CHUNK_BYTES", first)
+        patch.setattr(gguf_embed.gguf.header, "LARGEST_CHUNK_BYTES", first)
         pieces = parse_header(reader, source="m", keep_arrays=keep_arrays)
     assert replace(pieces, file_bytes=whole.file_bytes) == whole
     assert pieces.file_bytes == reader.size

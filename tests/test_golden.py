@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from golden.compare import HERE, Comparison, Golden, compare, load
 
-from gguf_embed.catalog import builtin_path
-from gguf_embed.engine import Embedder, Settings
+from gguf_embed.catalog.catalog import builtin_path
+from gguf_embed.engine.embedder import Embedder, Settings
 
 BOUNDS = {"F16": (0.99998, 0.999995), "Q8_0": (0.9975, 0.9994)}
 

@@ -20,9 +20,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gguf_embed import hardware, llama
 from gguf_embed.errors import BadInput
-from gguf_embed.hardware import (
+from gguf_embed.machine import probe as hardware
+from gguf_embed.machine.probe import (
     CPU_FEATURES,
     REQUIREMENT,
     Device,
@@ -34,6 +34,7 @@ from gguf_embed.hardware import (
     probe,
     summary,
 )
+from gguf_embed.native import library as llama
 
 MIB, GIB = 2**20, 2**30
 MACHINES = Path(__file__).parent / "machines"

@@ -36,7 +36,7 @@ from huggingface_hub.utils import close_session
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from gguf_embed import catalog, gguf, hub, store
+from gguf_embed.catalog import catalog
 from gguf_embed.errors import (
     BadOption,
     DoesNotFit,
@@ -45,7 +45,10 @@ from gguf_embed.errors import (
     ModelNotFound,
     OutputFailed,
 )
-from gguf_embed.store import Places, Source
+from gguf_embed.gguf import header as gguf
+from gguf_embed.store import hub
+from gguf_embed.store import local as store
+from gguf_embed.store.local import Places, Source
 
 REPO = "someone/tiny-embedder-GGUF"
 FILE = "tiny-embedder-Q8_0.gguf"

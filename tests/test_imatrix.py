@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from gguf_embed.errors import BadModelFile
-from gguf_embed.imatrix import read_imatrix
+from gguf_embed.gguf.imatrix import read_imatrix
 
 NAME = "blk.0.attn_q.weight"
 

@@ -22,10 +22,10 @@ import pytest
 from conftest import Write
 from tiny import EOS
 
-from gguf_embed import llama
 from gguf_embed.errors import BadModelFile, NativeFailed
-from gguf_embed.llama import MAX_SEQS, Context, ContextParams, Model, Tokens
-from gguf_embed.pooling import Pooling
+from gguf_embed.native import library as llama
+from gguf_embed.native.library import MAX_SEQS, Context, ContextParams, Model, Tokens
+from gguf_embed.vectors import Pooling
 
 # ---------------------------------------------------------------------------- refusals
 

@@ -11,10 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_layout import QWEN3_06B
 
-from gguf_embed import catalog, layout, llama, measured, paths
-from gguf_embed.measured import Figures, Judged, Loss, Series, figures, keep, load
-from gguf_embed.metrics import as_good
-from gguf_embed.pooling import Pooling
+from gguf_embed.catalog import catalog
+from gguf_embed.gguf import layout
+from gguf_embed.lab.metrics import as_good
+from gguf_embed.machine import measured
+from gguf_embed.machine.measured import Figures, Judged, Loss, Series, figures, keep, load
+from gguf_embed.native import library as llama
+from gguf_embed.system import paths
+from gguf_embed.vectors import Pooling
 
 KEY = measured.shape_key(QWEN3_06B, Pooling.LAST, causal=True)
 QUALITY = Judged(

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from gguf_embed import metrics
-from gguf_embed.metrics import CosineStats
+from gguf_embed.lab import metrics
+from gguf_embed.lab.metrics import CosineStats
 
 # Few values, so that ties are common; small integers, so that cosines of ties are equal.
 SMALL = arrays(

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gguf_embed import catalog
-from gguf_embed.engine import Embedder, Settings
+from gguf_embed.catalog import catalog
+from gguf_embed.engine.embedder import Embedder, Settings
 from gguf_embed.errors import BadOption
 from gguf_embed.integrations.mteb import MtebModel
 

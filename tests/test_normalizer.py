@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gguf_embed.normalizer import bert_normalize, bert_words
+from gguf_embed.engine.bert_text import bert_normalize, bert_words
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "normalizer.json").read_text())
 # Planes 0 to 2 and the tags; of the empty and private planes one in a hundred.

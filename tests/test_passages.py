@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gguf_embed.passages import PASSAGE_CHARS, split_markdown, split_to_fit
+from gguf_embed.io.chunks import PASSAGE_CHARS, split_markdown, split_to_fit
 
 
 def split(text: str) -> list[tuple[int, str]]:

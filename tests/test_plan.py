@@ -22,19 +22,35 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gguf_embed import catalog, cli, hardware, layout, measured, plan, runner, tune
-from gguf_embed.catalog import ModelCard
+from gguf_embed import cli
+from gguf_embed.catalog import catalog
+from gguf_embed.catalog.catalog import ModelCard
 from gguf_embed.cli.options import size
+from gguf_embed.engine import runner, tune
+from gguf_embed.engine.runner import Meaning, Runner, RunSettings
 from gguf_embed.errors import BadOption, DoesNotFit
-from gguf_embed.gguf import read_header
-from gguf_embed.hardware import Device, Machine, machine_from_json
-from gguf_embed.llama import Context, Model
-from gguf_embed.measured import Figures, Judged, Loss, Series
-from gguf_embed.metrics import as_good
-from gguf_embed.plan import MIB, Limits, Memory, Plan, Run, Variant, make_plan, plan_auto, plan_for
-from gguf_embed.pooling import Pooling
-from gguf_embed.runner import Meaning, Runner, RunSettings
-from gguf_embed.selftest import Working
+from gguf_embed.gguf import layout
+from gguf_embed.gguf.header import read_header
+from gguf_embed.lab.metrics import as_good
+from gguf_embed.machine import measured
+from gguf_embed.machine import probe as hardware
+from gguf_embed.machine.measured import Figures, Judged, Loss, Series
+from gguf_embed.machine.probe import Device, Machine, machine_from_json
+from gguf_embed.machine.selftest import Working
+from gguf_embed.native.library import Context, Model
+from gguf_embed.plan import plan
+from gguf_embed.plan.plan import (
+    MIB,
+    Limits,
+    Memory,
+    Plan,
+    Run,
+    Variant,
+    make_plan,
+    plan_auto,
+    plan_for,
+)
+from gguf_embed.vectors import Pooling
 
 MACHINES = Path(__file__).parent / "machines"
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gguf_embed.errors import BadOption
-from gguf_embed.pooling import Pooling, check_dimensions, finish, output_mask, pool
+from gguf_embed.vectors import Pooling, check_dimensions, finish, output_mask, pool
 
 LENGTHS = np.array([3, 1, 2], np.int32)
 

@@ -19,7 +19,7 @@ from conftest import Write
 from test_imatrix import sums_and_counts, write_imatrix
 from tiny import Pooling
 
-from gguf_embed import cli, hub, quantize
+from gguf_embed import cli
 from gguf_embed.errors import (
     BadModelFile,
     BadOption,
@@ -28,9 +28,11 @@ from gguf_embed.errors import (
     NativeFailed,
     OutputFailed,
 )
-from gguf_embed.gguf import Header, read_header
-from gguf_embed.quantize import Fallback, Recipe, make, plan
-from gguf_embed.store import Source
+from gguf_embed.gguf.header import Header, read_header
+from gguf_embed.lab import quantize
+from gguf_embed.lab.quantize import Fallback, Recipe, make, plan
+from gguf_embed.store import hub
+from gguf_embed.store.local import Source
 
 
 @pytest.fixture(scope="module")

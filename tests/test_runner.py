@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from conftest import Write
 
-from gguf_embed import llama, runner
+from gguf_embed.engine import runner
+from gguf_embed.engine.runner import LONG_STEP, Meaning, Runner, RunSettings, tap_works
 from gguf_embed.errors import NativeFailed
-from gguf_embed.llama import Context, ContextParams, Model, Tokens
-from gguf_embed.pooling import Pooling, Vectors
-from gguf_embed.runner import LONG_STEP, Meaning, Runner, RunSettings, tap_works
+from gguf_embed.native import library as llama
+from gguf_embed.native.library import Context, ContextParams, Model, Tokens
+from gguf_embed.vectors import Pooling, Vectors
 
 LAST = Meaning(pooling=Pooling.LAST, causal=True, encoder=False)
 CLS = Meaning(pooling=Pooling.CLS, causal=False, encoder=True)

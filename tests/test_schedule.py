@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gguf_embed.schedule import LEAST_TOKENS, Cost, pack, shared_prefixes
+from gguf_embed.engine.schedule import LEAST_TOKENS, Cost, pack, shared_prefixes
 
 lengths = st.lists(st.integers(1, 64), max_size=60)
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gguf_embed import llama, selftest
-from gguf_embed.engine import Embedder, Settings
+from gguf_embed.engine.embedder import Embedder, Settings
 from gguf_embed.errors import NativeFailed
-from gguf_embed.gguf import read_header
+from gguf_embed.gguf.header import read_header
+from gguf_embed.machine import selftest
+from gguf_embed.native import library as llama
 
 
 @pytest.fixture(autouse=True)

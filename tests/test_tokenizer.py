@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import tiny
 
-from gguf_embed.gguf import read_header
-from gguf_embed.llama import Model
-from gguf_embed.tokenizer import Tokenizer
+from gguf_embed.engine.tokenizer import Tokenizer
+from gguf_embed.gguf.header import read_header
+from gguf_embed.native.library import Model
 
 DECOMPOSED = [
     "Cafe\u0301 cre\u0300me",

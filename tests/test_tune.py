@@ -19,15 +19,30 @@ from conftest import Write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gguf_embed import hardware, llama, measured, paths, plan, selftest, tune
-from gguf_embed.engine import Embedder, Settings
-from gguf_embed.gguf import Header, read_header
-from gguf_embed.llama import Tokens
-from gguf_embed.pooling import Pooling, Vectors
-from gguf_embed.runner import Meaning, Outcome, RunSettings
-from gguf_embed.schedule import Cost
-from gguf_embed.selftest import Working
-from gguf_embed.tune import ANYTHING, Room, Trial, Tuned, choose, fit_cost, load, to_json, untuned
+from gguf_embed.engine import tune
+from gguf_embed.engine.embedder import Embedder, Settings
+from gguf_embed.engine.runner import Meaning, Outcome, RunSettings
+from gguf_embed.engine.schedule import Cost
+from gguf_embed.engine.tune import (
+    ANYTHING,
+    Room,
+    Trial,
+    Tuned,
+    choose,
+    fit_cost,
+    load,
+    to_json,
+    untuned,
+)
+from gguf_embed.gguf.header import Header, read_header
+from gguf_embed.machine import measured, selftest
+from gguf_embed.machine import probe as hardware
+from gguf_embed.machine.selftest import Working
+from gguf_embed.native import library as llama
+from gguf_embed.native.library import Tokens
+from gguf_embed.plan import plan
+from gguf_embed.system import paths
+from gguf_embed.vectors import Pooling, Vectors
 
 LAST = Meaning(pooling=Pooling.LAST, causal=True, encoder=False)
 MEAN = Meaning(pooling=Pooling.MEAN, causal=False, encoder=True)

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from gguf_embed import __version__, wheels
+from gguf_embed import __version__
+from gguf_embed.bundle import wheels
+from gguf_embed.bundle.wheels import collect, platform_tags
 from gguf_embed.errors import BadOption, FetchFailed
-from gguf_embed.wheels import collect, platform_tags
 
 VERSION = metadata.version(wheels.LLAMA)
 OWN = f"gguf_embed-{__version__}-py3-none-any.whl"

@@ -9,9 +9,9 @@ from golden.compare import load
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gguf_embed.catalog import builtin_path
-from gguf_embed.gguf import read_header
-from gguf_embed.wordpiece import MAX_WORD, WordPiece, from_header
+from gguf_embed.catalog.catalog import builtin_path
+from gguf_embed.engine.wordpiece import MAX_WORD, WordPiece, from_header
+from gguf_embed.gguf.header import read_header
 
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "▁un", "▁u", "able", "a", "b", "l", "e", "▁a", "▁["]
 SMALL = WordPiece(TOKENS, cls_id=2, sep_id=3, unk_id=1)

@@ -11,7 +11,7 @@ from gguf_embed.cli import console, options
 from gguf_embed.errors import OutputFailed
 
 if TYPE_CHECKING:
-    from gguf_embed.bench import Plan, Report
+    from gguf_embed.lab.bench import Plan, Report
 
 LIMIT = 1000
 ROUNDS = 5
@@ -101,7 +101,8 @@ def _names(text: str) -> list[str]:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print, write; returns 0."""
-    from gguf_embed import bench, evaluation, plots, report
+    from gguf_embed.lab import bench, plots, report
+    from gguf_embed.lab import tasks as evaluation
 
     # What could not be written in the end is told before the work.
     if args.plots:
@@ -140,8 +141,8 @@ def run(args: argparse.Namespace) -> int:
 
 def plan_of(args: argparse.Namespace) -> Plan:
     """What is measured, and how the levels are run."""
-    from gguf_embed.bench import Plan
-    from gguf_embed.engine import Settings
+    from gguf_embed.engine.embedder import Settings
+    from gguf_embed.lab.bench import Plan
 
     settings = Settings(
         pooling=options.pooling(args.pooling), n_threads=args.threads, tune=not args.no_tune
@@ -150,7 +151,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
 
 
 def _print(found: Report) -> None:
-    from gguf_embed import report
+    from gguf_embed.lab import report
 
     console.out(report.headline(found))
     for table in report.tables(found):

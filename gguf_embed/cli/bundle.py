@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gguf_embed.cli import console, options
 
 if TYPE_CHECKING:
-    from gguf_embed.bundle import Written
+    from gguf_embed.bundle.bundle import Written
 
 DESCRIPTION = """\
 Write all that a machine without internet needs for a model into one folder: the GGUF, what the
@@ -61,7 +61,8 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the bundle; returns 0."""
-    from gguf_embed import bundle, hub, wheels
+    from gguf_embed.bundle import bundle, wheels
+    from gguf_embed.store import hub
 
     source = hub.resolve(args.model, args.quant)
     options.check_licence(source, accepted=args.accept_licence)

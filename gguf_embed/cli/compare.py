@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gguf_embed.cli import console, options
-from gguf_embed.cli.flow import place
 from gguf_embed.errors import BadInput, BadOption, TextTooLong
+from gguf_embed.io.flow import place
 
 if TYPE_CHECKING:
-    from gguf_embed.compare import Comparison
-    from gguf_embed.formats import Record
-    from gguf_embed.pooling import Vectors
+    from gguf_embed.io.read import Record
+    from gguf_embed.lab.compare import Comparison
+    from gguf_embed.vectors import Vectors
 
 DESCRIPTION = """\
 Tell whether two models, quantization levels, prompts, dimensions or poolings give one vector
@@ -83,7 +83,7 @@ class _Side:
 
 def run(args: argparse.Namespace) -> int:
     """Print the comparison; returns 0 for yes and close, 1 for no."""
-    from gguf_embed.compare import compare
+    from gguf_embed.lab.compare import compare
 
     of_files = [name.lower().endswith(".npy") for name in (args.a, args.b)]
     if of_files[0] != of_files[1]:
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _stored(args: argparse.Namespace) -> list[_Side]:
-    from gguf_embed.compare import evenly, stored
+    from gguf_embed.lab.compare import evenly, stored
 
     made_with = ("prompt_name_a", "prompt_name_b", "dimensions_a", "dimensions_b")
     given = [name for name in (*made_with, "pooling_a", "pooling_b", "texts") if vars(args)[name]]
@@ -130,7 +130,7 @@ def _stored(args: argparse.Namespace) -> list[_Side]:
 
 
 def _embedded(args: argparse.Namespace) -> list[_Side]:
-    from gguf_embed.evaluation import parallel_sentences
+    from gguf_embed.lab.tasks import parallel_sentences
 
     records = _records(args) if args.texts else None
     texts = [r.text for r in records] if records else parallel_sentences().sentences["en"]
@@ -139,8 +139,8 @@ def _embedded(args: argparse.Namespace) -> list[_Side]:
 
 def _records(args: argparse.Namespace) -> list[Record]:
     """The texts to compare on: each once, none blank, not too many."""
-    from gguf_embed import formats
-    from gguf_embed.compare import MIN_TEXTS, evenly
+    from gguf_embed.io import read as formats
+    from gguf_embed.lab.compare import MIN_TEXTS, evenly
 
     sources = formats.find(args.texts, field=args.field)
     reading = formats.Reading(field=args.field)
@@ -161,7 +161,7 @@ def _embed(
     texts: Sequence[str],
     records: Sequence[Record] | None,
 ) -> _Side:
-    from gguf_embed.engine import Settings
+    from gguf_embed.engine.embedder import Settings
 
     said = vars(args)
     prompt_name = said[f"prompt_name_{name}"]

@@ -13,7 +13,7 @@ from gguf_embed.cli import console, options
 from gguf_embed.errors import GgufEmbedError
 
 if TYPE_CHECKING:
-    from gguf_embed.selftest import Verdict
+    from gguf_embed.machine.selftest import Verdict
 
 PACKAGES = ("llama-cpp-python", "numpy", "huggingface-hub", "psutil", "rich")
 # One of each family of matrix kernels that published GGUF files use.
@@ -41,7 +41,9 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the report; returns 0 where embedding works, else 1."""
-    from gguf_embed import hardware, paths, selftest
+    from gguf_embed.machine import probe as hardware
+    from gguf_embed.machine import selftest
+    from gguf_embed.system import paths
 
     versions = {"gguf-embed": __version__, "python": platform.python_version()}
     versions |= {name: _version(name) for name in PACKAGES}
@@ -90,7 +92,7 @@ def _stages(verdict: Verdict) -> dict[str, str]:
 
 
 def _passes(verdict: Verdict) -> bool:
-    from gguf_embed import selftest
+    from gguf_embed.machine import selftest
 
     return all(result == selftest.OK for result in _stages(verdict).values())
 
@@ -99,7 +101,7 @@ def _embed_one() -> tuple[bool, str]:
     """Whether a text becomes a unit vector with the built-in model, and what came out."""
     import numpy as np
 
-    from gguf_embed.engine import Settings
+    from gguf_embed.engine.embedder import Settings
 
     try:
         with options.open_embedder(options.BUILTIN, Settings(tune=False), quiet=True) as embedder:

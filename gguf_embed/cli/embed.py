@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 from gguf_embed import __version__
 from gguf_embed.cli import console, options
-from gguf_embed.cli.flow import Flow, place
 from gguf_embed.errors import BadInput, BadOption, BadText, TextTooLong
+from gguf_embed.io.flow import Flow, place
 
 if TYPE_CHECKING:
-    from gguf_embed.engine import Embedder
-    from gguf_embed.formats import Output
-    from gguf_embed.plan import Plan
+    from gguf_embed.engine.embedder import Embedder
+    from gguf_embed.io.read import Output
+    from gguf_embed.plan.plan import Plan
 
 DESCRIPTION = """\
 Embed texts: one vector per text, in the order of the input.
@@ -100,7 +100,7 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Embed all inputs; returns 0."""
-    from gguf_embed import formats
+    from gguf_embed.io import read as formats
 
     if not args.inputs and not args.text:
         raise BadOption("nothing to embed: name files or directories, - or --text TEXT")
@@ -218,7 +218,8 @@ def _plan(plan: Plan) -> dict[str, object]:
 
 def _sha256(path: Path) -> str | None:
     """The hash of a model file, if it is known without reading gigabytes for it."""
-    from gguf_embed import hub, store
+    from gguf_embed.store import hub
+    from gguf_embed.store import local as store
 
     here = store.local_models(hub.places())
     return next((source.sha256 for source in here if source.path == path), None)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from gguf_embed.cli import console
 
 if TYPE_CHECKING:
-    from gguf_embed.catalog import ModelCard
-    from gguf_embed.store import Source
+    from gguf_embed.catalog.catalog import ModelCard
+    from gguf_embed.store.local import Source
 
 DESCRIPTION = """\
 List the known models, and the GGUF files that are here already: in this package, its store, the
@@ -38,7 +38,9 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the models; returns 0."""
-    from gguf_embed import catalog, hub, store
+    from gguf_embed.catalog import catalog
+    from gguf_embed.store import hub
+    from gguf_embed.store import local as store
 
     cards = catalog.cards()
     here = store.local_models(hub.places())

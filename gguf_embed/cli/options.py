@@ -10,10 +10,10 @@ from gguf_embed.cli import console
 from gguf_embed.errors import BadInput
 
 if TYPE_CHECKING:
-    from gguf_embed.bundle import Licence
-    from gguf_embed.engine import Embedder, Settings
-    from gguf_embed.pooling import Pooling
-    from gguf_embed.store import Source
+    from gguf_embed.bundle.bundle import Licence
+    from gguf_embed.engine.embedder import Embedder, Settings
+    from gguf_embed.store.local import Source
+    from gguf_embed.vectors import Pooling
 
 BUILTIN = "all-minilm-l6-v2"
 POOLINGS = ("mean", "cls", "last")
@@ -22,7 +22,7 @@ PREFERENCES = ("quality", "speed", "memory")
 
 def open_embedder(model: str, settings: Settings | None = None, *, quiet: bool = False) -> Embedder:
     """The engine, which every command opens here; tells what takes long and what was given up."""
-    from gguf_embed.engine import Embedder
+    from gguf_embed.engine.embedder import Embedder
 
     with console.transfer("fetch", quiet=quiet) as moved:
         embedder = Embedder.open(
@@ -38,7 +38,7 @@ def open_embedder(model: str, settings: Settings | None = None, *, quiet: bool =
 
 def settings(args: argparse.Namespace) -> Settings:
     """What the options of `add_model` say of how to run it."""
-    from gguf_embed.engine import Settings
+    from gguf_embed.engine.embedder import Settings
 
     return Settings(
         **limits(args),
@@ -63,7 +63,7 @@ def limits(args: argparse.Namespace) -> dict[str, Any]:
 
 def pooling(name: str | None) -> Pooling | None:
     """One of POOLINGS as the engine has it."""
-    from gguf_embed.pooling import Pooling
+    from gguf_embed.vectors import Pooling
 
     return None if name is None else Pooling[name.upper()]
 

@@ -10,8 +10,8 @@ from gguf_embed.cli import console, options
 from gguf_embed.errors import BadInput, BadOption
 
 if TYPE_CHECKING:
-    from gguf_embed.hardware import Machine
-    from gguf_embed.plan import Plan
+    from gguf_embed.machine.probe import Machine
+    from gguf_embed.plan.plan import Plan
 
 DESCRIPTION = """\
 Choose quantization, devices, context and microbatch of a model for this machine, or for one that
@@ -73,8 +73,11 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan; returns 0."""
-    from gguf_embed import choice, hub, measured, plan
-    from gguf_embed.plan import Limits
+    from gguf_embed.engine import opening as choice
+    from gguf_embed.machine import measured
+    from gguf_embed.plan import plan
+    from gguf_embed.plan.plan import Limits
+    from gguf_embed.store import hub
 
     limits = Limits(**options.limits(args), allow_smaller=args.allow_smaller)
     machine = _machine(args.machine)
@@ -97,7 +100,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _machine(path: Path | None) -> Machine:
-    from gguf_embed import hardware, paths
+    from gguf_embed.machine import probe as hardware
+    from gguf_embed.system import paths
 
     if path is None:
         return hardware.probe(store=paths.home())
@@ -110,7 +114,7 @@ def _machine(path: Path | None) -> Machine:
 
 
 def _print(made: Plan, machine: Machine) -> None:
-    from gguf_embed.plan import mib
+    from gguf_embed.plan.plan import mib
 
     print(f"{made.model} on {machine.name} ({machine.source})\n")
     console.print_table(

@@ -28,7 +28,8 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the machine; returns 0."""
-    from gguf_embed import hardware, paths
+    from gguf_embed.machine import probe as hardware
+    from gguf_embed.system import paths
 
     machine = hardware.probe(store=paths.home())
     if args.json:

@@ -9,7 +9,7 @@ from gguf_embed.cli import console, options
 from gguf_embed.errors import DoesNotFit
 
 if TYPE_CHECKING:
-    from gguf_embed.store import Source
+    from gguf_embed.store.local import Source
 
 DESCRIPTION = """\
 Fetch a model file into the cache that other Hub tools share. The size and the free disk are checked
@@ -44,7 +44,7 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Fetch and print the path; returns 0."""
-    from gguf_embed import hub
+    from gguf_embed.store import hub
 
     source = _source(args)
     with console.transfer(source.label, quiet=args.quiet) as moved:
@@ -66,7 +66,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _source(args: argparse.Namespace) -> Source:
     """The file asked for, else the one that this machine would run."""
-    from gguf_embed import choice, hardware, hub, plan
+    from gguf_embed.engine import opening as choice
+    from gguf_embed.machine import probe as hardware
+    from gguf_embed.plan import plan
+    from gguf_embed.store import hub
 
     if args.model != plan.AUTO:
         offered = hub.offered(args.model, args.quant)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gguf_embed.cli import console, options
 
 if TYPE_CHECKING:
-    from gguf_embed.quantize import Forecast, Made
+    from gguf_embed.lab.quantize import Forecast, Made
 
 DESCRIPTION = """\
 Make a GGUF of another quantization level with llama.cpp's own quantizer. From one F16, BF16 or
@@ -72,7 +72,8 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Quantize and verify; returns 0."""
-    from gguf_embed import hub, quantize
+    from gguf_embed.lab import quantize
+    from gguf_embed.store import hub
 
     recipe = quantize.Recipe(
         level=quantize.level_named(args.level),

@@ -12,12 +12,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from gguf_embed.cli import console, options
-from gguf_embed.cli.flow import Flow
 from gguf_embed.errors import BadInput, BadOption, TextTooLong
+from gguf_embed.io.flow import Flow
 
 if TYPE_CHECKING:
-    from gguf_embed.engine import Embedder
-    from gguf_embed.formats import Record
+    from gguf_embed.engine.embedder import Embedder
+    from gguf_embed.io.read import Record
 
 # Models are trained on passages of about this length; longer ones answer less sharply.
 PASSAGE_TOKENS = 200
@@ -62,7 +62,7 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the best passages; returns 0, also when there is none."""
-    from gguf_embed import formats
+    from gguf_embed.io import read as formats
 
     if not args.query.strip():
         raise BadOption("the question is empty; say what to look for")
@@ -125,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _passages(embedder: Embedder, records: Iterator[Record]) -> Iterator[Record]:
     """The records without the blank ones, cut where they are longer than a passage."""
-    from gguf_embed.passages import split_to_fit
+    from gguf_embed.io.chunks import split_to_fit
 
     prompt = embedder.prompt("document")
     for record in records:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from gguf_embed.cli import console, options
 
 if TYPE_CHECKING:
-    from gguf_embed.runner import RunSettings
-    from gguf_embed.tune import Trial, Tuned
+    from gguf_embed.engine.runner import RunSettings
+    from gguf_embed.engine.tune import Trial, Tuned
 
 DESCRIPTION = """\
 Measure real microbatches with weight repacking, flash attention, contexts x threads and microbatch
@@ -63,8 +63,9 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, keep and print; returns 0."""
-    from gguf_embed import hardware, tune
-    from gguf_embed.engine import Settings, find_model
+    from gguf_embed.engine import tune
+    from gguf_embed.engine.embedder import Settings, find_model
+    from gguf_embed.machine import probe as hardware
 
     settings = Settings(
         **options.limits(args), pooling=options.pooling(args.pooling), n_threads=args.threads

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gguf_embed.cli import console, options
 
 if TYPE_CHECKING:
-    from gguf_embed.bundle import Opened
+    from gguf_embed.bundle.bundle import Opened
 
 DESCRIPTION = """\
 Install a model from a folder that `gguf-embed bundle` wrote on another machine. Every file is
@@ -42,7 +42,7 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Verify, prove and install; returns 0."""
-    from gguf_embed import bundle
+    from gguf_embed.bundle import bundle
 
     opened = bundle.unbundle(args.folder, on_status=None if args.quiet else console.say)
     if args.json:

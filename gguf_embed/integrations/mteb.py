@@ -15,12 +15,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from gguf_embed.catalog import BUILTIN
-from gguf_embed.closing import Closes
-from gguf_embed.engine import Embedder, Settings
+from gguf_embed.catalog.catalog import BUILTIN
+from gguf_embed.engine.embedder import Embedder, Settings
 from gguf_embed.errors import BadOption
-from gguf_embed.pooling import Vectors
-from gguf_embed.store import file_sha256
+from gguf_embed.store.local import file_sha256
+from gguf_embed.system.closing import Closes
+from gguf_embed.vectors import Vectors
 
 
 class TaskFacts(Protocol):

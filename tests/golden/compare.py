@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gguf_embed.engine import Embedder
+from gguf_embed.engine.embedder import Embedder
 
 HERE = Path(__file__).parent
 

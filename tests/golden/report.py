@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 from compare import compare, load
 
-from gguf_embed.catalog import builtin_path
-from gguf_embed.engine import Embedder, Settings
-from gguf_embed.llama import Model
-from gguf_embed.normalizer import bert_normalize, bert_words
-from gguf_embed.wordpiece import MAX_WORD
+from gguf_embed.catalog.catalog import builtin_path
+from gguf_embed.engine.bert_text import bert_normalize, bert_words
+from gguf_embed.engine.embedder import Embedder, Settings
+from gguf_embed.engine.wordpiece import MAX_WORD
+from gguf_embed.native.library import Model
 
 
 def reason(text: str) -> str:

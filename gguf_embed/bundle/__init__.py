@@ -1,0 +1,1 @@
+"""Carrying a model to a machine without internet."""

@@ -1,0 +1,1 @@
+"""What a model's file does not say: the cards in models/."""

@@ -1,0 +1,1 @@
+"""All that a text passes on its way to a vector."""

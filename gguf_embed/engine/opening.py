@@ -1,0 +1,224 @@
+"""From a model's name to the one file of it for this machine, and how to run it here.
+
+    chosen = choose("qwen3-embedding:8b", probe(), Limits())
+    chosen.plan.in_short         # "qwen3-embedding-8b Q8_0 on CPU: the best quality of 6 ..."
+    path = fetch(chosen.source)  # for the choice nothing was fetched but headers
+
+Offline only what is on this machine can be chosen. Online a file that is here is preferred to one
+that would run no better; `Limits.quant` overrides that.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gguf_embed.catalog import catalog
+from gguf_embed.catalog.catalog import ModelCard
+from gguf_embed.engine.runner import RunSettings
+from gguf_embed.errors import BadModelFile
+from gguf_embed.gguf import layout
+from gguf_embed.gguf.header import Header, read_header
+from gguf_embed.machine import measured
+from gguf_embed.machine.measured import Series
+from gguf_embed.machine.probe import Machine
+from gguf_embed.plan import plan
+from gguf_embed.plan.plan import Limits, Plan, Run, Variant
+from gguf_embed.store import hub
+from gguf_embed.store import local as store
+from gguf_embed.store.local import Source
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """A file of a model and the plan to run it on a machine."""
+
+    source: Source
+    # Of the file, if that is here; else as it is expected to be; None: as the catalog says.
+    header: Header | None
+    card: ModelCard | None
+    variant: Variant
+    machine: Machine
+    limits: Limits
+    plan: Plan
+
+    @property
+    def gpus(self) -> tuple[str, ...]:
+        """What the GPUs that hold layers are, such as "NVIDIA GeForce RTX 4090"."""
+        used = (gpu for gpu in plan.gpus_of(self.machine) if gpu.name in self.plan.devices)
+        return tuple(gpu.description for gpu in used)
+
+    def has_room(self, settings: RunSettings) -> bool:
+        """Whether the machine has the memory to run it so, beside what should stay free."""
+        run = Run(
+            n_ctx=self.plan.n_ctx,
+            max_batch_tokens=max(settings.max_batch_tokens, settings.batch_tokens),
+            n_contexts=settings.n_contexts,
+            n_gpu_layers=settings.n_gpu_layers,
+            flash_attn=settings.flash_attn,
+        )
+        variant = replace(self.variant, tap=settings.tap)
+        return plan.has_room(self.plan, variant, self.machine, self.limits, run)
+
+    def without(self, *, gpus: bool = False, flash_attn: bool = False, tap: bool = False) -> Choice:
+        """The same file planned anew, where the GPUs, flash attention or the tap turned out not to
+        work. Without the tap the weights are loaded, and stay where they are. Raises DoesNotFit.
+        """
+        machine, limits = self.machine, self.limits
+        if tap:
+            limits = replace(limits, tap=False, n_gpu_layers=self.plan.n_gpu_layers)
+        if flash_attn:
+            limits = replace(limits, flash_attn=False)
+        if gpus:
+            cpus = tuple(device for device in machine.devices if device.kind == "cpu")
+            machine = replace(machine, devices=cpus)
+            limits = replace(limits, n_gpu_layers=None)
+        made = plan.make_plan([self.variant], machine, limits)
+        return replace(self, machine=machine, limits=limits, plan=made)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Offer:
+    source: Source
+    header: Header | None
+    variant: Variant
+
+
+def choose(name: str | Path, machine: Machine, limits: Limits, *, here: bool = True) -> Choice:
+    """The best file of the model for the machine, here or on the Hub, and its plan.
+
+    `name` may be "auto". Without `here` it is chosen for another machine: what this one has does
+    not count. Raises ModelNotFound, BadModelFile, BadOption, FetchFailed or DoesNotFit.
+    """
+    if name == plan.AUTO:
+        return _choose_auto(machine, limits, here=here)
+    known = _known(machine, limits, here=here)
+    offered = hub.offered(name, limits.quant, here=here)
+    sources = _in_reach(offered, here=here)
+    offers = _offers(sources, here=here)
+    if limits.quant or len(offered) == 1:  # the name of a file may differ from what its header says
+        limits = replace(limits, quant=offers[0].variant.quant)
+    variants = [offer.variant for offer in offers]
+    card = sources[0].card
+    if card is None:
+        made = plan.make_plan(variants, machine, limits, known=known)
+    else:
+        made = plan.plan_for(card, machine, limits, known=known, offered=variants)
+        if made.model != card.id:  # a smaller one, which was allowed
+            smaller = choose(made.model, machine, replace(limits, allow_smaller=False), here=here)
+            why = (made.why[0], *smaller.plan.why)
+            return replace(smaller, plan=replace(smaller.plan, why=why))
+    return _chosen(offers, made, machine, limits)
+
+
+def choose_file(path: Path, card: ModelCard | None, machine: Machine, limits: Limits) -> Choice:
+    """A file that is here as what the caller says it is. Raises BadModelFile or DoesNotFit."""
+    header = read_header(path)
+    source = Source(name=str(path), card=card, file=path.name, path=path, where="file")
+    offer = _Offer(source=source, header=header, variant=plan.variant(header, card=card))
+    return _chosen([offer], plan.make_plan([offer.variant], machine, limits), machine, limits)
+
+
+def _choose_auto(machine: Machine, limits: Limits, *, here: bool) -> Choice:
+    family = plan.auto_family()
+    sources = [source for card in family for source in hub.offered(card.id, here=here)]
+    if limits.quant:
+        limits = replace(limits, quant=store.spelled(limits.quant))
+        sources = [source for source in sources if source.quant == limits.quant]
+    offers = _offers(_in_reach(sources, here=here), here=here)
+    by_model: dict[str, list[Variant]] = {}
+    for offer in offers:
+        by_model.setdefault(offer.variant.model, []).append(offer.variant)
+    known = _known(machine, limits, here=here)
+    made = plan.plan_auto(machine, limits, known=known, offered=by_model)
+    return _chosen(offers, made, machine, limits)
+
+
+def _known(machine: Machine, limits: Limits, *, here: bool) -> Sequence[Series]:
+    """What was measured on this machine, which says nothing about another."""
+    return measured.load(limits.n_threads or machine.usable_cores) if here else ()
+
+
+def _in_reach(sources: Sequence[Source], *, here: bool) -> Sequence[Source]:
+    """Offline: those on this machine; all, where there are none, so that what to bring is named."""
+    local = [source for source in sources if source.path]
+    return local if local and here and hub.places().offline else sources
+
+
+def _offers(sources: Sequence[Source], *, here: bool) -> list[_Offer]:
+    """What is known of each file, those on this machine first; a damaged one is passed over."""
+    offers: list[_Offer] = []
+    damaged: BadModelFile | None = None
+    for source in sorted(sources, key=lambda source: source.path is None):
+        try:
+            offers.append(_like_another(source, offers) or _offer(source, here=here))
+        except BadModelFile as error:
+            damaged = error
+            if len(sources) > 1:
+                _log.warning("%s", error)
+    if damaged and not offers:
+        raise damaged
+    return offers
+
+
+def _offer(source: Source, *, here: bool) -> _Offer:
+    """By the catalog's shape where it has one and the file is not here, else by the header."""
+    card = source.card
+    file = next((f for f in card.files if f.name == source.file), None) if card else None
+    if source.path is None and card and file and _laid_out(card):
+        variant = next(v for v in plan.variants(card) if v.quant == file.quant)
+        return _Offer(source=source, header=None, variant=variant)
+    header = read_header(source.path) if source.path else hub.remote_header(source)
+    variant = plan.variant(header, card=card or catalog.by_header(header), file=file)
+    variant = replace(variant, here=here and source.path is not None)
+    return _Offer(source=source, header=header, variant=variant)
+
+
+def _like_another(source: Source, offers: Sequence[_Offer]) -> _Offer | None:
+    """The offer of a file that is an earlier one of its repository in another quantization.
+
+    Headers are megabytes, of vocabulary for the most part, and a repository has a dozen files.
+    """
+    for offer in offers:
+        header, n_bytes = offer.header, source.n_bytes or 0
+        near = source.repo and (source.repo, source.card) == (offer.source.repo, offer.source.card)
+        if (
+            source.path
+            or source.card
+            or not near
+            or not header
+            or source.quant not in layout.QUANTS
+        ):
+            continue
+        if header.architecture not in layout.ARCHITECTURES:
+            continue
+        tensors = tuple(layout.tensors(offer.variant.shape, source.quant))
+        expected = header.header_bytes + sum(tensor.n_bytes for tensor in tensors)
+        if abs(expected - n_bytes) * 100 <= n_bytes:  # else it is something else
+            like = replace(header, tensors=tensors)
+            variant = replace(plan.variant(like), quant=source.quant)
+            return _Offer(source=source, header=like, variant=variant)
+    return None
+
+
+def _laid_out(card: ModelCard) -> bool:
+    return card.shape is not None and card.architecture in layout.ARCHITECTURES
+
+
+def _chosen(offers: Sequence[_Offer], made: Plan, machine: Machine, limits: Limits) -> Choice:
+    asked = (made.model, made.quant)
+    offer = next(o for o in offers if (o.variant.model, o.variant.quant) == asked)
+    card = offer.source.card or (catalog.by_header(offer.header) if offer.header else None)
+    return Choice(
+        source=offer.source,
+        header=offer.header,
+        card=card,
+        variant=plan.as_limited(offer.variant, limits),
+        machine=machine,
+        limits=limits,
+        plan=made,
+    )

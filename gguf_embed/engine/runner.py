@@ -1,0 +1,239 @@
+"""Runs microbatches on one or more contexts over one model, each context in its own thread."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from gguf_embed.native import library as llama
+from gguf_embed.native.library import MAX_SEQS, Context, ContextParams, Model, Tokens
+from gguf_embed.system.closing import Closes
+from gguf_embed.vectors import Pooling, Vectors
+
+_log = logging.getLogger(__name__)
+
+LONG_STEP = 1024  # a context for a long text is this much larger at a time, so that it is reused
+TAP_COSINE = 0.9999  # tapped against llama.cpp's own pooling, same batch, same kernels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """Everything that decides speed, and nothing that decides what the vectors mean.
+
+    A microbatch is filled with texts up to `batch_tokens`; a longer text has one of its own, of up
+    to `max_batch_tokens` (n_ubatch) in an ordinary context. `n_contexts` contexts of `n_threads`
+    threads each share the weights.
+    """
+
+    max_batch_tokens: int = 512
+    batch_tokens: int = 512
+    max_batch_seqs: int = 64
+    n_contexts: int = 1
+    n_threads: int = 1
+    flash_attn: bool = True
+    repack: bool = True
+    n_gpu_layers: int = 0
+    tap: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meaning:
+    """What decides the vectors: pooling, attention, and whether the model runs without a cache."""
+
+    pooling: Pooling
+    causal: bool
+    encoder: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """Vectors of one microbatch, shape (rows, dim); `bad` are rows that stayed NaN."""
+
+    vectors: Vectors
+    bad: tuple[int, ...] = ()
+
+
+class Runner(Closes):
+    """A model with its contexts. `submit` may be called from any thread."""
+
+    def __init__(self, model: Model, meaning: Meaning, settings: RunSettings) -> None:
+        """Make the contexts; the model stays the caller's to close."""
+        self.model = model
+        self.meaning = meaning
+        self.settings = settings
+        self._contexts: queue.SimpleQueue[Context] = queue.SimpleQueue()
+        self._taking = threading.Lock()
+        self._long: Context | None = None
+        self._opened: list[Context] = []
+        self._threads = ThreadPoolExecutor(settings.n_contexts, thread_name_prefix="gguf-embed")
+        params = self._params(settings.max_batch_tokens)
+        try:
+            for _ in range(settings.n_contexts):
+                context = Context(self.model, params, meaning.encoder)
+                self._opened.append(context)
+                self._contexts.put(context)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Wait for the microbatches in flight and free the contexts."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        for context in (*self._opened, self._long):
+            if context is not None:
+                context.close()
+        self._opened, self._long = [], None
+
+    @property
+    def can_share(self) -> bool:
+        """Whether a shared prefix can be computed once: a cache, causal attention, a tap."""
+        return self.settings.tap and self.meaning.causal and self.meaning.pooling is Pooling.LAST
+
+    @property
+    def max_prefix(self) -> int:
+        """Tokens of a shared prefix that leave room for a full microbatch."""
+        return self.settings.max_batch_tokens
+
+    def submit(
+        self, sequences: Sequence[Tokens], *, n_prefix: int = 0, share: int = 1
+    ) -> Future[Outcome]:
+        """Decode one microbatch as soon as `share` contexts are free, with the threads of all."""
+        return self._threads.submit(self.run, sequences, n_prefix=n_prefix, share=share)
+
+    def run(self, sequences: Sequence[Tokens], *, n_prefix: int = 0, share: int = 1) -> Outcome:
+        """Decode one microbatch here and now; rows that come back NaN are tried again alone."""
+        n_tokens = sum(map(len, sequences)) - n_prefix * (len(sequences) - 1)
+        if n_tokens > self._room:
+            # Alone: threads of its own beside those of others would wait at each barrier.
+            with self._taken(self.settings.n_contexts):
+                return self._guarded(self._long_context(n_tokens), sequences, n_prefix)
+        with self._taken(share) as context, context.threads(share * self.settings.n_threads):
+            return self._guarded(context, sequences, n_prefix)
+
+    def token_vectors(self, tokens: Tokens) -> Vectors:
+        """One vector per token, shape (len(tokens), dim), before any pooling."""
+        meaning = replace(self.meaning, pooling=Pooling.NONE)
+        params = self._params(_round_up(len(tokens), LONG_STEP), meaning)
+        with Context(self.model, params, meaning.encoder) as context:
+            return context.run([tokens])
+
+    @contextmanager
+    def _taken(self, n_contexts: int) -> Generator[Context]:
+        """The first of so many contexts, none of which anyone else has."""
+        with self._taking:  # one taker at a time: two that each hold a part would wait for ever
+            taken = [self._contexts.get() for _ in range(n_contexts)]
+        try:
+            yield taken[0]
+        finally:
+            for context in taken:
+                self._contexts.put(context)
+
+    def _guarded(self, context: Context, sequences: Sequence[Tokens], n_prefix: int) -> Outcome:
+        """Isolate NaN: one bad text must not spoil its neighbours or what comes after it."""
+        vectors = context.run(sequences, n_prefix=n_prefix)
+        broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist()
+        if not broken:
+            return Outcome(vectors=vectors)
+        bad: list[int] = []
+        for row in broken:
+            context.forget()
+            vectors[row] = context.run([sequences[row]])[0]
+            if not np.isfinite(vectors[row]).all():
+                vectors[row] = self._last_resort(sequences[row])
+            if not np.isfinite(vectors[row]).all():
+                bad.append(row)
+        context.forget()
+        _log.warning("NaN in %d rows of a microbatch; %d stay NaN alone", len(broken), len(bad))
+        return Outcome(vectors=vectors, bad=tuple(bad))
+
+    def _last_resort(self, sequence: Tokens) -> npt.NDArray[np.float32]:
+        """The vector from llama.cpp's own pooling without flash attention."""
+        params = ContextParams(
+            n_ctx=len(sequence),
+            n_ubatch=len(sequence),
+            n_seq_max=1,
+            n_threads=self.settings.n_threads,
+            pooling=self.meaning.pooling,
+            causal=self.meaning.causal,
+            flash_attn=False,
+        )
+        with Context(self.model, params, self.meaning.encoder) as context:
+            return context.run([sequence])[0]
+
+    @property
+    def _room(self) -> int:
+        """Tokens that an ordinary context takes, prefix included."""
+        if self.settings.tap and self.meaning.causal:
+            return 2 * self.settings.max_batch_tokens
+        return self.settings.max_batch_tokens
+
+    def _long_context(self, n_tokens: int) -> Context:
+        """A context large enough for one long microbatch; the last one is kept."""
+        if self._long is None or self._long.params.n_ctx < n_tokens:
+            if self._long is not None:
+                self._long.close()
+                self._long = None
+            params = self._params(_round_up(n_tokens, LONG_STEP))
+            self._long = Context(self.model, params, self.meaning.encoder)
+        return self._long
+
+    def _params(self, n_tokens: int, meaning: Meaning | None = None) -> ContextParams:
+        """A context for microbatches of up to `n_tokens`."""
+        settings, meaning = self.settings, meaning or self.meaning
+        ordinary = n_tokens == settings.max_batch_tokens
+        tap = settings.tap and not meaning.encoder
+        splits = tap and meaning.causal
+        return ContextParams(
+            n_ctx=2 * n_tokens if ordinary and splits else n_tokens,
+            n_ubatch=settings.max_batch_tokens if splits else n_tokens,
+            # One more for the shared prefix.
+            n_seq_max=min(min(settings.max_batch_seqs, n_tokens) + splits, MAX_SEQS),
+            n_threads=settings.n_threads * (1 if ordinary else settings.n_contexts),
+            pooling=meaning.pooling,
+            causal=meaning.causal,
+            flash_attn=settings.flash_attn,
+            tap=tap,
+        )
+
+
+def tap_works(model: Model, meaning: Meaning, settings: RunSettings) -> bool:
+    """Whether two short texts come out of the tap as out of llama.cpp's own pooling."""
+    if meaning.encoder or meaning.pooling is Pooling.RANK:
+        return False
+    rng = np.random.default_rng(0)
+    texts = [rng.integers(0, model.n_vocab, n).astype(np.int32) for n in (5, 9)]
+    params = ContextParams(
+        n_ctx=64,
+        n_ubatch=64,
+        n_seq_max=2,
+        n_threads=settings.n_threads * settings.n_contexts,
+        pooling=meaning.pooling,
+        causal=meaning.causal,
+        flash_attn=settings.flash_attn,
+    )
+    with Context(model, params, encoder=False) as context:
+        expected = context.run(texts)
+    try:
+        with Context(model, replace(params, tap=True), encoder=False) as context:
+            tapped = context.run(texts)
+    except llama.TapUnavailable as error:
+        _log.info("no tap: %s", error)
+        return False
+    cosine = np.einsum("nd,nd->n", expected, tapped)
+    cosine /= np.linalg.norm(expected, axis=1) * np.linalg.norm(tapped, axis=1)
+    if cosine.min() < TAP_COSINE:
+        _log.warning("the tapped path differs from llama.cpp's pooling (cosine %g)", cosine.min())
+        return False
+    return True
+
+
+def _round_up(n: int, step: int) -> int:
+    return -(-n // step) * step

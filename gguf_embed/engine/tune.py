@@ -1,0 +1,481 @@
+"""Which settings run a model fastest on this machine: measured once, then kept.
+
+Starting from settings that are right everywhere, one setting after the other is changed and kept
+if real microbatches run faster. A setting whose vectors differ from those of llama.cpp's own
+pooling is never kept. The speed of the winner is kept for `plan`, which compares levels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gguf_embed.engine.runner import Meaning, Runner, RunSettings, tap_works
+from gguf_embed.engine.schedule import Cost
+from gguf_embed.gguf.header import Header
+from gguf_embed.gguf.layout import shape_of
+from gguf_embed.machine import measured, selftest
+from gguf_embed.machine import probe as hardware
+from gguf_embed.machine.measured import Figures, Series
+from gguf_embed.machine.selftest import Working
+from gguf_embed.native import library as llama
+from gguf_embed.native.library import Context, ContextParams, Model, Tokens
+from gguf_embed.plan.plan import Tier
+from gguf_embed.system import paths
+from gguf_embed.vectors import Vectors, finish
+
+_log = logging.getLogger(__name__)
+
+FIRST_USE_S = 15.0  # what the short measurement on first use of a model may cost
+TUNE_S = 120.0  # and the full one
+MIN_TIMING_S = 0.25  # a shorter timing is repeated up to this: the clock and the scheduler blur it
+GAIN = 1.03  # a change must be this much faster: less is noise
+TEXT_TOKENS = 128  # a paragraph: about the length that most people embed
+BATCH_TOKENS = (128, 256, 512)  # tried; then what their fitted cost says is best
+BATCH_STEP = 32  # that is rounded to
+# Cosine to llama.cpp's own pooling. Kernels for quantized weights round activations differently
+# with the number of rows, and random tokens amplify it, so only a wrong kernel is caught there.
+MIN_COSINE = {"F32": 0.9999, "F16": 0.999, "BF16": 0.999}
+MIN_COSINE_QUANTIZED = 0.98
+
+# ggml's repacked kernels beat the stock ones for these types; for K-quants it is the reverse on
+# CPUs with VNNI (benchmarks/LOG.md).
+_REPACK_PAYS = frozenset({"Q4_0", "Q8_0", "IQ4_NL", "F16"})
+
+Status = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """Where the layers of a model are, and which settings there is memory for."""
+
+    tier: Tier = "cpu"
+    gpus: tuple[str, ...] = ()  # descriptions of those that hold layers
+    n_gpu_layers: int = 0
+    max_batch_tokens: int | None = None  # to start from
+    n_contexts: int | None = None
+    fits: Callable[[RunSettings], bool] = lambda _: True
+
+
+ANYTHING = Room()  # all on the CPU, with memory for every setting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One measured setting; `cosine` is its least agreement with the reference path."""
+
+    changed: str
+    settings: RunSettings
+    tokens_per_s: float
+    cosine: float
+    kept: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuned:
+    """The winner, what it was measured against, and the fitted cost of a microbatch."""
+
+    settings: RunSettings
+    tokens_per_s: float
+    untuned_tokens_per_s: float
+    seconds: float
+    trials: tuple[Trial, ...]
+    cost: Cost | None
+
+
+def untuned(
+    header: Header, meaning: Meaning, working: Working, n_cores: int, room: Room = ANYTHING
+) -> RunSettings:
+    """The settings that a measurement starts from.
+
+    An encoder is small and gains little from large microbatches: a context per core.
+    """
+    encoder = meaning.encoder
+    n_contexts = room.n_contexts or (n_cores if encoder else 1)
+    n_tokens = room.max_batch_tokens or 512
+    return RunSettings(
+        max_batch_tokens=n_tokens,
+        batch_tokens=min(256, n_tokens) if encoder and room.tier == "cpu" else n_tokens,
+        max_batch_seqs=64,
+        n_contexts=n_contexts,
+        n_threads=max(1, n_cores // n_contexts),
+        flash_attn=working.flash,
+        repack=working.repack and header.quant in _REPACK_PAYS,
+        n_gpu_layers=room.n_gpu_layers,
+        tap=not encoder,
+    )
+
+
+def choose(
+    path: Path,
+    header: Header,
+    meaning: Meaning,
+    working: Working,
+    wanted: Mapping[str, Any],
+    *,
+    room: Room = ANYTHING,
+    budget_s: float,
+    on_status: Status | None = None,
+) -> RunSettings:
+    """Settings for a model: what the caller wants, else what was measured, else the defaults.
+
+    Measures on first use for at most about `budget_s` seconds; 0 takes the defaults. What was
+    measured when there was more memory than now is used as far as there is `room`.
+    """
+    n_cores = int(wanted.get("n_threads") or hardware.usable_cores())
+    kept = load(header, n_cores, room)
+    if kept is not None:
+        start = untuned(header, meaning, working, n_cores, room)
+        settings = replace(kept.settings, n_gpu_layers=room.n_gpu_layers)
+        if not room.fits(replace(settings, **wanted)):
+            settings = replace(start, repack=settings.repack)
+    elif budget_s > 0 and not wanted:
+        if on_status is not None:
+            on_status(
+                f"first use of {path.name} here: measuring its best settings, about "
+                f"{budget_s:.0f} s, once (--no-tune skips it)"
+            )
+        settings = tune(
+            path, header, meaning, working, n_cores, room=room, budget_s=budget_s
+        ).settings
+    else:
+        settings = untuned(header, meaning, working, n_cores, room)
+    if "n_contexts" not in wanted:
+        # The caller gives a number of cores; how they are shared out is ours to choose.
+        wanted = {name: value for name, value in wanted.items() if name != "n_threads"}
+    if size := wanted.get("max_batch_tokens"):
+        wanted = {"batch_tokens": size, **wanted}
+    settings = replace(settings, **wanted)
+    return replace(
+        settings,
+        repack=settings.repack and working.repack,
+        flash_attn=settings.flash_attn and working.flash,
+    )
+
+
+def tune(
+    path: Path,
+    header: Header,
+    meaning: Meaning,
+    working: Working,
+    n_cores: int,
+    *,
+    room: Room = ANYTHING,
+    budget_s: float,
+    on_trial: Callable[[Trial], None] | None = None,
+) -> Tuned:
+    """Measure, keep and return the best settings; stops changing things when `budget_s` is over."""
+    search = _Search(path, meaning, budget_s, _min_cosine(header), on_trial, room.fits)
+    start = untuned(header, meaning, working, n_cores, room)
+    changes = _changes(working, n_cores) if room.tier == "cpu" else _changes_on_gpu(working, room)
+    best = search.run(start, changes)
+    cost = fit_cost(search.timings(best.settings))
+    tuned = Tuned(
+        settings=best.settings,
+        tokens_per_s=best.tokens_per_s,
+        untuned_tokens_per_s=search.trials[0].tokens_per_s,
+        seconds=time.perf_counter() - search.began,
+        trials=tuple(search.trials),
+        cost=cost,
+    )
+    if best.cosine < search.min_cosine:
+        _log.warning(
+            "%s: no settings give the vectors of llama.cpp's own pooling (cosine %.4f)",
+            path,
+            best.cosine,
+        )
+    else:
+        measured.keep(_series(tuned, header, meaning), n_cores)
+    _keep(tuned, header, n_cores, room)
+    return tuned
+
+
+def _series(tuned: Tuned, header: Header, meaning: Meaning) -> Series:
+    """The speed of this level, for comparison with others that were tuned."""
+    figures = Figures(tokens_per_s=tuned.tokens_per_s, n_gpu_layers=tuned.settings.n_gpu_layers)
+    return Series(
+        model="",
+        shape=measured.shape_key(shape_of(header), meaning.pooling, causal=meaning.causal),
+        by="tune",
+        texts_sha256="",
+        day=measured.today(),
+        levels={header.quant: figures},
+    )
+
+
+def _changes(working: Working, n_cores: int) -> Iterable[tuple[str, Sequence[Any]]]:
+    """Settings to try, in order of what they usually gain; contexts come as (contexts, threads)."""
+    # Repacking means loading the weights once more, so it comes first, with its own best batch.
+    yield "repack", [True, False] if working.repack else [False]
+    shares = [(n, n_cores // n) for n in range(1, n_cores + 1) if n_cores % n == 0]
+    yield "contexts", shares
+    yield "flash_attn", [True, False] if working.flash else [False]
+    yield "batch_tokens", BATCH_TOKENS
+
+
+def _changes_on_gpu(working: Working, room: Room) -> Iterable[tuple[str, Sequence[Any]]]:
+    """The same where a GPU holds layers. Contexts would only wait for each other there."""
+    if room.tier == "split":
+        yield "repack", [True, False] if working.repack else [False]
+    yield "max_batch_tokens", [512, 1024, 2048]
+    # The tap stops the graph at a tensor, which costs a GPU some of its pipelining.
+    yield "tap", [False]
+    yield "flash_attn", [True, False] if working.flash else [False]
+
+
+class _Search:
+    """Coordinate descent over settings, with each candidate timed next to the best so far."""
+
+    def __init__(
+        self,
+        path: Path,
+        meaning: Meaning,
+        budget_s: float,
+        min_cosine: float,
+        on_trial: Callable[[Trial], None] | None,
+        fits: Callable[[RunSettings], bool],
+    ) -> None:
+        self.path = path
+        self.meaning = meaning
+        self.min_cosine = min_cosine
+        self.on_trial = on_trial
+        self.fits = fits
+        self.began = time.perf_counter()
+        self.deadline = self.began + budget_s
+        self.trials: list[Trial] = []
+        self._timings: list[tuple[RunSettings, float]] = []  # seconds of one microbatch
+        self._model: Model | None = None
+        self._reference: Vectors | None = None
+
+    def run(self, start: RunSettings, changes: Iterable[tuple[str, Sequence[Any]]]) -> Trial:
+        """The best trial."""
+        try:
+            best = self._first(start)
+            tried = {best.settings}
+            for name, values in changes:
+                for value in values:
+                    if time.perf_counter() > self.deadline:
+                        return best
+                    settings = _with(best.settings, name, value)
+                    if settings not in tried and self.fits(settings):
+                        tried.add(settings)
+                        best = self._challenge(best, settings, f"{name} = {value}")
+            return self._fitted(best, tried)
+        finally:
+            if self._model is not None:
+                self._model.close()
+
+    def timings(self, like: RunSettings) -> list[tuple[int, float]]:
+        """Tokens and seconds of each microbatch timed with these settings, whatever its size."""
+        return [
+            (settings.batch_tokens, seconds)
+            for settings, seconds in self._timings
+            if replace(settings, batch_tokens=like.batch_tokens) == like
+        ]
+
+    def _fitted(self, best: Trial, tried: set[RunSettings]) -> Trial:
+        """Try the size that the cost of those tried says is best: it may lie between them."""
+        cost = fit_cost(self.timings(best.settings))
+        if cost is None or time.perf_counter() > self.deadline:
+            return best
+        n_tokens = cost.best_tokens(best.settings.max_batch_tokens)
+        n_tokens = max(BATCH_STEP, n_tokens - n_tokens % BATCH_STEP)
+        settings = replace(best.settings, batch_tokens=n_tokens)
+        if settings in tried:
+            return best
+        return self._challenge(best, settings, f"batch_tokens = {n_tokens}, fitted")
+
+    def _first(self, settings: RunSettings) -> Trial:
+        model = self._load(settings)
+        if settings.tap and not tap_works(model, self.meaning, settings):
+            settings = replace(settings, tap=False)
+        self._reference = _reference(model, self.meaning, settings)
+        with Runner(model, self.meaning, settings) as runner:
+            trial = self._trial(runner, "start", self._time(runner))
+        return self._record(replace(trial, kept=True))
+
+    def _challenge(self, best: Trial, settings: RunSettings, changed: str) -> Trial:
+        """Time the candidate, and the best again beside it where both share loaded weights."""
+        reload = settings.repack != best.settings.repack
+        with Runner(self._load(settings), self.meaning, settings) as runner:
+            trial = self._trial(runner, changed, self._time(runner))
+        if not reload and trial.tokens_per_s > best.tokens_per_s * GAIN:
+            # The machine may have become quieter meanwhile: the old best gets the same chance.
+            with Runner(self._load(best.settings), self.meaning, best.settings) as runner:
+                again = self._trial(runner, best.changed, self._time(runner))
+            if again.tokens_per_s > best.tokens_per_s:
+                best = replace(best, tokens_per_s=again.tokens_per_s)
+        # A start with wrong vectors loses to whatever is right, at any speed.
+        faster = trial.tokens_per_s > best.tokens_per_s * GAIN or best.cosine < self.min_cosine
+        won = faster and trial.cosine >= self.min_cosine
+        trial = self._record(replace(trial, kept=won))
+        if not won and reload:
+            self._load(best.settings)
+        return trial if won else best
+
+    def _record(self, trial: Trial) -> Trial:
+        self.trials.append(trial)
+        if self.on_trial is not None:
+            self.on_trial(trial)
+        return trial
+
+    def _load(self, settings: RunSettings) -> Model:
+        """The model with the weights laid out as asked; one at a time is in memory."""
+        if self._model is None or self._model.repack != settings.repack:
+            if self._model is not None:
+                self._model.close()
+            self._model = Model(
+                self.path, n_gpu_layers=settings.n_gpu_layers, repack=settings.repack
+            )
+        return self._model
+
+    def _time(self, runner: Runner) -> float:
+        """Seconds per token over full microbatches in every context, for a while if they are short.
+
+        The best of two, after a first one that warms caches and buffers; fewer when time is up.
+        """
+        texts = _texts(runner.model.n_vocab, runner.settings)
+        per_context = len(texts) // runner.settings.n_contexts
+        batches = [texts[i : i + per_context] for i in range(0, len(texts), per_context)]
+        n_tokens = sum(map(len, texts))
+        rounds = 1
+        times: list[float] = []
+        while len(times) < 3 and not (times and time.perf_counter() > self.deadline):
+            began = time.perf_counter()
+            futures = [runner.submit(batch) for _ in range(rounds) for batch in batches]
+            for future in futures:
+                future.result()
+            times.append((time.perf_counter() - began) / rounds)
+            rounds = max(1, min(64, round(MIN_TIMING_S / times[0])))
+        fastest = min(times[1:] or times)
+        self._timings.append((runner.settings, fastest))
+        return fastest / n_tokens
+
+    def _trial(self, runner: Runner, changed: str, seconds_per_token: float) -> Trial:
+        assert self._reference is not None
+        vectors = runner.run(_canaries(runner.model.n_vocab)).vectors
+        ours = finish(vectors, dimensions=None, normalize=True)
+        return Trial(
+            changed=changed,
+            settings=runner.settings,
+            tokens_per_s=1 / seconds_per_token,
+            cosine=float(np.einsum("nd,nd->n", ours, self._reference).min()),
+            kept=False,
+        )
+
+
+def _with(settings: RunSettings, name: str, value: Any) -> RunSettings:
+    if name == "contexts":
+        n_contexts, n_threads = value
+        return replace(settings, n_contexts=n_contexts, n_threads=n_threads)
+    if name == "max_batch_tokens":
+        return replace(settings, max_batch_tokens=value, batch_tokens=value)
+    return replace(settings, **{name: value})
+
+
+def _texts(n_vocab: int, settings: RunSettings) -> list[Tokens]:
+    """Random paragraphs that fill one microbatch for each context."""
+    rng = np.random.default_rng(1)
+    per_batch = min(settings.max_batch_seqs, -(-settings.batch_tokens // TEXT_TOKENS))
+    length = settings.batch_tokens // per_batch
+    n_texts = per_batch * settings.n_contexts
+    return [rng.integers(0, n_vocab, length).astype(np.int32) for _ in range(n_texts)]
+
+
+def _canaries(n_vocab: int) -> list[Tokens]:
+    """Three short random texts whose vectors must not depend on the settings."""
+    rng = np.random.default_rng(2)
+    return [rng.integers(0, n_vocab, n).astype(np.int32) for n in (7, 19, 41)]
+
+
+def _reference(model: Model, meaning: Meaning, settings: RunSettings) -> Vectors:
+    """Unit vectors of the canaries from llama.cpp's own pooling without flash attention."""
+    canaries = _canaries(model.n_vocab)
+    n_tokens = sum(map(len, canaries))
+    params = ContextParams(
+        n_ctx=n_tokens,
+        n_ubatch=n_tokens,
+        n_seq_max=len(canaries),
+        n_threads=settings.n_threads * settings.n_contexts,
+        pooling=meaning.pooling,
+        causal=meaning.causal,
+        flash_attn=False,
+    )
+    with Context(model, params, meaning.encoder) as context:
+        return finish(context.run(canaries), dimensions=None, normalize=True)
+
+
+def _min_cosine(header: Header) -> float:
+    return min(MIN_COSINE.get(name, MIN_COSINE_QUANTIZED) for name in header.matrix_types)
+
+
+def fit_cost(timings: Sequence[tuple[int, float]]) -> Cost | None:
+    """Least squares of seconds on tokens, no term below 0; None from fewer than three sizes."""
+    sizes = sorted({n_tokens for n_tokens, _ in timings})
+    if len(sizes) < 3:
+        return None
+    # The fastest time of each size: noise only ever adds.
+    seconds = [min(s for n, s in timings if n == size) for size in sizes]
+    n = np.array(sizes, np.float64)
+    columns = [np.ones_like(n), n, n * n]
+    free = [0, 1, 2]
+    while True:
+        solved = np.linalg.lstsq(np.stack([columns[i] for i in free], 1), np.array(seconds))[0]
+        if (solved >= 0).all() or len(free) == 1:
+            break
+        free.remove(free[int(np.argmin(solved))])
+    terms = dict(zip(free, np.maximum(solved, 0.0), strict=True))
+    fixed, token, pair = (float(terms.get(i, 0.0)) for i in range(3))
+    return Cost(fixed_s=fixed, token_s=token, pair_s=pair)
+
+
+def _file(header: Header, n_cores: int, room: Room = ANYTHING) -> Path:
+    """One file per build, CPU, GPUs, number of cores and model file (its tensor table and size).
+
+    How many layers are on a GPU varies with its free memory; whether all are, or some, counts.
+    """
+    digest = hashlib.sha256(f"{header.architecture} {header.file_bytes}".encode())
+    digest.update(f"{room.tier} {room.gpus}".encode())
+    for tensor in header.tensors:
+        digest.update(f"{tensor.name} {tensor.shape} {tensor.type}".encode())
+    name = f"{llama.build_id()}-{selftest.cpu_id()}-{n_cores}-{digest.hexdigest()[:16]}.json"
+    return paths.home() / "tune" / name
+
+
+def load(header: Header, n_cores: int, room: Room = ANYTHING) -> Tuned | None:
+    """What was measured earlier for this model, machine and build."""
+    try:
+        kept: dict[str, Any] = json.loads(_file(header, n_cores, room).read_text())
+        kept["trials"] = tuple(_trial_from(trial) for trial in kept["trials"])
+        kept["cost"] = Cost(**kept["cost"]) if kept["cost"] else None
+        kept["settings"] = RunSettings(**kept["settings"])
+        return Tuned(**kept)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _trial_from(fields: dict[str, Any]) -> Trial:
+    fields["settings"] = RunSettings(**fields["settings"])
+    return Trial(**fields)
+
+
+def to_json(tuned: Tuned) -> str:
+    """The record as it is kept, and as `gguf-embed tune --json` prints it."""
+    return json.dumps(asdict(tuned), indent=1)
+
+
+def _keep(tuned: Tuned, header: Header, n_cores: int, room: Room = ANYTHING) -> None:
+    path = _file(header, n_cores, room)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(to_json(tuned))
+    except OSError as error:
+        _log.warning("the measurement is not kept: %s", error)

@@ -1,0 +1,1 @@
+"""Is it as good, and how fast?"""

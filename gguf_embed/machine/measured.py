@@ -1,0 +1,187 @@
+"""What the levels of models gave on this machine, kept from run to run.
+
+`bench` and `tune` write it, `plan` reads it as a value. Speed belongs to a shape: weights that mean
+something else, or nothing, are as fast. Quality belongs to the model that was judged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from gguf_embed.gguf.layout import Shape
+from gguf_embed.machine import selftest
+from gguf_embed.native import library as llama
+from gguf_embed.system import paths
+from gguf_embed.vectors import Pooling
+
+_log = logging.getLogger(__name__)
+
+By: TypeAlias = Literal["bench", "tune"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """Share of the reference's nDCG@10 that is lost, with its 95 % interval over the queries."""
+
+    mean: float  # below 0: gained
+    low: float
+    high: float
+
+    @property
+    def bound(self) -> float:
+        """The difference is at most so large, either way."""
+        return max(abs(self.low), abs(self.high))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """A level's quality beside that of `reference`, the best level that was there, on `texts`."""
+
+    reference: str
+    texts: str
+    cosine: float  # mean, of each text to itself in the reference
+    overlap: float  # of the ten nearest texts, share that is the reference's
+    ndcg: float | None  # @10, by the qrels; None: there were none
+    loss: Loss | None  # of the reference's
+    as_good: bool | None  # metrics.as_good
+
+    def __str__(self) -> str:
+        if self.loss is None:
+            return f"{100 * self.overlap:.0f} % of {self.reference}'s ten nearest texts"
+        return f"{100 * (1 - self.loss.mean):.1f} % of {self.reference}'s nDCG@10"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """What is known of one level; None: not measured."""
+
+    tokens_per_s: float | None = None
+    n_gpu_layers: int = 0  # at that speed
+    quality: Judged | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """Levels of one model that were measured alike, so that their figures compare."""
+
+    model: str  # as plan.Variant has it; "" where only speed was measured
+    shape: str  # of `shape_key`
+    by: By
+    texts_sha256: str  # "" for the tuner's
+    day: str  # UTC, as 2026-09-30
+    levels: Mapping[str, Figures]
+
+
+def shape_key(shape: Shape, pooling: Pooling, *, causal: bool) -> str:
+    """What decides the speed of a model, whatever its quantization.
+
+    Not the vocabulary: it is looked up, and converters pad it differently.
+    """
+    return (
+        f"{shape.architecture} {shape.n_layer}x{shape.n_embd} "
+        f"heads {shape.n_head}/{shape.n_head_kv}x{shape.head_dim} ff {shape.n_ff} "
+        f"{pooling.name.lower()}{'' if causal else ' bidirectional'}"
+    )
+
+
+def figures(known: Sequence[Series], shape: str, model: str) -> dict[str, Figures]:
+    """By level, what is known of a model: the speeds of one series and the qualities of one.
+
+    Of several the one with the most levels counts, of those the newest; figures of different
+    series are never mixed.
+    """
+    same = [one for one in known if one.shape == shape]
+    fast = _fullest(same, lambda one: one.tokens_per_s is not None)
+    good = _fullest([one for one in same if one.model == model], lambda one: bool(one.quality))
+    found = {quant: replace(one, quality=None) for quant, one in fast.items()}
+    for quant, one in good.items():
+        found[quant] = replace(found.get(quant, Figures()), quality=one.quality)
+    return found
+
+
+def _fullest(known: Iterable[Series], has: Callable[[Figures], bool]) -> dict[str, Figures]:
+    best: dict[str, Figures] = {}
+    for one in known:  # the newest comes last
+        levels = {quant: of_one for quant, of_one in one.levels.items() if has(of_one)}
+        if len(levels) >= len(best):
+            best = levels
+    return best
+
+
+# -- kept in a file ------------------------------------------------------------------------------
+
+
+def today() -> str:
+    """The day in UTC, as a series tells it."""
+    return datetime.now(UTC).date().isoformat()
+
+
+def load(n_cores: int) -> tuple[Series, ...]:
+    """All that was measured with this llama.cpp build, CPU and number of cores, newest last."""
+    try:
+        return tuple(_series(fields) for fields in json.loads(_file(n_cores).read_text("utf-8")))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return ()
+
+
+def keep(new: Series, n_cores: int) -> None:
+    """Add a series to what is kept; one that it covers goes, and the tuner's of a shape grow."""
+    kept: list[Series] = []
+    for old in load(n_cores):
+        if old.by == new.by == "tune" and old.shape == new.shape:
+            new = replace(new, levels={**old.levels, **new.levels})
+        elif not _covers(new, old):
+            kept.append(old)
+    path = _file(n_cores)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", dir=path.parent, delete=False, encoding="utf-8"
+        ) as file:
+            json.dump([asdict(one) for one in (*kept, new)], file, indent=1)
+        Path(file.name).replace(path)
+    except OSError as error:
+        _log.warning("the measurement is not kept for `plan`: %s", error)
+
+
+def _covers(new: Series, old: Series) -> bool:
+    """Whether everything that the old one knows was measured again on the same texts."""
+    if (new.by, new.model, new.shape) != (old.by, old.model, old.shape):
+        return False
+    return new.texts_sha256 == old.texts_sha256 and all(
+        quant in new.levels
+        and (one.tokens_per_s is None or new.levels[quant].tokens_per_s is not None)
+        and (one.quality is None or new.levels[quant].quality is not None)
+        for quant, one in old.levels.items()
+    )
+
+
+def _file(n_cores: int) -> Path:
+    """One file per build, CPU, number of cores and set of GPUs."""
+    gpus = sorted(d.description for d in llama.devices() if d.kind in ("gpu", "igpu"))
+    on_gpus = f"-{hashlib.sha256(repr(gpus).encode()).hexdigest()[:8]}" if gpus else ""
+    name = f"{llama.build_id()}-{selftest.cpu_id()}-{n_cores}{on_gpus}.json"
+    return paths.home() / "measured" / name
+
+
+def _series(fields: dict[str, Any]) -> Series:
+    levels = {quant: _figures(one) for quant, one in fields.pop("levels").items()}
+    return Series(**fields, levels=levels)
+
+
+def _figures(fields: dict[str, Any]) -> Figures:
+    quality = fields.pop("quality")
+    return Figures(**fields, quality=_judged(quality) if quality else None)
+
+
+def _judged(fields: dict[str, Any]) -> Judged:
+    loss = fields.pop("loss")
+    return Judged(**fields, loss=Loss(**loss) if loss else None)

@@ -1,0 +1,1 @@
+"""Pure decisions: which file, where, how. Opens nothing, asks nothing."""

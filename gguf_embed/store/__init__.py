@@ -1,0 +1,1 @@
+"""A name becomes a verified file on this machine."""
