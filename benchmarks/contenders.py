@@ -78,7 +78,8 @@ class GgufEmbed:
     """This package, as a user opens it; the parent's CPU affinity tells it how many cores."""
 
     def __init__(self, load: Load) -> None:
-        from gguf_embed.engine.embedder import Embedder, Settings
+        from gguf_embed.engine.embedder import Embedder
+        from gguf_embed.engine.opening import Settings
 
         self._embedder = Embedder.open(Path(load.model), settings=Settings(**load.settings))
         chosen = self._embedder._runner.settings  # what the tuner found is not public

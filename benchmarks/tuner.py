@@ -24,7 +24,8 @@ import numpy as np
 import workloads
 
 from gguf_embed.engine import tune
-from gguf_embed.engine.embedder import Embedder, Settings, meaning_of
+from gguf_embed.engine.embedder import Embedder
+from gguf_embed.engine.opening import Settings, meaning_of
 from gguf_embed.engine.runner import RunSettings
 from gguf_embed.gguf.header import read_header
 from gguf_embed.machine import probe as hardware

@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from gguf_embed.engine.embedder import Block as Block
     from gguf_embed.engine.embedder import Embedder as Embedder
-    from gguf_embed.engine.embedder import Settings as Settings
+    from gguf_embed.engine.opening import Settings as Settings
     from gguf_embed.errors import BadInput as BadInput
     from gguf_embed.errors import BadModelFile as BadModelFile
     from gguf_embed.errors import BadOption as BadOption
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _PLACES = {
     "Block": "gguf_embed.engine.embedder",
     "Embedder": "gguf_embed.engine.embedder",
-    "Settings": "gguf_embed.engine.embedder",
+    "Settings": "gguf_embed.engine.opening",
     "Pooling": "gguf_embed.vectors",
     "BadInput": "gguf_embed.errors",
     "BadModelFile": "gguf_embed.errors",

@@ -23,7 +23,7 @@ from tiny import WORDS
 
 from gguf_embed import cli
 from gguf_embed.catalog import catalog
-from gguf_embed.engine.embedder import Settings
+from gguf_embed.engine.opening import Settings
 from gguf_embed.errors import BadInput, BadOption, DoesNotFit, ModelNotFound, NativeFailed
 from gguf_embed.gguf.header import read_header
 from gguf_embed.lab import bench, plots, report

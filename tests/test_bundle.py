@@ -27,7 +27,8 @@ from gguf_embed.bundle import bundle, wheels
 from gguf_embed.bundle.bundle import SUMS, Licence, unbundle, write
 from gguf_embed.catalog import catalog
 from gguf_embed.engine import canaries
-from gguf_embed.engine.embedder import Embedder, Settings
+from gguf_embed.engine.embedder import Embedder
+from gguf_embed.engine.opening import Settings
 from gguf_embed.errors import (
     BadInput,
     BadModelFile,

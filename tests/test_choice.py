@@ -28,8 +28,8 @@ from gguf_embed.catalog import catalog
 from gguf_embed.cli import main
 from gguf_embed.engine import embedder as engine
 from gguf_embed.engine import tune
-from gguf_embed.engine.embedder import Embedder, Settings
-from gguf_embed.engine.opening import Choice, choose
+from gguf_embed.engine.embedder import Embedder
+from gguf_embed.engine.opening import Choice, Settings, choose
 from gguf_embed.engine.runner import Meaning, RunSettings
 from gguf_embed.errors import BadInput, BadModelFile, BadOption, DoesNotFit, ModelNotFound
 from gguf_embed.gguf.header import read_header

@@ -11,7 +11,8 @@ from fakehub import FakeHub
 
 from gguf_embed.catalog.catalog import BUILTIN, builtin_path
 from gguf_embed.cli import main
-from gguf_embed.engine.embedder import Embedder, Settings
+from gguf_embed.engine.embedder import Embedder
+from gguf_embed.engine.opening import Settings
 
 
 @pytest.fixture(autouse=True)

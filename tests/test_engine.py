@@ -24,7 +24,8 @@ from tiny import WORDS
 from gguf_embed.catalog import catalog
 from gguf_embed.engine import embedder as engine
 from gguf_embed.engine import runner, tune
-from gguf_embed.engine.embedder import Block, Embedder, Settings
+from gguf_embed.engine.embedder import Block, Embedder
+from gguf_embed.engine.opening import Settings
 from gguf_embed.engine.runner import Outcome, Runner
 from gguf_embed.errors import BadInput, BadModelFile, BadOption, BadText, NativeFailed, TextTooLong
 from gguf_embed.native import library as llama

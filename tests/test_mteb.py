@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from gguf_embed.catalog import catalog
-from gguf_embed.engine.embedder import Embedder, Settings
+from gguf_embed.engine.embedder import Embedder
+from gguf_embed.engine.opening import Settings
 from gguf_embed.errors import BadOption
 from gguf_embed.integrations.mteb import MtebModel
 

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from reference.make_reference import CASES, CUT_TO, LONG, PROMPT, load
 from tiny import WORDS, Array
 
-from gguf_embed.engine.embedder import Embedder, Settings, Truncate
+from gguf_embed.engine.embedder import Embedder, Truncate
+from gguf_embed.engine.opening import Settings
 
 EMBEDDERS = [name for name in CASES if name != "qwen3-reranker"]
 FAMILIES = ["qwen3-last", "qwen2-bidirectional", "bert-cls", "xlmr-cls"]

@@ -20,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gguf_embed.engine import tune
-from gguf_embed.engine.embedder import Embedder, Settings
+from gguf_embed.engine.embedder import Embedder
+from gguf_embed.engine.opening import Settings
 from gguf_embed.engine.runner import Meaning, Outcome, RunSettings
 from gguf_embed.engine.schedule import Cost
 from gguf_embed.engine.tune import (

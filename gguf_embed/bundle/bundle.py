@@ -40,7 +40,8 @@ from gguf_embed.catalog import catalog
 from gguf_embed.catalog.catalog import ModelCard
 from gguf_embed.engine import canaries
 from gguf_embed.engine import opening as choice
-from gguf_embed.engine.embedder import Embedder, Settings, found_file
+from gguf_embed.engine.embedder import Embedder
+from gguf_embed.engine.opening import Settings, found_file
 from gguf_embed.errors import (
     BadInput,
     BadModelFile,

@@ -141,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
 
 def plan_of(args: argparse.Namespace) -> Plan:
     """What is measured, and how the levels are run."""
-    from gguf_embed.engine.embedder import Settings
+    from gguf_embed.engine.opening import Settings
     from gguf_embed.lab.bench import Plan
 
     settings = Settings(

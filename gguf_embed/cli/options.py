@@ -11,7 +11,8 @@ from gguf_embed.errors import BadInput
 
 if TYPE_CHECKING:
     from gguf_embed.bundle.bundle import Licence
-    from gguf_embed.engine.embedder import Embedder, Settings
+    from gguf_embed.engine.embedder import Embedder
+    from gguf_embed.engine.opening import Settings
     from gguf_embed.store.local import Source
     from gguf_embed.vectors import Pooling
 
@@ -38,7 +39,7 @@ def open_embedder(model: str, settings: Settings | None = None, *, quiet: bool =
 
 def settings(args: argparse.Namespace) -> Settings:
     """What the options of `add_model` say of how to run it."""
-    from gguf_embed.engine.embedder import Settings
+    from gguf_embed.engine.opening import Settings
 
     return Settings(
         **limits(args),

@@ -64,7 +64,7 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure, keep and print; returns 0."""
     from gguf_embed.engine import tune
-    from gguf_embed.engine.embedder import Settings, find_model
+    from gguf_embed.engine.opening import Settings, find_model
     from gguf_embed.machine import probe as hardware
 
     settings = Settings(

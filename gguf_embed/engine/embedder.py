@@ -9,7 +9,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import islice, repeat
 from pathlib import Path
 from typing import Literal, TypeAlias, overload
@@ -17,23 +17,18 @@ from typing import Literal, TypeAlias, overload
 import numpy as np
 import numpy.typing as npt
 
-from gguf_embed.catalog.catalog import BUILTIN, ModelCard
-from gguf_embed.engine import opening as choice
+from gguf_embed.catalog.catalog import BUILTIN
 from gguf_embed.engine import tune
-from gguf_embed.engine.opening import Choice
-from gguf_embed.engine.runner import Meaning, Outcome, Runner, RunSettings, tap_works
+from gguf_embed.engine.opening import Found, Settings, end_token, find_model, wanted
+from gguf_embed.engine.runner import Outcome, Runner, tap_works
 from gguf_embed.engine.schedule import Microbatch, Shared, pack, shared_prefixes
 from gguf_embed.engine.tokenizer import Tokenizer
-from gguf_embed.errors import BadInput, BadModelFile, BadOption, BadText, NativeFailed, TextTooLong
-from gguf_embed.gguf.header import ENCODERS, Header, check_embedder, needs_pooling, read_header
-from gguf_embed.machine import probe as hardware
-from gguf_embed.machine import selftest
-from gguf_embed.machine.selftest import Working
-from gguf_embed.native.library import MAX_SEQS, Model, Tokens
-from gguf_embed.plan.plan import Limits, Plan
+from gguf_embed.errors import BadInput, BadOption, BadText, NativeFailed, TextTooLong
+from gguf_embed.native.library import Model, Tokens
+from gguf_embed.plan.plan import Plan
 from gguf_embed.store import hub
 from gguf_embed.system.closing import Closes
-from gguf_embed.vectors import Pooling, Vectors, check_dimensions, finish
+from gguf_embed.vectors import Vectors, check_dimensions, finish
 
 Truncate: TypeAlias = Literal["error", "end", "start"]
 # Texts and tokens done since the last call; called in the thread that takes the results.
@@ -41,19 +36,6 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 WINDOW = 2048  # texts sorted and packed together by `stream`; two windows are in flight
 ENCODE_WINDOW = 1 << 18  # the same for `encode`, whose caller holds all texts anyway
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings(Limits):
-    """Which file of a model to run, and how: the limits of the plan, and what it leaves open.
-
-    None leaves the choice to the engine: header, catalog, plan, measurement.
-    """
-
-    max_batch_seqs: int | None = None
-    repack: bool | None = None
-    tune: bool = True  # measure on first use of a model on a machine
-    exact: bool = False  # decode each text alone: to the bit the same in any company
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +93,7 @@ class Embedder(Closes):
             header,
             self.meaning,
             working,
-            _wanted(settings),
+            wanted(settings),
             room=found.room,
             budget_s=tune.FIRST_USE_S if settings.tune else 0,
             on_status=on_status,
@@ -139,7 +121,7 @@ class Embedder(Closes):
         self.prompts: Mapping[str, str] = card.prompts if card else {}
         self._specials = self.model.special_tokens()
         self._tokenizer = Tokenizer(
-            path, header, self.model, end_token=_end_token(header, card, self.pooling)
+            path, header, self.model, end_token=end_token(header, card, self.pooling)
         )
         self._tokenizers = ThreadPoolExecutor(
             min(8, os.cpu_count() or 1), thread_name_prefix="gguf-embed-tokenize"
@@ -517,121 +499,6 @@ class Embedder(Closes):
             token_counts=counts[window.place],
             truncated=window.truncated[window.place],
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """A file that is here, and how this machine is to run it."""
-
-    choice: Choice
-    path: Path
-    header: Header
-    meaning: Meaning
-    working: Working
-
-    @property
-    def room(self) -> tune.Room:
-        """What the plan leaves to the measurement."""
-        plan = self.choice.plan
-        return tune.Room(
-            tier=plan.tier,
-            gpus=self.choice.gpus,
-            n_gpu_layers=plan.n_gpu_layers,
-            max_batch_tokens=plan.max_batch_tokens,
-            n_contexts=plan.n_contexts,
-            fits=self.choice.has_room,
-        )
-
-
-def find_model(
-    name: str | Path,
-    settings: Settings,
-    on_status: Callable[[str], None] | None = None,
-    on_download: hub.Progress | None = None,
-) -> Found:
-    """The file that a name means here, downloaded if need be; see `Embedder.open`."""
-    _check_ranges(settings)
-    chosen = choice.choose(name, hardware.probe(), settings)
-    source, header = chosen.source, chosen.header
-    if header is not None:  # what is no embedder is told before gigabytes move
-        meaning_of(header, chosen.card, settings.pooling)
-    elif chosen.variant.pooling is Pooling.RANK:
-        raise BadModelFile(_RERANKER.format(chosen.plan.model))
-    if on_status is not None and source.where != "package":
-        on_status(chosen.plan.in_short)
-    if source.path is None and not hub.places().offline:
-        hub.check_licence(source)
-        if on_status is not None:
-            on_status(f"fetching {source.label_with_size}, once")
-    path = hub.fetch(source, progress=on_download)
-    return found_file(chosen, path, settings)
-
-
-def found_file(chosen: Choice, path: Path, settings: Settings) -> Found:
-    """A chosen file that is here; planned anew where its GPU or flash attention fails here."""
-    header = (chosen.source.path and chosen.header) or read_header(path)
-    meaning = meaning_of(header, chosen.card, settings.pooling)
-    working = selftest.check(header.matrix_types, gpus=chosen.gpus)
-    if not working.gpu or not working.flash:
-        chosen = chosen.without(gpus=not working.gpu, flash_attn=not working.flash)
-    return Found(choice=chosen, path=path, header=header, meaning=meaning, working=working)
-
-
-_RERANKER = "{}: a reranker scores pairs of texts; it gives no vectors"
-
-
-def meaning_of(header: Header, card: ModelCard | None, pooling: Pooling | None) -> Meaning:
-    """Pooling and attention of a model: the caller's choice, the catalog's, the file's.
-
-    Raises BadModelFile for a file that is no embedder.
-    """
-    chosen = (pooling, card.pooling if card else None, header.pooling)
-    pooling = next((p for p in chosen if p is not None), None)
-    check_embedder(header, pooling=pooling)
-    if pooling is None:
-        raise BadModelFile(needs_pooling(header) or f"{header.source}: no pooling")
-    if pooling is Pooling.RANK:
-        raise BadModelFile(_RERANKER.format(header.source))
-    encoder = header.architecture in ENCODERS
-    causal = card.causal if card else header.causal
-    return Meaning(pooling=pooling, causal=causal and not encoder, encoder=encoder)
-
-
-def _end_token(header: Header, card: ModelCard | None, pooling: Pooling) -> int | None:
-    """The token that LAST pooling reads, where the file may not say so itself."""
-    if pooling is not Pooling.LAST:
-        return None
-    if card is not None and card.add_eos is not None:
-        return card.eos_id if card.add_eos else None
-    return header.eos_id if header.add_eos is not False else None
-
-
-# The least and the most. A text has a start token, one token of its own and an end token.
-# llama.cpp takes 256 sequences, and a shared prefix is one of them.
-_RANGES: Mapping[str, tuple[int, int | None]] = {
-    "n_ctx": (3, None),
-    "max_batch_tokens": (1, None),
-    "max_batch_seqs": (1, MAX_SEQS - 1),
-    "n_contexts": (1, None),
-    "n_threads": (1, None),
-}
-
-
-def _check_ranges(settings: Settings) -> None:
-    """Refuse numbers that llama.cpp would abort for."""
-    for name, (low, high) in _RANGES.items():
-        value: int | None = getattr(settings, name)
-        if value is not None and (value < low or (high is not None and value > high)):
-            allowed = f"at least {low}" if high is None else f"{low}..{high}"
-            raise BadOption(f"{name}={value}: give {allowed}, or leave it out")
-
-
-def _wanted(settings: Settings) -> dict[str, int | bool]:
-    """The run settings that the caller decided, but for those that the plan has taken up."""
-    names = {field.name for field in fields(RunSettings)} & {f.name for f in fields(Settings)}
-    names -= {"n_gpu_layers"}  # the plan's
-    given = {name: getattr(settings, name) for name in names}
-    return {name: value for name, value in given.items() if value is not None}
 
 
 def _agree(a: Tokens, b: Tokens) -> int:

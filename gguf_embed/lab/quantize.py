@@ -31,7 +31,8 @@ import numpy as np
 
 from gguf_embed.catalog import catalog
 from gguf_embed.engine.canaries import SHORT as CANARIES
-from gguf_embed.engine.embedder import Embedder, Settings
+from gguf_embed.engine.embedder import Embedder
+from gguf_embed.engine.opening import Settings
 from gguf_embed.errors import (
     BadModelFile,
     BadOption,
