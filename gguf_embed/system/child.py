@@ -1,0 +1,241 @@
+"""Child processes: the only place that starts, talks to, times out and explains one.
+
+A child is one of our own modules. It gets one job as a JSON line, and answers in JSON lines.
+
+    with Child("gguf_embed.machine.selftest", {"weight_type": "Q8_0"}) as child:
+        for answer in child.answers(timeout_s=120):
+            ...
+        child.ending.ok, child.ending.reason
+
+    if __name__ == "__main__":  # in that module
+        job = take_job()
+        tell({"stage": "plain", "result": "ok"})
+
+It imports what this process would, never a file of the user's current folder, and it ends when
+this process does: its standard input is its lifeline.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gguf_embed.system.closing import Closes
+
+# Run by `python -I -c`: the parent's import path, then the module as if by -m.
+_BOOT = """\
+import json, runpy, sys
+sys.path[:] = json.loads(sys.argv.pop(1))
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+"""
+_LAST_BYTES = 1 << 16  # of standard error that are kept
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How a child ended. `code` is its exit code, below 0 a signal; None: it was too slow."""
+
+    code: int | None
+    errors: str  # the end of its standard error
+    timeout_s: float | None = None
+
+    @property
+    def ok(self) -> bool:
+        """It ended by itself, with 0."""
+        return self.code == 0
+
+    @property
+    def signal(self) -> str | None:
+        """The name of the signal that ended it, such as "SIGSEGV"."""
+        if self.code is None or self.code >= 0:
+            return None
+        with suppress(ValueError):
+            return signal.Signals(-self.code).name
+        return f"signal {-self.code}"
+
+    @property
+    def crashed(self) -> bool:
+        """It died of its own native code, not of a kill, an exit code or a slow machine."""
+        return self.signal in _CRASHES or self.code in _WINDOWS_CRASHES
+
+    @property
+    def reason(self) -> str:
+        """Why it failed, on one line; "" where it did not."""
+        lines = [" ".join(line.split()) for line in self.errors.splitlines() if line.strip()]
+        cause = next((line for line in lines if "ASSERT" in line or "fatal" in line.lower()), "")
+        if self.code is None:
+            return f"no answer in {self.timeout_s or 0:g} s"
+        if name := self.signal:
+            return f"{name} ({cause})" if cause else name
+        if self.code:
+            return cause or (lines[-1] if lines else f"exit code {self.code}")
+        return ""
+
+
+_CRASHES = frozenset({"SIGILL", "SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGTRAP"})
+_WINDOWS_CRASHES = frozenset({0xC000001D, 0xC0000005, 0xC0000409, 0x80000003, 3})
+
+
+class Child(Closes):
+    """A running child; closing kills what still runs. Used by one thread at a time."""
+
+    def __init__(
+        self, module: str, job: object, *, environment: Mapping[str, str] | None = None
+    ) -> None:
+        """Start `module` with one job; more may be sent with `send`."""
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed by close)
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-c", _BOOT, json.dumps(_import_path()), module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env={**os.environ, **(environment or {})},
+        )
+        self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, daemon=True, name="gguf-embed-child")
+        self._reader.start()
+        self._ending: Ending | None = None
+        self.send(job)
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def send(self, job: object) -> None:
+        """Hand over one more job. A child that has died says so by its ending."""
+        assert self._process.stdin, "piped"
+        with suppress(OSError, ValueError):  # ValueError: closed, since it has ended
+            self._process.stdin.write(json.dumps(job).encode() + b"\n")
+            self._process.stdin.flush()
+
+    def lines(self, *, timeout_s: float | None = None) -> Generator[str]:
+        """Lines of its standard output as they come, until it ends or has run `timeout_s`."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            try:
+                line = self._lines.get(timeout=left)
+            except queue.Empty:
+                self._process.kill()
+                self._finish(timeout_s)
+                return
+            if line is None:
+                self._finish(None)
+                return
+            yield line.decode("utf-8", "replace").rstrip("\r\n")
+
+    def answers(self, *, timeout_s: float | None = None) -> Iterator[dict[str, Any]]:
+        """The JSON objects among `lines`; what native code prints besides is passed over."""
+        for line in self.lines(timeout_s=timeout_s):
+            with suppress(ValueError):
+                answer: object = json.loads(line)
+                if isinstance(answer, dict):
+                    yield answer  # pyright: ignore[reportUnknownVariableType]
+
+    @property
+    def ending(self) -> Ending:
+        """How it ended; waits for that."""
+        if self._ending is None:
+            self._finish(None)
+        assert self._ending, "finished"
+        return self._ending
+
+    def close(self) -> None:
+        """Kill it, if it still runs; nothing is left behind."""
+        if self._ending is None:
+            self._process.kill()
+            self._finish(None)
+
+    def _read(self) -> None:
+        assert self._process.stdout, "piped"
+        for line in self._process.stdout:
+            self._lines.put(line)
+        self._lines.put(None)
+
+    def _finish(self, timed_out_s: float | None) -> None:
+        with suppress(OSError):
+            if self._process.stdin:
+                self._process.stdin.close()
+        code = self._process.wait()
+        self._reader.join()
+        if self._process.stdout:
+            self._process.stdout.close()
+        n_bytes = self._errors.seek(0, os.SEEK_END)
+        self._errors.seek(max(0, n_bytes - _LAST_BYTES))
+        said = self._errors.read().decode("utf-8", "replace")
+        self._errors.close()
+        self._ending = Ending(
+            code=None if timed_out_s is not None else code, errors=said, timeout_s=timed_out_s
+        )
+
+
+def take_job() -> Any:
+    """In the child: its job. From the first one on it ends when its parent does or closes it."""
+    if not _taking:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is the parent's to explain
+        _taking.append(threading.Thread(target=_take_jobs, daemon=True))
+        _taking[0].start()
+    return _jobs.get()
+
+
+def tell(answer: Mapping[str, object]) -> None:
+    """In the child: one answer to the parent."""
+    sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def run_tool(
+    command: Sequence[str], *, timeout_s: float | None = 10
+) -> subprocess.CompletedProcess[str] | None:
+    """Another program, with what it printed; None where it is absent or too slow."""
+    try:
+        return subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=timeout_s,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+
+
+_jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
+_taking: list[threading.Thread] = []  # the one that reads, once there is one
+
+
+def _take_jobs() -> None:
+    # Not sys.stdin: a thread that waits inside it aborts Python's own exit.
+    rest = b""
+    with suppress(OSError, ValueError):
+        while chunk := os.read(0, 1 << 16):
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                _jobs.put(json.loads(line))
+    os._exit(1)  # whatever native code is doing
+
+
+def _import_path() -> list[str]:
+    """This process's import path, without the user's current folder.
+
+    A json.py there would otherwise run in our child.
+    """
+    package = Path(__file__).parents[2]
+    here = Path.cwd()
+    kept = [entry for entry in sys.path if entry and Path(entry) != here]
+    return [*kept, *([] if str(package) in kept else [str(package)])]
