@@ -652,7 +652,8 @@ def test_killed_half_way(source: Source, tmp_path: Path, at: Places):
     code = f"""
 import sys, time
 from pathlib import Path
-from gguf_embed import bundle, hub, wheels
+from gguf_embed.bundle import bundle, wheels
+from gguf_embed.store import hub
 def hang(folder, about):
     print("hanging", flush=True)
     time.sleep(60)

@@ -570,5 +570,5 @@ def test_a_directory_without_cards(tmp_path):
 
 
 def test_import_reads_nothing():
-    code = "from gguf_embed import catalog; assert catalog.cards.cache_info().misses == 0"
+    code = "from gguf_embed.catalog import catalog; assert catalog.cards.cache_info().misses == 0"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

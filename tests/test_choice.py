@@ -742,7 +742,7 @@ def installed(
 
     Called with what to run first, it gives the command that runs the command line.
     """
-    package = Path(catalog.__file__).parent
+    package = Path(catalog.__file__).parents[1]
     (tmp_path / "gguf_embed").symlink_to(package)
     write_catalog(tmp_path / "models", toml_of(files, commercial=True, family="tiny"))
     for name in [*os.environ]:

@@ -46,7 +46,7 @@ def test_the_standard_library_gives_thousands_of_pairs(docstrings: Task):
 def test_the_same_task_whatever_the_hash_seed():
     code = (
         "import sys; sys.stdlib_module_names = frozenset({'json', 'email', 'argparse', 'http'});"
-        "from gguf_embed.evaluation import docstring_task;"
+        "from gguf_embed.lab.tasks import docstring_task;"
         "print(docstring_task(limit=40).sha256)"
     )
     seen = {

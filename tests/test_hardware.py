@@ -627,7 +627,7 @@ def probe_in_child(prepare: str) -> Machine:
     """What a process sees of this machine after running `prepare`."""
     script = (
         f"import os\n{prepare}\n"
-        "from gguf_embed.hardware import *\n"
+        "from gguf_embed.machine.probe import *\n"
         "print(machine_to_json(probe(native=Native())))"
     )
     done = subprocess.run(

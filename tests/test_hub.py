@@ -172,7 +172,7 @@ class Child:
         self.process.communicate(timeout=30)
 
 
-FETCH = f"from gguf_embed import hub; print(hub.fetch(hub.resolve({NAME!r})))"
+FETCH = f"from gguf_embed.store import hub; print(hub.fetch(hub.resolve({NAME!r})))"
 
 
 # ------------------------------------------------------------------------------- the fake
@@ -1132,7 +1132,7 @@ def refuse(*_, **__):
     raise SystemExit("the network was touched")
 socket.socket.connect = socket.socket.connect_ex = socket.socket.sendto = refuse
 socket.create_connection = socket.getaddrinfo = refuse
-from gguf_embed import hub, store
+from gguf_embed.store import hub; from gguf_embed.store import local as store
 from gguf_embed.errors import ModelNotFound
 for name in ({NAME!r}, {REPO!r}, {REPO + ":Q8_0"!r}):
     path = hub.fetch(hub.resolve(name))
@@ -1153,5 +1153,5 @@ for name in ("qwen3-embedding:8b", "someone/else", "hf:someone/else/x.gguf@v1"):
 
 
 def test_importing_reads_and_opens_nothing() -> None:
-    code = "import sys, gguf_embed.hub; sys.exit('huggingface_hub' in sys.modules)"
+    code = "import sys, gguf_embed.store.hub; sys.exit('huggingface_hub' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)

@@ -110,7 +110,7 @@ def test_the_wheel_that_is_installed_here_is_the_one_carried(
 
 
 def wheels_root() -> Path:
-    return Path(wheels.__file__).parents[1]
+    return Path(wheels.__file__).parents[2]
 
 
 @pytest.mark.parametrize("what", ["gone", "changed", "of an index", "a source", "of the net"])

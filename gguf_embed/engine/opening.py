@@ -23,8 +23,9 @@ from gguf_embed.errors import BadModelFile, BadOption
 from gguf_embed.gguf import layout
 from gguf_embed.gguf.header import ENCODERS, Header, check_embedder, needs_pooling, read_header
 from gguf_embed.machine import measured, selftest
+from gguf_embed.machine import probe as hardware
 from gguf_embed.machine.measured import Series
-from gguf_embed.machine.probe import Machine, probe
+from gguf_embed.machine.probe import Machine
 from gguf_embed.machine.selftest import Working
 from gguf_embed.native.library import MAX_SEQS
 from gguf_embed.plan import plan
@@ -273,7 +274,7 @@ def find_model(
 ) -> Found:
     """The file that a name means here, downloaded if need be; see `Embedder.open`."""
     _check_ranges(settings)
-    chosen = choose(name, probe(), settings)
+    chosen = choose(name, hardware.probe(), settings)
     source, header = chosen.source, chosen.header
     if header is not None:  # what is no embedder is told before gigabytes move
         meaning_of(header, chosen.card, settings.pooling)
