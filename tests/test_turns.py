@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gguf_embed.engine.backend import BatchLimits, Head
@@ -58,7 +58,8 @@ event_st = st.one_of(job_st, st.just("compute"), st.just("compute"), st.integers
 priorities_st = st.lists(st.sampled_from(Priority), min_size=4, max_size=4)
 
 
-@given(limits_st, priorities_st, st.lists(event_st, max_size=40))
+@settings(max_examples=200, deadline=None)
+@given(limits_st, priorities_st, st.lists(event_st, min_size=12, max_size=40))
 def test_every_row_once_within_the_limits_and_none_after_a_cancel(
     limits: BatchLimits, priorities: list[Priority], events: list[object]
 ):
@@ -194,6 +195,14 @@ def test_callers_share_a_microbatch_and_a_prefix():
     assert (len(work.parts), work.n_prefix) == (4, 30)
 
 
+def test_a_text_that_is_the_prefix_and_no_more_is_not_computed_behind_it():
+    limits = BatchLimits(max_tokens=128, max_seqs=8, max_prefix=64)
+    turns = Turns(limits, one_context)
+    turns.add(job(Caller(), [row(n, 1, n_prefix=30) for n in (1, 2, 3)], limits))
+    turns.add(job(Caller(), [PREFIX], limits))
+    assert [(len(work.parts), work.n_prefix) for work in drain(turns)] == [(1, 30), (1, 0)]
+
+
 def test_what_another_took_a_part_of_is_filled_up_again():
     """A query's neighbours leave no small microbatches behind them."""
     limits = BatchLimits(max_tokens=64, max_seqs=8)
@@ -230,6 +239,13 @@ def test_threads_of_idle_contexts_are_lent():
     assert first is not None
     assert second is not None
     assert (first.n_contexts, second.n_contexts) == (2, 1)
+    alone = job(Caller(), [row(60, 1)] * 2, limits)
+    alone.n_contexts = 2
+    turns.add(alone)
+    turns.add(job(Caller(), [row(60, 1)], limits))
+    first = turns.next(4)
+    assert first is not None
+    assert first.n_contexts == 1  # another caller wants one
 
 
 def test_results_go_back_to_their_jobs():
