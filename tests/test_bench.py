@@ -27,11 +27,10 @@ from gguf_embed.engine.opening import Settings
 from gguf_embed.errors import BadInput, BadOption, DoesNotFit, ModelNotFound, NativeFailed
 from gguf_embed.gguf.header import read_header
 from gguf_embed.lab import bench, plots, report
-from gguf_embed.lab import quality as judge
 from gguf_embed.lab import tasks as evaluation
 from gguf_embed.lab.bench import Costs, Level, Report, Result
 from gguf_embed.lab.metrics import CosineStats, loss_of
-from gguf_embed.lab.quality import Judge, LevelVectors, Quality
+from gguf_embed.lab.quality import LevelVectors, Quality, QualityMeter, dims_of
 from gguf_embed.lab.tasks import Task
 from gguf_embed.machine import measured as kept
 from gguf_embed.machine.measured import Loss
@@ -422,9 +421,9 @@ def test_a_loss_is_above_zero_where_the_level_finds_less():
         queries=tuple(map(str, range(32))),
         qrels=tuple({i: 1.0} for i in range(32)),
     )
-    judge_of = Judge(task, LevelVectors(passages=axes, queries=axes, parallel=none), (32,))
+    meter = QualityMeter(task, LevelVectors(passages=axes, queries=axes, parallel=none), (32,))
     worse = LevelVectors(passages=np.roll(axes, 1, axis=1), queries=axes, parallel=none)
-    assert judge_of.quality(worse, n_truncated=0).loss.mean > 0.5
+    assert meter.quality(worse, n_truncated=0).loss.mean > 0.5
 
 
 def test_few_queries_can_agree_by_chance():
@@ -436,11 +435,11 @@ def test_few_queries_can_agree_by_chance():
 
 def test_lengths_of_vectors():
     card = catalog.find("nomic-embed-text-v1.5")
-    assert judge.dims_of(card, 768) == (768, 512, 256, 128, 64)
+    assert dims_of(card, 768) == (768, 512, 256, 128, 64)
     qwen = catalog.find("qwen3-embedding-0.6b")
-    assert judge.dims_of(qwen, 1024) == (1024, 512, 256, 128, 64, 32)
-    assert judge.dims_of(None, 384) == (384, 256, 128, 64, 32)
-    assert judge.dims_of(None, 16) == (16,)
+    assert dims_of(qwen, 1024) == (1024, 512, 256, 128, 64, 32)
+    assert dims_of(None, 384) == (384, 256, 128, 64, 32)
+    assert dims_of(None, 16) == (16,)
 
 
 def test_quality_of_known_vectors():
@@ -452,10 +451,10 @@ def test_quality_of_known_vectors():
     none = np.empty((0, 4), np.float32)
     queries = np.array([[1, 0.1, 0.2, 0], [0, 0.1, 1, 0.2]], np.float32)
     reference = LevelVectors(passages=axes, queries=queries, parallel=none)
-    judge = Judge(task, reference, (4, 2))
-    assert judge.quality(reference, n_truncated=0).ndcg == 1
+    meter = QualityMeter(task, reference, (4, 2))
+    assert meter.quality(reference, n_truncated=0).ndcg == 1
     swapped = LevelVectors(passages=axes[[1, 0, 2, 3]], queries=queries, parallel=none)
-    quality = judge.quality(swapped, n_truncated=3)
+    quality = meter.quality(swapped, n_truncated=3)
     assert quality.cosine == CosineStats(mean=0.5, p1=0, min=0)
     # The first query finds its passage third, the second still first.
     assert quality.ndcg == pytest.approx((1 / np.log2(4) + 1) / 2)

@@ -24,7 +24,7 @@ from gguf_embed.gguf import layout
 from gguf_embed.gguf.header import ENCODERS, Header, check_embedder, needs_pooling, read_header
 from gguf_embed.machine import measured, selftest
 from gguf_embed.machine import probe as hardware
-from gguf_embed.machine.measured import Series
+from gguf_embed.machine.measured import MeasuredRun
 from gguf_embed.machine.probe import Machine
 from gguf_embed.machine.selftest import Working
 from gguf_embed.native.library import MAX_SEQS
@@ -156,7 +156,7 @@ def _choose_auto(machine: Machine, limits: Limits, *, here: bool) -> Choice:
     return _chosen(offers, made, machine, limits)
 
 
-def _known(machine: Machine, limits: Limits, *, here: bool) -> Sequence[Series]:
+def _known(machine: Machine, limits: Limits, *, here: bool) -> Sequence[MeasuredRun]:
     """What was measured on this machine, which says nothing about another."""
     return measured.load(limits.n_threads or machine.usable_cores) if here else ()
 

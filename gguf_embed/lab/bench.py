@@ -53,7 +53,7 @@ from gguf_embed.gguf.header import Header, read_header
 from gguf_embed.gguf.layout import shape_of
 from gguf_embed.io import read as formats
 from gguf_embed.lab import tasks as evaluation
-from gguf_embed.lab.quality import Judge, LevelVectors, Quality, dims_of
+from gguf_embed.lab.quality import LevelVectors, Quality, QualityMeter, dims_of
 from gguf_embed.lab.quantize import (
     EXACT,
     Fallback,
@@ -67,7 +67,7 @@ from gguf_embed.lab.quantize import plan as forecast
 from gguf_embed.lab.tasks import Task, Text
 from gguf_embed.machine import measured
 from gguf_embed.machine import probe as hardware
-from gguf_embed.machine.measured import Figures, Judged, Series
+from gguf_embed.machine.measured import LevelFigures, LevelQuality, MeasuredRun
 from gguf_embed.native import library as llama
 from gguf_embed.plan.plan import AUTO, Limits
 from gguf_embed.store import hub
@@ -434,16 +434,16 @@ def run(
         seconds=time.monotonic() - began,
     )
     shape = str(about[reference]["shape"])
-    measured.keep(_series(found, shape), plan.settings.n_threads or machine.usable_cores)
+    measured.keep(_measured_run(found, shape), plan.settings.n_threads or machine.usable_cores)
     return found
 
 
-def _series(report: Report, shape: str) -> Series:
+def _measured_run(report: Report, shape: str) -> MeasuredRun:
     """The report in the few figures that choose a level."""
     texts = f"{report.n_passages:,} passages of {report.task}"
 
-    def figures(costs: Costs, quality: Quality | None) -> Figures:
-        judged = quality and Judged(
+    def figures(costs: Costs, quality: Quality | None) -> LevelFigures:
+        judged = quality and LevelQuality(
             reference=report.reference,
             texts=texts,
             cosine=quality.cosine.mean,
@@ -452,11 +452,11 @@ def _series(report: Report, shape: str) -> Series:
             loss=quality.loss,
             as_good=quality.as_good,
         )
-        return Figures(
+        return LevelFigures(
             tokens_per_s=costs.tokens_per_s, n_gpu_layers=costs.n_gpu_layers, quality=judged
         )
 
-    return Series(
+    return MeasuredRun(
         model=report.model,
         shape=shape,
         by="bench",
@@ -551,7 +551,7 @@ class _Bench:
         parallel = evaluation.parallel_sentences().texts if matching else ()
         n_texts = len(self.task.passages) + len(self.task.queries)
         found: dict[str, Quality] = {}
-        judge: Judge | None = None
+        meter: QualityMeter | None = None
         for level in levels:
             if level.name in self.failures:
                 continue
@@ -570,9 +570,11 @@ class _Bench:
             with np.load(target) as arrays:
                 vectors = LevelVectors(**{name: arrays[name] for name in arrays.files})
             target.unlink()
-            if judge is None:
-                judge = Judge(self.task, vectors, dims_of(card, int(about[level.name]["dim"])))
-            found[level.name] = judge.quality(vectors, n_truncated=int(answer["n_truncated"]))
+            if meter is None:
+                meter = QualityMeter(
+                    self.task, vectors, dims_of(card, int(about[level.name]["dim"]))
+                )
+            found[level.name] = meter.quality(vectors, n_truncated=int(answer["n_truncated"]))
         return found
 
     def _turn(self, level: Level, do: str, **wanted: Any) -> dict[str, Any] | None:

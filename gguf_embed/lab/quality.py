@@ -1,7 +1,7 @@
 """How good vectors are: against a reference's, and against the truth where it is known.
 
-judge = Judge(task, reference)      # its own rankings, once
-judge.quality(vectors)              # of another level, prompt, engine
+meter = QualityMeter(task, reference)      # its own rankings, once
+meter.quality(vectors)              # of another level, prompt, engine
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class LevelVectors:
     parallel: Vectors  # of `Parallel.texts`; no rows: not asked for
 
 
-class Judge:
+class QualityMeter:
     """Compares vectors with the reference's, whose own rankings are made once."""
 
     def __init__(self, task: Task, reference: LevelVectors, dims: Sequence[int]) -> None:
