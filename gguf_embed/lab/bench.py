@@ -49,6 +49,7 @@ from gguf_embed.errors import (
     ModelNotFound,
     NativeFailed,
 )
+from gguf_embed.gguf import quants
 from gguf_embed.gguf.header import Header, read_header
 from gguf_embed.gguf.layout import shape_of
 from gguf_embed.io import read as formats
@@ -76,7 +77,7 @@ from gguf_embed.vectors import Pooling, Vectors
 
 Status: TypeAlias = Callable[[str], None]
 
-DEFAULT_LEVELS = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M")
+DEFAULT_LEVELS = quants.USUAL
 ROUND_S = 4.0  # the slowest level embeds for about so long in a round
 MIN_TEXTS = 8  # but never less than that
 N_LATENCIES = 24  # single texts per round, unless that takes longer than ROUND_S
@@ -201,13 +202,13 @@ def find_subject(names: Sequence[str]) -> Subject:
                 f"{_shape(first)} (architecture, layers, dimensions, vocabulary); name the levels "
                 "of one model"
             )
-    quants = Counter(header.quant for header in headers)
+    counts = Counter(header.quant for header in headers)
     ready = {
-        header.quant if quants[header.quant] == 1 else path.stem: path
+        header.quant if counts[header.quant] == 1 else path.stem: path
         for path, header in zip(paths, headers, strict=True)
     }
     exact = {header.quant: path for path, header in zip(paths, headers, strict=True)}
-    source = next((exact[quant] for quant in ("F32", "BF16", "F16") if quant in exact), None)
+    source = next((exact[quant] for quant in reversed(EXACT) if quant in exact), None)
     card = catalog.by_header(first)
     name = card.id if card else first.name or paths[0].stem
     return Subject(name=name, asked=None, card=card, ready=ready, source=source)
@@ -240,7 +241,7 @@ def _known_subject(name: str) -> Subject:
     for source in found:
         if source.path is not None and source.quant is not None:
             ready.setdefault(source.quant, source.path)
-    exact = next((ready[quant] for quant in ("F32", "BF16", "F16") if quant in ready), None)
+    exact = next((ready[quant] for quant in reversed(EXACT) if quant in ready), None)
     card = found[0].card
     return Subject(name=card.id if card else name, asked=name, card=card, ready=ready, source=exact)
 
