@@ -29,7 +29,7 @@ from gguf_embed.cli.options import size
 from gguf_embed.engine import runner, tune
 from gguf_embed.engine.runner import Meaning, Runner, RunSettings
 from gguf_embed.errors import BadOption, DoesNotFit
-from gguf_embed.gguf import layout
+from gguf_embed.gguf import layout, quants
 from gguf_embed.gguf.header import read_header
 from gguf_embed.lab.metrics import as_good
 from gguf_embed.machine import measured
@@ -413,7 +413,7 @@ def test_the_engine_is_planned_as_it_runs():
 
 
 def test_qualities_are_those_that_can_be_made():
-    assert plan.QUALITY.keys() == set(layout.QUANTS)
+    assert {quants.FLOOR, quants.SPEED_FLOOR, *quants.USUAL} <= set(layout.QUANTS)
 
 
 # -- choices -------------------------------------------------------------------------------------
@@ -582,9 +582,7 @@ def test_no_measurement_goes_below_the_floor():
     speeds = SPEEDS | {"Q2_K": 900.0, "Q3_K_M": 800.0}
     known = measured_run(f"{QWEN}-0.6b", speeds, {"Q2_K": GOOD, "Q3_K_M": GOOD, "Q4_K_M": GOOD})
     for prefer in plan.PREFERENCES:
-        assert plan.quality_rank(choice(known, Limits(prefer=prefer)).quant) <= plan.quality_rank(
-            plan.FLOOR
-        )
+        assert quants.rank(choice(known, Limits(prefer=prefer)).quant) <= quants.rank(quants.FLOOR)
     assert choice(known, replace(FAST, quant="Q2_K")).quant == "Q2_K"
 
 
@@ -893,8 +891,8 @@ def test_never_over_budget_and_always_with_reasons(
         return
     assert found == try_plan(card, machine, limits, known)
     offered = {file.quant for file in card.files}
-    if any(plan.quality_rank(quant) <= plan.quality_rank(plan.FLOOR) for quant in offered):
-        assert plan.quality_rank(found.quant) <= plan.quality_rank(plan.FLOOR)
+    if any(quants.rank(quant) <= quants.rank(quants.FLOOR) for quant in offered):
+        assert quants.rank(found.quant) <= quants.rank(quants.FLOOR)
     for n_used, n_free in used(machine, dict(found.memory)):
         assert n_used <= n_free
         assert not n_used or n_used <= (
@@ -967,7 +965,7 @@ def test_more_memory_never_plans_worse(
         assert after.rank >= before.rank
         assert after.rank[0] > before.rank[0] or not sound(before) or sound(after)
         if after.tier == before.tier:
-            assert plan.quality_rank(after.quant) <= plan.quality_rank(before.quant)
+            assert quants.rank(after.quant) <= quants.rank(before.quant)
 
 
 def sound(found: Plan) -> bool:

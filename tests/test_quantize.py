@@ -162,7 +162,7 @@ def test_a_fallback_in_words():
 @pytest.mark.parametrize(
     ("recipe", "error", "message"),
     [
-        (Recipe(level="Q4KM"), BadOption, "no level is called 'Q4KM'; did you mean Q4_K_M or"),
+        (Recipe(level="Q4_K_X"), BadOption, "no level is called 'Q4_K_X'; did you mean Q4_K_"),
         (Recipe(level="fp32"), BadOption, "is F32 already; copy the file"),
         (Recipe(level="NVFP4"), BadOption, "no level is called 'NVFP4'"),
         (

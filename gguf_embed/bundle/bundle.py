@@ -51,6 +51,7 @@ from gguf_embed.errors import (
     NativeFailed,
     OutputFailed,
 )
+from gguf_embed.gguf import quants
 from gguf_embed.gguf.header import Header, read_header
 from gguf_embed.lab.metrics import CosineStats, cosine_stats, cosines
 from gguf_embed.machine import probe as hardware
@@ -69,7 +70,7 @@ FORMAT: Final = 1
 # and 32 bits, and 0.9994 with quantized ones (all-MiniLM-L6-v2 and a random Qwen3, Q8_0 to Q2_K).
 # Other CPUs and GPUs are given more than ten times that. Wrong pooling or a lost end token is below
 # 0.6 with the same two models.
-MIN_COSINE: Final = {"F32": 0.999, "F16": 0.999, "BF16": 0.999}
+MIN_COSINE: Final = dict.fromkeys(quants.EXACT, 0.999)
 MIN_COSINE_QUANTIZED: Final = 0.99
 
 _LINE: Final = re.compile(r"([0-9a-f]{64})  (.+)")
@@ -557,7 +558,7 @@ def _about(folder: Path, sums: Mapping[str, str]) -> _About:
 
 _NAMES: Final = {
     "name": r"[^\x00-\x1f]{1,300}",
-    "quant": store.QUANT.pattern,
+    "quant": quants.PATTERN,
     "repo": r"\w[\w.-]*/\w[\w.-]*",
     "revision": r"(\w[\w.-]*(/\w[\w.-]*)*)?",  # none of the built-in file
     "file": _INSIDE.pattern,

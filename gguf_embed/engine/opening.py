@@ -20,7 +20,7 @@ from gguf_embed.catalog.catalog import ModelCard
 from gguf_embed.engine import tune
 from gguf_embed.engine.runner import Meaning, RunSettings
 from gguf_embed.errors import BadModelFile, BadOption
-from gguf_embed.gguf import layout
+from gguf_embed.gguf import layout, quants
 from gguf_embed.gguf.header import ENCODERS, Header, check_embedder, needs_pooling, read_header
 from gguf_embed.machine import measured, selftest
 from gguf_embed.machine import probe as hardware
@@ -31,7 +31,6 @@ from gguf_embed.native.library import MAX_SEQS
 from gguf_embed.plan import plan
 from gguf_embed.plan.plan import Limits, Plan, Run, Variant
 from gguf_embed.store import hub
-from gguf_embed.store import local as store
 from gguf_embed.store.local import Source
 from gguf_embed.vectors import Pooling
 
@@ -145,7 +144,7 @@ def _choose_auto(machine: Machine, limits: Limits, *, here: bool) -> Choice:
     family = plan.auto_family()
     sources = [source for card in family for source in hub.offered(card.id, here=here)]
     if limits.quant:
-        limits = replace(limits, quant=store.spelled(limits.quant))
+        limits = replace(limits, quant=quants.parse(limits.quant))
         sources = [source for source in sources if source.quant == limits.quant]
     offers = _offers(_in_reach(sources, here=here), here=here)
     by_model: dict[str, list[Variant]] = {}

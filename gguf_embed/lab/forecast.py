@@ -16,10 +16,8 @@ from typing import Final
 
 from gguf_embed.catalog import catalog
 from gguf_embed.errors import BadModelFile, BadOption, NativeFailed
+from gguf_embed.gguf import quants
 from gguf_embed.gguf.header import (
-    BLOCK,
-    FILE_TYPES,
-    TYPE_NAMES,
     Header,
     TensorInfo,
     check_embedder,
@@ -27,25 +25,18 @@ from gguf_embed.gguf.header import (
     tensor_bytes,
 )
 from gguf_embed.gguf.imatrix import Imatrix, read_imatrix
+from gguf_embed.gguf.quants import BLOCK, EXACT, FILE_TYPES, TYPE_NAMES
 from gguf_embed.lab.quantize_child import TENSOR_LINE, Recipe, run_quantizer
 from gguf_embed.machine.probe import probe
 from gguf_embed.store import hub
-from gguf_embed.store.local import Source, spelled
+from gguf_embed.store.local import Source
 
 # What llama_ftype_get_default_type knows; NVFP4 files are made elsewhere.
 LEVELS: Final = tuple(name for name in FILE_TYPES.values() if name != "NVFP4")
-_ALIASES: Final = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}  # as llama-quantize
-EXACT: Final = ("F16", "BF16", "F32")  # levels to quantize from, cheapest download first
-
-# For single tensors: every type that ggml writes well without an importance matrix.
-TENSOR_TYPES: Final = (
-    *("F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0"),
-    *("IQ4_NL", "IQ4_XS", "Q3_K", "Q2_K"),
-)
 _EMBEDDINGS: Final = ("token_embd.weight", "per_layer_token_embd.weight")
 _OUTPUT: Final = "output.weight"
 # Without an importance matrix these are noise (llama-quant.cpp, tensor_requires_imatrix).
-_NEED_IMATRIX: Final = frozenset({"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"})
+_NEED_IMATRIX: Final = quants.IMATRIX_TYPES
 
 # The header gains a few keys: the level, where an importance matrix came from.
 _NEW_KEYS_BYTES: Final = 1024
@@ -89,8 +80,7 @@ class Forecast:
 
 def level_named(name: str) -> str:
     """The level as llama.cpp spells it; raises BadOption, which names those that are near."""
-    level = spelled(name)
-    return _known("level", name, _ALIASES.get(level, level), LEVELS)
+    return _known("level", name, quants.parse(name), LEVELS)
 
 
 def _known(what: str, name: str, found: str, known: Sequence[str]) -> str:
@@ -179,7 +169,7 @@ def _spelled(recipe: Recipe) -> Recipe:
     """The recipe in llama.cpp's own names, with a number of threads."""
 
     def of_type(name: str | None) -> str | None:
-        return name and _known("tensor type", name, spelled(name), TENSOR_TYPES)
+        return name and _known("tensor type", name, quants.parse_type(name), quants.WRITABLE_TYPES)
 
     return replace(
         recipe,

@@ -20,8 +20,8 @@ from gguf_embed.catalog.catalog import ModelCard
 from gguf_embed.engine.opening import choose
 from gguf_embed.errors import BadOption, FetchFailed, ModelNotFound
 from gguf_embed.gguf.header import Header, read_header
+from gguf_embed.gguf.quants import EXACT, USUAL
 from gguf_embed.lab.forecast import (
-    EXACT,
     Fallback,
     Forecast,
     Recipe,
@@ -37,8 +37,6 @@ from gguf_embed.store.local import mib
 from gguf_embed.system.files import check_free
 
 Status: TypeAlias = Callable[[str], None]
-
-DEFAULT_LEVELS = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,13 +83,13 @@ def find_subject(names: Sequence[str]) -> Subject:
                 f"{_shape(first)} (architecture, layers, dimensions, vocabulary); name the levels "
                 "of one model"
             )
-    quants = Counter(header.quant for header in headers)
+    counts = Counter(header.quant for header in headers)
     ready = {
-        header.quant if quants[header.quant] == 1 else path.stem: path
+        header.quant if counts[header.quant] == 1 else path.stem: path
         for path, header in zip(paths, headers, strict=True)
     }
     exact = {header.quant: path for path, header in zip(paths, headers, strict=True)}
-    source = next((exact[quant] for quant in ("F32", "BF16", "F16") if quant in exact), None)
+    source = next((exact[quant] for quant in reversed(EXACT) if quant in exact), None)
     card = catalog.by_header(first)
     name = card.id if card else first.name or paths[0].stem
     return Subject(name=name, asked=None, card=card, ready=ready, source=source)
@@ -124,7 +122,7 @@ def _known_subject(name: str) -> Subject:
     for source in found:
         if source.path is not None and source.quant is not None:
             ready.setdefault(source.quant, source.path)
-    exact = next((ready[quant] for quant in ("F32", "BF16", "F16") if quant in ready), None)
+    exact = next((ready[quant] for quant in reversed(EXACT) if quant in ready), None)
     card = found[0].card
     return Subject(name=card.id if card else name, asked=name, card=card, ready=ready, source=exact)
 
@@ -134,7 +132,7 @@ def _wanted(subject: Subject, asked: Sequence[str] | None) -> tuple[str, ...]:
     ready = {name.upper(): name for name in subject.ready}  # also names that are no level
     if asked is None and subject.asked is None and len(subject.ready) > 1:
         return tuple(subject.ready)
-    names = [ready.get(name.upper()) or level_named(name) for name in asked or DEFAULT_LEVELS]
+    names = [ready.get(name.upper()) or level_named(name) for name in asked or USUAL]
     best = [name for name, path in subject.ready.items() if path == subject.source]
     return tuple(dict.fromkeys((*best, *names)))
 
