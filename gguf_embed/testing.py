@@ -26,7 +26,7 @@ from gguf_embed.engine.embedder import Embedder
 from gguf_embed.engine.opening import Choice, Found, Settings
 from gguf_embed.engine.runner import Meaning
 from gguf_embed.gguf.header import Header
-from gguf_embed.machine.measured import Figures
+from gguf_embed.machine.measured import LevelFigures
 from gguf_embed.machine.probe import Machine
 from gguf_embed.machine.selftest import Working
 from gguf_embed.native.library import Tokens
@@ -151,7 +151,7 @@ def _found(*, dim: int, n_ctx: int, prompts: Mapping[str, str], settings: Settin
         reason="takes no memory",
         run=run,
         memory={},
-        measured=Figures(),
+        measured=LevelFigures(),
     )
     made = Plan(
         model=NAME,
