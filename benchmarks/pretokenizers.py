@@ -8,6 +8,7 @@ touched. llama-vocab.cpp, of llama.cpp's sources, gives the names. Needs Linux.
 
 from __future__ import annotations
 
+import importlib
 import json
 import multiprocessing
 import re
@@ -18,12 +19,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-
-import tiny
-
 from gguf_embed.engine.stacks import call_with_stack
 from gguf_embed.native.library import Model
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+tiny: Any = importlib.import_module("tiny")
 
 STACK = 1 << 30
 LIMIT_S = 30
