@@ -10,7 +10,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
@@ -28,6 +28,7 @@ from gguf_embed.engine.opening import Found, Settings, find_model
 from gguf_embed.engine.prepare import Prepared, Preparer, Truncate
 from gguf_embed.engine.runner import RunSettings
 from gguf_embed.engine.scheduler import Scheduler, Ticket
+from gguf_embed.engine.stacks import stack_pool
 from gguf_embed.engine.turns import Caller, Priority
 from gguf_embed.errors import BadInput, BadOption, NativeFailed, TextTooLong
 from gguf_embed.plan.plan import Plan
@@ -118,9 +119,7 @@ class Embedder(Closes):
         self.n_ctx = self.plan.n_ctx
         self.dim = backend.dim
         self.prompts: Mapping[str, str] = self.card.prompts if self.card else {}
-        threads = ThreadPoolExecutor(
-            min(8, os.cpu_count() or 1), thread_name_prefix=f"{_THREADS}-tokenize"
-        )
+        threads = stack_pool(min(8, os.cpu_count() or 1), f"{_THREADS}-tokenize")
         self._preparer = Preparer(
             backend.tokenize, specials=backend.specials, n_ctx=self.n_ctx, threads=threads
         )

@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from gguf_embed.engine.tokenizer import RunTooLong
 from gguf_embed.errors import BadText
 from gguf_embed.native.library import Tokens
 
@@ -57,6 +58,8 @@ class Preparer:
                 f"(U+{ord(error.object[error.start]):04X}), which is no text; fix the decoding or "
                 "use errors='replace'",
             ) from None
+        except RunTooLong as error:
+            raise BadText(row, str(error)) from None
 
     def count(self, texts: Sequence[str]) -> npt.NDArray[np.int32]:
         """Number of tokens of each text, shape (n,)."""
