@@ -15,6 +15,7 @@ from typing import Any
 from gguf_embed import __version__
 from gguf_embed.gguf.header import Header
 from gguf_embed.machine import probe as hardware
+from gguf_embed.machine.machine import machine_to_json
 from gguf_embed.native import library as llama
 
 PACKAGES = ("llama-cpp-python", "numpy", "sentence-transformers", "torch", "transformers")
@@ -36,7 +37,7 @@ def facts(llama_server: str | None) -> dict[str, Any]:
     """The machine, the versions, the builds; plain values for JSON."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": json.loads(hardware.machine_to_json(hardware.probe())),
+        "machine": json.loads(machine_to_json(hardware.probe())),
         "load_average": os.getloadavg(),
         "python": platform.python_version(),
         "gguf_embed": __version__,

@@ -35,7 +35,7 @@ from gguf_embed.errors import BadInput, BadModelFile, BadOption, DoesNotFit, Mod
 from gguf_embed.gguf.header import read_header
 from gguf_embed.machine import measured, selftest
 from gguf_embed.machine import probe as hardware
-from gguf_embed.machine.probe import Machine, machine_from_json
+from gguf_embed.machine.machine import Machine, machine_from_json
 from gguf_embed.native import library as llama
 from gguf_embed.plan import plan
 from gguf_embed.plan.plan import MIB, Limits

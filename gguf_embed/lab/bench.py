@@ -67,6 +67,7 @@ from gguf_embed.lab.quantize import plan as forecast
 from gguf_embed.lab.tasks import Task, Text
 from gguf_embed.machine import measured
 from gguf_embed.machine import probe as hardware
+from gguf_embed.machine.machine import machine_to_json
 from gguf_embed.machine.measured import Figures, Judged, Series
 from gguf_embed.native import library as llama
 from gguf_embed.plan.plan import AUTO, Limits
@@ -425,7 +426,7 @@ def run(
         rounds=plan.rounds,
         results=results,
         remarks=tuple(remarks),
-        machine=json.loads(hardware.machine_to_json(machine)),
+        machine=json.loads(machine_to_json(machine)),
         versions={
             "gguf_embed": __version__,
             "llama_cpp_python": llama.version(),
