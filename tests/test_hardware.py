@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gguf_embed.errors import BadInput
+from gguf_embed.errors import BadInput, NativeFailed
 from gguf_embed.machine import linux as of_linux
 from gguf_embed.machine.advice import REQUIREMENT, advised
 from gguf_embed.machine.build import Native, read_native
@@ -34,7 +34,7 @@ from gguf_embed.machine.machine import (
     summary,
 )
 from gguf_embed.machine.probe import probe
-from gguf_embed.native import library as llama
+from gguf_embed.native import library
 
 MIB, GIB = 2**20, 2**30
 MACHINES = Path(__file__).parent / "machines"
@@ -579,18 +579,17 @@ def test_a_backend_without_a_device_is_still_in_the_build(tmp_path):
 
 def test_a_library_that_does_not_load_is_a_remark(tmp_path, monkeypatch):
     def broken():
-        raise OSError("libcudart.so.12:\n cannot open shared object file")
+        raise NativeFailed("llama.cpp cannot be loaded (libcudart.so.12);\n reinstall it")
 
-    monkeypatch.setattr(llama, "devices", broken)
+    monkeypatch.setattr(library, "devices", broken)
     machine = read(tmp_path, linux(), native=None)
     assert (machine.build, machine.devices) == (None, ())
-    assert "(libcudart.so.12: cannot open shared object file)" in machine.remarks[0]
-    assert "pip install" in machine.remarks[0]
+    assert machine.remarks[0] == "llama.cpp cannot be loaded (libcudart.so.12); reinstall it"
 
 
 def test_native_devices_are_translated(monkeypatch):
-    def seen(name: str, kind: llama.Kind, free: int) -> llama.NativeDevice:
-        return llama.NativeDevice(
+    def seen(name: str, kind: library.Kind, free: int) -> library.NativeDevice:
+        return library.NativeDevice(
             name=name,
             description="Apple\x1b[31m M4  Max",
             kind=kind,
@@ -600,7 +599,7 @@ def test_native_devices_are_translated(monkeypatch):
             device_id=None,
         )
 
-    monkeypatch.setattr(llama, "devices", lambda: (seen("MTL0", "gpu", 9), seen("M", "meta", 1)))
+    monkeypatch.setattr(library, "devices", lambda: (seen("MTL0", "gpu", 9), seen("M", "meta", 1)))
     (device,) = read_native().devices  # the wrapper around other devices is left out
     assert (device.backend, device.free_bytes) == ("Metal", 8)
     assert device.description == "Apple[31m M4 Max"
@@ -621,7 +620,7 @@ def test_probe_of_this_machine():
     assert cpu.free_bytes == machine.ram_available_bytes
     assert machine.build is not None
     assert machine.build.startswith("llama-cpp-python ")
-    assert llama.build_id() in machine.build
+    assert library.build_id() in machine.build
     assert machine_from_json(machine_to_json(machine)) == machine
 
 

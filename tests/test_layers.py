@@ -47,7 +47,6 @@ LONG: Mapping[str, str] = {
     "lab/bench.py": "to be split into bench, levels and worker",
     "lab/quantize.py": "to be split",
     "lab/tasks.py": "to be split",
-    "native/library.py": "to be split into library, context and quantizer",
     "plan/plan.py": "to be split into settings, memory, plan and reasons",
     "store/hub.py": "to be split",
 }

@@ -37,7 +37,8 @@ from gguf_embed.machine import probe as hardware
 from gguf_embed.machine.machine import Device, Machine, machine_from_json
 from gguf_embed.machine.measured import Figures, Judged, Loss, Series
 from gguf_embed.machine.selftest import Working
-from gguf_embed.native.library import Context, Model
+from gguf_embed.native.context import Context
+from gguf_embed.native.model import Model
 from gguf_embed.plan import plan
 from gguf_embed.plan.plan import (
     MIB,

@@ -27,7 +27,7 @@ from gguf_embed.machine import probe as hardware
 from gguf_embed.machine.machine import Machine
 from gguf_embed.machine.measured import Series
 from gguf_embed.machine.selftest import Working
-from gguf_embed.native.library import MAX_SEQS
+from gguf_embed.native.context import MAX_SEQS
 from gguf_embed.plan import plan
 from gguf_embed.plan.plan import Limits, Plan, Run, Variant
 from gguf_embed.store import hub

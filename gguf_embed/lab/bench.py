@@ -69,7 +69,7 @@ from gguf_embed.machine import measured
 from gguf_embed.machine import probe as hardware
 from gguf_embed.machine.machine import machine_to_json
 from gguf_embed.machine.measured import Figures, Judged, Series
-from gguf_embed.native import library as llama
+from gguf_embed.native import library
 from gguf_embed.plan.plan import AUTO, Limits
 from gguf_embed.store import hub
 from gguf_embed.store.local import mib
@@ -429,7 +429,7 @@ def run(
         machine=json.loads(machine_to_json(machine)),
         versions={
             "gguf_embed": __version__,
-            "llama_cpp_python": llama.version(),
+            "llama_cpp_python": library.version(),
             "python": platform.python_version(),
         },
         seconds=time.monotonic() - began,
@@ -810,7 +810,7 @@ def _peak_bytes() -> int:
 
 def _gpu_free_bytes() -> int | None:
     """Free memory of all GPUs together; None without any."""
-    free = [d.free_bytes for d in llama.devices() if d.kind in ("gpu", "igpu")]
+    free = [d.free_bytes for d in library.devices() if d.kind in ("gpu", "igpu")]
     return sum(free) if free else None
 
 

@@ -54,7 +54,8 @@ from gguf_embed.gguf.header import (
 from gguf_embed.gguf.imatrix import Imatrix, read_imatrix
 from gguf_embed.lab.metrics import CosineStats, cosine_stats
 from gguf_embed.machine import probe as hardware
-from gguf_embed.native import library as llama
+from gguf_embed.native import quantizer
+from gguf_embed.native.quantizer import QuantizeParams
 from gguf_embed.store import hub
 from gguf_embed.store.local import Source, mib, spelled
 from gguf_embed.vectors import Pooling, Vectors
@@ -539,7 +540,7 @@ def _main(task: dict[str, Any]) -> int:
         imatrix = read_imatrix(Path(task["imatrix"])) if task["imatrix"] else None
         if imatrix:
             metadata = _provenance(Path(task["imatrix"]), imatrix)
-        params = llama.QuantizeParams(
+        params = QuantizeParams(
             level=task["level"],
             token_embedding_type=task["token_embedding_type"],
             output_type=task["output_type"],
@@ -550,7 +551,7 @@ def _main(task: dict[str, Any]) -> int:
             imatrix=imatrix.values if imatrix else {},
             metadata=metadata,
         )
-        llama.quantize(Path(task["source"]), Path(task["target"]), params, _forward)
+        quantizer.quantize(Path(task["source"]), Path(task["target"]), params, _forward)
     except GgufEmbedError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return _REFUSED

@@ -13,8 +13,8 @@ from gguf_embed.machine import linux, macos
 from gguf_embed.machine.build import Native, read_native
 from gguf_embed.machine.host import Host, this_host
 from gguf_embed.machine.machine import CPU_FEATURES, Machine, System, gib, one_line
+from gguf_embed.native.library import REQUIREMENT
 
-REQUIREMENT = "llama-cpp-python>=0.3.36,<0.4"  # as in pyproject.toml; a test compares them
 # A build without these, on a CPU that has them, is several times slower than it could be.
 _EXPECTED = ("avx2", "fma", "f16c", "dotprod", "i8mm")
 
@@ -35,10 +35,7 @@ def _all(machine: Machine, root: Path, host: Host, native: Native) -> Iterator[s
     """What a person should know about this machine, with the next step."""
     os = machine.os
     if native.problem is not None:
-        yield (
-            f"llama.cpp cannot be loaded ({native.problem}); "
-            f"reinstall it: {_reinstall(os, '-DGGML_NATIVE=on')}"
-        )
+        yield native.problem
     else:
         yield from _build_against_cpu(machine, native)
         yield from _unused_gpus(machine, root, host)

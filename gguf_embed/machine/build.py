@@ -11,7 +11,7 @@ from gguf_embed.native import library
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Native:
-    """What the installed llama.cpp says about itself; `problem` says why it says nothing."""
+    """As llama.cpp tells it; `problem` says why it tells nothing, with the next step."""
 
     devices: tuple[Device, ...] = ()
     system_info: str = ""
@@ -25,8 +25,8 @@ def read_native() -> Native:
         native_devices = library.devices()
         system_info = library.system_info()
         build = f"llama-cpp-python {library.version()} ({library.build_id()})"
-    except (ImportError, OSError, RuntimeError, NativeFailed) as error:
-        return Native(problem=one_line(str(error)) or type(error).__name__)
+    except NativeFailed as error:
+        return Native(problem=one_line(str(error)))
     return Native(
         devices=tuple(
             Device(
