@@ -28,7 +28,7 @@ from gguf_embed.engine.embedder import Block, Embedder
 from gguf_embed.engine.opening import Settings
 from gguf_embed.engine.runner import Outcome, Runner
 from gguf_embed.errors import BadInput, BadModelFile, BadOption, BadText, NativeFailed, TextTooLong
-from gguf_embed.native import library
+from gguf_embed.native import context as native_context
 from gguf_embed.native.context import Context, ContextParams
 from gguf_embed.native.model import Model, Tokens
 from gguf_embed.vectors import Pooling, Vectors
@@ -637,7 +637,7 @@ def test_without_a_tap_the_pooled_path_serves(
 ):
     texts = [CAT, DOG, "\x01" * 600]  # the last one longer than a microbatch
     tapped = qwen3.encode(texts)
-    monkeypatch.setattr(library, "TAPPED_TENSOR", b"of another architecture")
+    monkeypatch.setattr(native_context, "TAPPED_TENSOR", b"of another architecture")
     with Embedder.open(
         tiny_model("qwen3"), settings=Settings(tune=False, n_threads=1, tap=True)
     ) as embedder:
