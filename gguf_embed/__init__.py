@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from gguf_embed.engine.embedder import Block as Block
+    from gguf_embed.engine.arguments import EncodeOptions as EncodeOptions
     from gguf_embed.engine.embedder import Embedder as Embedder
-    from gguf_embed.engine.embedder import EncodeOptions as EncodeOptions
+    from gguf_embed.engine.fingerprint import Fingerprint as Fingerprint
     from gguf_embed.engine.opening import Settings as Settings
+    from gguf_embed.engine.stream import Block as Block
     from gguf_embed.engine.turns import Priority as Priority
     from gguf_embed.errors import BadInput as BadInput
     from gguf_embed.errors import BadModelFile as BadModelFile
@@ -35,9 +36,10 @@ if TYPE_CHECKING:
 
 # Where each name is; it is imported when it is first asked for.
 _PLACES = {
-    "Block": "gguf_embed.engine.embedder",
+    "Block": "gguf_embed.engine.stream",
     "Embedder": "gguf_embed.engine.embedder",
-    "EncodeOptions": "gguf_embed.engine.embedder",
+    "EncodeOptions": "gguf_embed.engine.arguments",
+    "Fingerprint": "gguf_embed.engine.fingerprint",
     "Priority": "gguf_embed.engine.turns",
     "Settings": "gguf_embed.engine.opening",
     "Pooling": "gguf_embed.vectors",
@@ -64,6 +66,7 @@ __all__ = [
     "Embedder",
     "EncodeOptions",
     "FetchFailed",
+    "Fingerprint",
     "GgufEmbedError",
     "ModelNotFound",
     "NativeFailed",

@@ -14,13 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from zlib import crc32
 
 import numpy as np
 
 from gguf_embed.catalog import catalog
+from gguf_embed.engine.arguments import check_model
 from gguf_embed.engine.backend import BatchLimits, Head, Outcome
 from gguf_embed.engine.embedder import Embedder
 from gguf_embed.engine.opening import Choice, Found, Settings
@@ -118,14 +120,33 @@ class FakeEmbedder(Embedder):
         n_ctx: int = 32,
         prompts: Mapping[str, str] = PROMPTS,
         limits: BatchLimits | None = None,
+        backend: FakeBackend | None = None,
     ) -> FakeEmbedder:
-        """What `Embedder.open` gives, whatever the model: of `dim` values, for `n_ctx` tokens."""
+        """What `Embedder.open` gives, whatever the model: of `dim` values, for `n_ctx` tokens.
+
+        `backend` may be of a class of your own, such as one that fails.
+        """
+        check_model(model)
         settings = settings or Settings()
-        backend = FakeBackend(dim=dim, limits=limits)
-        found = _found(dim=dim, n_ctx=n_ctx, prompts=prompts, settings=settings)
-        embedder = cls(found, settings, on_status, backend=backend)
-        embedder.backend = backend
-        return embedder
+        backend = backend or FakeBackend(dim=dim, limits=limits)
+        found = _found(dim=backend.dim, n_ctx=n_ctx, prompts=prompts, settings=settings)
+        return cls(found, settings, backend=backend)
+
+    def __init__(self, found: Found, settings: Settings, *, backend: FakeBackend) -> None:
+        """Use `FakeEmbedder.open`."""
+        self.backend = backend
+        super().__init__(found, settings, backend=backend)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickled as what opens the same fake again."""
+        how = {"dim": self.dim, "n_ctx": self.n_ctx, "prompts": dict(self.prompts)}
+        how |= {"settings": self.settings, "limits": self.backend.limits}
+        return _open_again, (how,)
+
+
+def _open_again(how: dict[str, Any]) -> FakeEmbedder:
+    """Undo `FakeEmbedder.__reduce__`."""
+    return FakeEmbedder.open(**how)
 
 
 def _found(*, dim: int, n_ctx: int, prompts: Mapping[str, str], settings: Settings) -> Found:
@@ -171,7 +192,12 @@ def _found(*, dim: int, n_ctx: int, prompts: Mapping[str, str], settings: Settin
         why=("a fake, for tests",),
     )
     choice = Choice(
-        source=Source(name=NAME, card=card, file=header.source),
+        source=Source(
+            name=NAME,
+            card=card,
+            file=header.source,
+            sha256=sha256(f"{NAME} {dim}".encode()).hexdigest(),
+        ),
         header=header,
         card=card,
         variant=plan.variants(builtin)[0],

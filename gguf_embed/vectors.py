@@ -61,6 +61,12 @@ def finish(vectors: Vectors, *, dimensions: int | None, normalize: bool) -> Vect
     return (cut / np.maximum(norms, np.finfo(np.float32).tiny)).astype(np.float32)
 
 
+def unusable(vectors: Vectors) -> npt.NDArray[np.intp]:
+    """The rows that have no direction: a value that is not finite, or no length."""
+    norms = np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64)
+    return np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
+
+
 def check_dimensions(
     dimensions: int | None, *, dim: int, mrl_min: int | None, mrl_dims: tuple[int, ...]
 ) -> None:

@@ -104,11 +104,14 @@ def test_embed_writes_an_array_row_by_line(run: Run, notes: Path, tmp_path: Path
 def test_embed_says_what_made_the_vectors(run: Run, notes: Path, tmp_path: Path):
     arguments = ("--prompt-name", "query", "--dimensions", 60, "--no-normalize", "--exact")
     assert run("embed", notes, "-o", tmp_path / "v.npy", *arguments)[0] == 0
+    with FakeEmbedder.open() as embedder:
+        space = embedder.fingerprint(prompt="query: ", dimensions=60, normalize=False)
     assert json.loads((tmp_path / "v.npy.meta.json").read_text()) == {
+        "fingerprint": space.id,
         "model": "fake",
         "quant": "F32",
         "file": "fake.gguf",
-        "sha256": None,
+        "sha256": space.sha256,
         "pooling": "mean",
         "prompt": "query: ",
         "dim": 60,

@@ -11,6 +11,7 @@ from gguf_embed import errors
 
 NAMES = {
     *("Embedder", "EncodeOptions", "Settings", "Pooling", "Priority", "Block", "__version__"),
+    "Fingerprint",
     *("GgufEmbedError", "BadInput", "BadText", "TextTooLong", "BadOption", "BadModelFile"),
     *("ModelNotFound", "DoesNotFit", "FetchFailed", "OutputFailed", "NativeFailed"),
 }

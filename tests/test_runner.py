@@ -262,6 +262,7 @@ class Lab:
     """Makes fake contexts and remembers them."""
 
     poison: Callable[[Tokens, int, ContextParams], bool] = lambda *_: False
+    value: float = np.nan  # what is wrong in a poisoned vector
     spreads: bool = False  # one NaN makes its whole microbatch NaN
     together: threading.Barrier | None = None  # runs that must be under way at the same time
     takes_s: float = 0.0  # each call
@@ -311,8 +312,11 @@ class FakeContext:
         time.sleep(self.lab.takes_s)
         self.runs.append(len(sequences))
         vectors = expected(sequences)
+        if self.params.pooling is Pooling.NONE:
+            sequences = [ids[i : i + 1] for ids in sequences for i in range(len(ids))]
+            vectors = expected(sequences)
         bad = [self.lab.poison(text, len(sequences), self.params) for text in sequences]
-        vectors[self.spoiled | np.array(bad) | (self.lab.spreads and any(bad))] = np.nan
+        vectors[self.spoiled | np.array(bad) | (self.lab.spreads and any(bad))] = self.lab.value
         self.spoiled |= any(bad)
         return vectors
 
@@ -544,11 +548,37 @@ def test_the_last_resort_is_llama_cpps_own_path(lab: Lab):
     assert (resort.params.n_ctx, resort.params.n_ubatch) == (10, 10)
 
 
-def test_infinity_is_as_bad_as_nan(lab: Lab, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(np, "nan", np.inf)
-    lab.poison = KINDS["always"]
+@pytest.mark.parametrize("value", [np.inf, -np.inf, 0.0])
+def test_infinity_and_no_length_are_as_bad_as_nan(value: float, lab: Lab):
+    lab.value, lab.poison = value, KINDS["always"]
     with fake_runner() as run:
         assert run.run([*texts(4), poisoned(texts(5)[0])]).bad == (1,)
+
+
+@pytest.mark.parametrize("meaning", [LAST, CLS])
+@pytest.mark.parametrize("kind", ["once", "with flash attention", "always"])
+def test_token_vectors_are_guarded(kind: str, meaning: Meaning, lab: Lab):
+    n_calls = 0
+
+    def once(text: Tokens, *_: object) -> bool:
+        nonlocal n_calls
+        n_calls += 1
+        return n_calls == 3
+
+    lab.poison = once if kind == "once" else KINDS[kind]
+    text = poisoned(texts(5)[0])
+    with fake_runner(meaning) as run:
+        outcome = run.run([text], head=Head.TOKENS)
+        assert outcome.bad == ((0,) if kind == "always" else ())
+        if kind != "always":
+            np.testing.assert_array_equal(outcome.vectors[:, 0], text)
+        assert not any(context.spoiled for context in lab.open)
+
+
+def test_a_score_may_be_zero(lab: Lab):
+    lab.value, lab.poison = 0.0, KINDS["always"]
+    with fake_runner(replace(LAST, pooling=Pooling.RANK), tap=False) as run:
+        assert run.run([poisoned(texts(5)[0])], head=Head.RANK).bad == ()
 
 
 def test_nan_is_reported(lab: Lab, caplog: pytest.LogCaptureFixture):

@@ -7,7 +7,6 @@ import sys
 import time
 from dataclasses import dataclass
 from itertools import chain, islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from gguf_embed import __version__
@@ -38,8 +37,8 @@ what comes out (-o):
   NAME.jsonl  one object per text: id, source, position (line), truncated, vector
   -           the same JSON lines on standard output, as they are ready
 A file appears only when it is complete: an error, Ctrl-C or a full disk leaves the older one
-alone. OUT.meta.json beside it says what made it (model, prompt, pooling, dimensions):
-vectors that differ in these cannot be compared.
+alone. OUT.meta.json beside it says what made it (model, prompt, pooling, dimensions) and has their
+fingerprint: vectors of equal fingerprints can be compared, others cannot.
 
 examples:
   gguf-embed embed notes.txt -o notes.npy
@@ -117,18 +116,21 @@ def run(args: argparse.Namespace) -> int:
         with options.open_embedder(args.model, settings, quiet=args.quiet) as embedder:
             opened = time.monotonic()
             prompt = embedder.prompt(args.prompt_name) if args.prompt_name else args.prompt or ""
-            sha256 = _sha256(embedder.path)
             with console.progress("embed", total, quiet=args.quiet) as progress:
                 done = _embed(embedder, Flow(records, progress), output, prompt, args)
+            fingerprint = embedder.fingerprint(
+                prompt=prompt, dimensions=args.dimensions, normalize=not args.no_normalize
+            )
             about = {
+                "fingerprint": fingerprint.id,
                 "model": embedder.model_id,
                 "quant": embedder.quant,
                 "file": embedder.path.name,
-                "sha256": sha256,
-                "pooling": embedder.pooling.name.lower(),
-                "prompt": prompt,
-                "dim": done.dim,
-                "normalized": not args.no_normalize,
+                "sha256": fingerprint.sha256,
+                "pooling": fingerprint.pooling,
+                "prompt": fingerprint.prompt,
+                "dim": fingerprint.dim,
+                "normalized": fingerprint.normalized,
                 "n_ctx": embedder.n_ctx,
                 "plan": _plan(embedder.plan),
                 "exact": args.exact,
@@ -214,15 +216,6 @@ def _plan(plan: Plan) -> dict[str, object]:
         "n_gpu_layers": plan.n_gpu_layers,
         "verdict": plan.verdict,
     }
-
-
-def _sha256(path: Path) -> str | None:
-    """The hash of a model file, if it is known without reading gigabytes for it."""
-    from gguf_embed.store import hub
-    from gguf_embed.store import local as store
-
-    here = store.local_models(hub.places())
-    return next((source.sha256 for source in here if source.path == path), None)
 
 
 def _name(output: str) -> str:

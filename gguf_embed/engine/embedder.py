@@ -5,92 +5,40 @@ prepare (prompt, tokenize, cut) -> pack -> run -> finish (cut, normalize) -> put
 
 from __future__ import annotations
 
-import os
-import threading
-import weakref
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Final, TypeAlias, TypedDict, Unpack
+from typing import Final, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
 from gguf_embed.catalog.catalog import BUILTIN
+from gguf_embed.engine import arguments
+from gguf_embed.engine.arguments import EncodeOptions, Progress, VectorOptions
 from gguf_embed.engine.backend import Backend, Head
-from gguf_embed.engine.calls import Calls
-from gguf_embed.engine.loaded import load
+from gguf_embed.engine.fingerprint import Fingerprint, known_sha256
+from gguf_embed.engine.loaded import load, load_again
 from gguf_embed.engine.opening import Found, Settings, find_model
-from gguf_embed.engine.prepare import Prepared, Preparer, Truncate
 from gguf_embed.engine.runner import RunSettings
-from gguf_embed.engine.scheduler import Scheduler, Ticket
-from gguf_embed.engine.stacks import stack_pool
+from gguf_embed.engine.running import Lifetime, Running
+from gguf_embed.engine.stream import Block, Request, blocks, no_vector
 from gguf_embed.engine.turns import Caller, Priority
-from gguf_embed.errors import BadInput, BadOption, NativeFailed, TextTooLong
+from gguf_embed.errors import BadOption, TextTooLong
 from gguf_embed.plan.plan import Plan
 from gguf_embed.store import hub
 from gguf_embed.system.closing import Closes
-from gguf_embed.vectors import Vectors, check_dimensions, finish
-
-# Texts and tokens done since the last call; called in the thread that takes the results.
-Progress: TypeAlias = Callable[[int, int], None]
+from gguf_embed.vectors import Vectors, check_dimensions, finish, unusable
 
 WINDOW: Final = 2048  # texts sorted and packed together by `stream`; two windows are in flight
 ENCODE_WINDOW: Final = 1 << 18  # the same for `encode`, whose caller holds all texts anyway
-_THREADS: Final = "gguf-embed"  # how the names of our threads begin
-
-
-class VectorOptions(TypedDict, total=False):
-    """What may be said of the vectors of any call, by keyword.
-
-    `dimensions` keeps the first values (MRL) before normalizing. A text longer than `n_ctx` is an
-    error unless `truncate` says which end to cut; the end token is kept. A call of a higher
-    `priority` overtakes others at the next microbatch.
-    """
-
-    dimensions: int | None
-    normalize: bool
-    truncate: Truncate
-    priority: Priority
-
-
-class EncodeOptions(VectorOptions, total=False):
-    """What `encode` and `stream` take by keyword.
-
-    `prompt_name` puts one of the model's `prompts` in front of each text, `prompt` any string.
-    """
-
-    prompt_name: str | None
-    prompt: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Block:
-    """Consecutive results of `stream`; row i of each array is text `start + i`."""
-
-    start: int
-    vectors: Vectors  # (n, dim)
-    token_counts: npt.NDArray[np.int32]  # (n,), after truncation
-    truncated: npt.NDArray[np.bool_]  # (n,)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Request:
-    """The options of one call, checked."""
-
-    prompt: str
-    dimensions: int | None
-    normalize: bool
-    truncate: Truncate
-    priority: Priority
 
 
 class Embedder(Closes):
     """A model ready to embed. Safe to use from several threads; close it or use `with`."""
+
+    _ready = False
 
     def __init__(
         self,
@@ -99,17 +47,24 @@ class Embedder(Closes):
         on_status: Callable[[str], None] | None = None,
         *,
         backend: Backend | None = None,
-        run_settings: RunSettings | None = None,
     ) -> None:
         """Use `Embedder.open`, which finds the file."""
         if backend is None:
             found, loaded = load(found, settings, on_status)
-            backend, run_settings = loaded, loaded.runner.settings
+            run_settings = loaded.runner.settings
+            backend = loaded
+            reopen = partial(load_again, found, run_settings, exact=settings.exact)
+        else:
+            given, run_settings = backend, RunSettings()
+
+            def reopen() -> Backend:
+                return given
+
         self.path = found.path
         self.header = found.header
         self.card = found.choice.card
         self.settings = settings  # what the caller said
-        self.run_settings = run_settings or RunSettings()  # how it runs
+        self.run_settings = run_settings  # how it runs
         self.meaning = found.meaning
         self.pooling = self.meaning.pooling
         remark = found.working.remark
@@ -119,14 +74,9 @@ class Embedder(Closes):
         self.n_ctx = self.plan.n_ctx
         self.dim = backend.dim
         self.prompts: Mapping[str, str] = self.card.prompts if self.card else {}
-        threads = stack_pool(min(8, os.cpu_count() or 1), f"{_THREADS}-tokenize")
-        self._preparer = Preparer(
-            backend.tokenize, specials=backend.specials, n_ctx=self.n_ctx, threads=threads
-        )
-        self._scheduler = Scheduler(backend)
-        self._calls = Calls()
-        self._free = weakref.finalize(self, _free_anywhere, self._scheduler, threads, backend)
-        self._free.atexit = False  # the end of the process frees all
+        self._source = found.choice.source
+        self._lifetime = Lifetime(backend, reopen, n_ctx=self.n_ctx, shown=repr(self))
+        self._ready = True
 
     @classmethod
     def open(
@@ -149,8 +99,12 @@ class Embedder(Closes):
         Raises ModelNotFound, BadModelFile, FetchFailed, DoesNotFit or NativeFailed; BadInput for a
         model not here whose licence forbids commercial use (`gguf-embed pull --accept-licence`).
         """
+        name = arguments.check_model(model)
+        arguments.check_callback("on_status", on_status)
+        arguments.check_callback("on_download", on_download)
         settings = settings or Settings()
-        return cls(find_model(model, settings, on_status, on_download), settings, on_status)
+        arguments.check_settings(settings)
+        return cls(find_model(name, settings, on_status, on_download), settings, on_status)
 
     def __repr__(self) -> str:
         return (
@@ -158,12 +112,26 @@ class Embedder(Closes):
             f"n_ctx={self.n_ctx}, pooling={self.pooling.name})"
         )
 
+    def __setattr__(self, name: str, value: object) -> None:
+        """Refuse what would have no effect."""
+        if self._ready and not hasattr(type(self), name):
+            raise BadOption(
+                f"{name} of an Embedder cannot be set; say it when it is opened "
+                f"(Settings(n_ctx=...)) or when it is called (encode(..., dimensions=...))"
+            )
+        super().__setattr__(name, value)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickled and copied as what opens the same file again, there: no weights travel."""
+        source = self._source
+        if source.where in (None, "file"):
+            return _open_again, (type(self), str(self.path), self.settings)
+        settings = replace(self.settings, quant=self.plan.quant)
+        return _open_again, (type(self), self.plan.model if self.card else source.name, settings)
+
     def close(self) -> None:
         """Wait for the calls in flight and free the model; later calls raise BadInput."""
-        self._calls.close(
-            lambda: BadInput(f"{self!r}: close() inside one of its calls; call it after that")
-        )
-        self._free()
+        self._lifetime.close()
 
     @property
     def model_id(self) -> str:
@@ -184,22 +152,17 @@ class Embedder(Closes):
     ) -> Vectors:
         """Vectors of texts: shape (dim,) for a str, (n, dim) for anything else; float32.
 
-        See `EncodeOptions` for the options. Raises BadText, TextTooLong, BadOption, NativeFailed;
-        rows are numbered as given.
+        See `EncodeOptions` for the options. Raises BadInput, BadText, TextTooLong, BadOption,
+        NativeFailed; rows are numbered as given.
         """
-        single = isinstance(texts, str)
-        with self._call():
-            blocks = self.stream(
-                [texts] if single else texts,
-                on_progress=on_progress,
-                window=ENCODE_WINDOW if isinstance(texts, Sequence) else WINDOW,
-                **options,
-            )
+        window = ENCODE_WINDOW if isinstance(texts, Sequence) else WINDOW
+        with self._lifetime.call():
+            blocks = self.stream(texts, on_progress=on_progress, window=window, **options)
             parts = [block.vectors for block in blocks]
         if not parts:
             return np.empty((0, options.get("dimensions") or self.dim), np.float32)
         vectors = np.concatenate(parts) if len(parts) > 1 else parts[0]
-        return vectors[0] if single else vectors
+        return vectors[0] if isinstance(texts, str) else vectors
 
     def encode_query(
         self,
@@ -213,49 +176,87 @@ class Embedder(Closes):
         It overtakes the work of other calls.
         """
         options.setdefault("priority", Priority.QUERY)
-        return self.encode(texts, prompt=self.prompt("query", task=task), **options)
+        return self._encode_with("query", task, texts, options)
 
     def encode_document(
         self, texts: str | Iterable[str], **options: Unpack[VectorOptions]
     ) -> Vectors:
         """`encode` with the model's document prompt."""
-        return self.encode(texts, prompt=self.prompt("document"), **options)
+        return self._encode_with("document", None, texts, options)
+
+    def _encode_with(
+        self, prompt: str, task: str | None, texts: str | Iterable[str], options: VectorOptions
+    ) -> Vectors:
+        for name in ("prompt", "prompt_name"):
+            if name in options:
+                raise BadOption(f"the {prompt} prompt is the model's own; use encode({name}=...)")
+        return self.encode(texts, prompt=self.prompt(prompt, task=task), **options)
 
     def similarity(self, a: Vectors, b: Vectors) -> Vectors:
-        """Cosine of each row of `a` with each row of `b`, shape (n, m); (dim,) counts as a row."""
-        left = finish(np.atleast_2d(a), dimensions=None, normalize=True)
-        right = finish(np.atleast_2d(b), dimensions=None, normalize=True)
-        return left @ right.T
+        """Cosine of each row of `a` with each row of `b`, shape (n, m); (dim,) counts as a row.
+
+        Raises BadInput for vectors of different lengths, or with NaN.
+        """
+        left, right = (
+            finish(vectors, dimensions=None, normalize=True)
+            for vectors in arguments.check_vectors(a, b)
+        )
+        return np.clip(left @ right.T, -1, 1)  # rounding gives 1.0000001
 
     def prompt(self, name: str, *, task: str | None = None) -> str:
         """The text that `prompt_name=name` puts in front; "" where the model has none for it."""
+        arguments.check_string("task", task)
+        arguments.check_text(name, "the name of a prompt")
         if self.card is not None:
             return self.card.prompt(name, task)
         if name in ("query", "document") and task is None:
             return ""
         raise BadOption(f"{self.model_id} is not in the catalog and has no prompt {name!r}")
 
+    def fingerprint(self, **options: Unpack[EncodeOptions]) -> Fingerprint:
+        """What the vectors of such a call mean: those of equal fingerprints may be compared.
+
+        Reads the model file once, where its hash is not known.
+        """
+        with self._lifetime.call() as running:
+            request = self._request(running, options)
+            return Fingerprint(
+                sha256=self._source.sha256 or known_sha256(self.path),
+                pooling=self.pooling.name.lower(),
+                causal=self.meaning.causal,
+                special_tokens=tuple(running.preparer.ids("", row=0).tolist()),
+                prompt=request.prompt,
+                dim=request.dim,
+                normalized=request.normalize,
+            )
+
     def tokenize(self, text: str) -> list[int]:
         """Token ids with special tokens, as the model sees them."""
-        with self._call():
-            return [int(token) for token in self._preparer.ids(text, row=0)]
+        with self._lifetime.call() as running:
+            return running.preparer.ids(arguments.check_text(text), row=0).tolist()
 
-    def count_tokens(self, texts: Sequence[str]) -> npt.NDArray[np.int32]:
+    def count_tokens(self, texts: str | Iterable[str]) -> npt.NDArray[np.int32]:
         """Number of tokens of each text, special tokens included, shape (n,)."""
-        with self._call():
-            return self._preparer.count([texts] if isinstance(texts, str) else texts)
+        with self._lifetime.call() as running:
+            return running.preparer.count(list(arguments.check_texts(texts)))
 
     def token_vectors(self, text: str) -> Vectors:
-        """One vector per token of a text, shape (n tokens, dim), before any pooling."""
-        with self._call():
-            tokens = self._preparer.ids(text, row=0)
-            if len(tokens) > self.n_ctx:
-                raise TextTooLong([(0, len(tokens))], self.n_ctx)
+        """One vector per token of a text, shape (n tokens, dim), before any pooling.
+
+        A model whose dense layers come after pooling (EmbeddingGemma) has them applied to each.
+        """
+        with self._lifetime.call() as running:
+            prepared = running.preparer.rows([arguments.check_text(text)], 0)
+            if prepared.too_long:
+                raise TextTooLong(prepared.too_long, self.n_ctx)
             caller = Caller()
             try:
-                (done,) = self._scheduler.submit(caller, [tokens], Head.TOKENS).results()
+                ticket = running.scheduler.submit(caller, prepared.tokens, Head.TOKENS)
+                (done,) = ticket.results()
             finally:
-                self._scheduler.cancel(caller)
+                running.scheduler.cancel(caller)
+            if done.bad or len(unusable(done.vectors)):
+                raise no_vector(0)
             return done.vectors
 
     def stream(
@@ -271,59 +272,30 @@ class Embedder(Closes):
         Texts that are too long (truncate="error") stop the work at the first one, but the rest of
         the input is still read, so that the error names all of them.
         """
-        with self._call():
-            request = self._request(options)
-        return self._blocks(iter(texts), request, window, on_progress)
+        window = arguments.check_number("window", window, least=1)
+        arguments.check_callback("on_progress", on_progress)
+        with self._lifetime.call() as running:
+            request = self._request(running, options)
+        return blocks(
+            self._lifetime,
+            arguments.check_texts(texts),
+            request,
+            n_ctx=self.n_ctx,
+            window=window,
+            on_progress=on_progress,
+        )
 
-    def _blocks(
-        self,
-        texts: Iterator[str],
-        request: _Request,
-        window: int,
-        on_progress: Progress | None,
-    ) -> Generator[Block]:
-        caller = Caller(priority=request.priority)
-        in_flight: deque[tuple[Prepared, Ticket]] = deque()
-        too_long: list[tuple[int, int]] = []
-        start = 0
-        try:
-            while chunk := list(islice(texts, window)):
-                with self._call():
-                    prepared = self._preparer.rows(
-                        chunk, start, prompt=request.prompt, truncate=request.truncate
-                    )
-                    start += len(chunk)
-                    too_long += prepared.too_long
-                    if too_long:
-                        continue
-                    ticket = self._scheduler.submit(caller, prepared.tokens)
-                    in_flight.append((prepared, ticket))
-                    if len(in_flight) < 2:
-                        continue
-                    block = self._collect(*in_flight.popleft(), request, on_progress)
-                yield block
-            if too_long:
-                raise TextTooLong(sorted(too_long), self.n_ctx)
-            while in_flight:
-                with self._call():
-                    block = self._collect(*in_flight.popleft(), request, on_progress)
-                yield block
-        finally:
-            self._scheduler.cancel(caller)
-
-    def _call(self) -> AbstractContextManager[None]:
-        """Around each use of native memory: while one lasts, nothing is freed."""
-        return self._calls.counted(lambda: BadInput(f"{self!r} is closed; open the model again"))
-
-    def _request(self, options: EncodeOptions) -> _Request:
+    def _request(self, running: Running, options: EncodeOptions) -> Request:
         """The options as they apply to this model. Raises BadOption."""
-        prompt_name, prompt = options.get("prompt_name"), options.get("prompt")
+        arguments.check_names(options)
+        prompt_name = arguments.check_string("prompt_name", options.get("prompt_name"))
+        prompt = arguments.check_string("prompt", options.get("prompt"))
         if prompt_name is not None and prompt is not None:
             raise BadOption("prompt_name and prompt exclude each other; pass one of them")
-        truncate = options.get("truncate", "error")
-        if truncate not in ("error", "end", "start"):
-            raise BadOption(f"truncate={truncate!r}: choose 'error', 'end' or 'start'")
+        truncate = arguments.check_truncate(options.get("truncate", "error"))
         card, dimensions = self.card, options.get("dimensions")
+        if dimensions is not None:
+            dimensions = arguments.check_number("dimensions", dimensions, least=1)
         check_dimensions(
             dimensions,
             dim=self.dim,
@@ -331,60 +303,21 @@ class Embedder(Closes):
             mrl_dims=card.mrl_dims if card else (),
         )
         text = self.prompt(prompt_name) if prompt_name is not None else prompt or ""
-        if text and (n_tokens := len(self._preparer.ids(text, row=0))) >= self.n_ctx:
+        if text and (n_tokens := len(running.preparer.ids(text, row=0))) >= self.n_ctx:
             raise BadOption(
                 f"the prompt takes {n_tokens} of n_ctx={self.n_ctx} tokens and leaves none for a "
                 "text; shorten it"
             )
-        return _Request(
+        return Request(
             prompt=text,
+            dim=dimensions or self.dim,
             dimensions=dimensions,
-            normalize=options.get("normalize", True),
+            normalize=arguments.check_switch("normalize", options.get("normalize", True)),
             truncate=truncate,
-            priority=options.get("priority", Priority.NORMAL),
-        )
-
-    def _collect(
-        self,
-        prepared: Prepared,
-        ticket: Ticket,
-        request: _Request,
-        on_progress: Progress | None,
-    ) -> Block:
-        """Wait for the rows of a window and put them back in order."""
-        n_same = np.bincount(prepared.place, minlength=len(prepared.tokens))
-        dim = request.dimensions or self.dim
-        vectors = np.empty((len(prepared.tokens), dim), np.float32)
-        for done in ticket.results():
-            if done.bad:
-                raise NativeFailed(
-                    f"row {prepared.first_rows[done.bad[0]]}: llama.cpp gives NaN for this text on "
-                    f"every path; try another quantization of {self.model_id}, or leave the row out"
-                )
-            rows = list(done.rows)
-            vectors[rows] = finish(
-                done.vectors, dimensions=request.dimensions, normalize=request.normalize
-            )
-            if on_progress is not None:
-                on_progress(int(n_same[rows].sum()), done.n_tokens)
-        counts = np.fromiter(map(len, prepared.tokens), np.int32, len(prepared.tokens))
-        return Block(
-            start=prepared.start,
-            vectors=vectors[prepared.place],
-            token_counts=counts[prepared.place],
-            truncated=prepared.truncated[prepared.place],
+            priority=arguments.check_priority(options.get("priority", Priority.NORMAL)),
         )
 
 
-def _free_anywhere(scheduler: Scheduler, tokenizers: Executor, backend: Backend) -> None:
-    """Free what an Embedder held; also from the garbage collector, in whatever thread that is."""
-
-    def free() -> None:
-        scheduler.close()
-        tokenizers.shutdown()
-        backend.close()
-
-    if threading.current_thread().name.startswith(_THREADS):  # which cannot wait for itself
-        threading.Thread(target=free).start()
-    else:
-        free()
+def _open_again(kind: type[Embedder], model: str, settings: Settings) -> Embedder:
+    """Undo `Embedder.__reduce__`."""
+    return kind.open(model, settings=settings)

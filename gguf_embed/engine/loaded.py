@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 
 from gguf_embed.engine import tune
 from gguf_embed.engine.backend import BatchLimits, Head, Outcome
 from gguf_embed.engine.opening import Found, Settings, end_token, wanted
-from gguf_embed.engine.runner import Runner, tap_works
+from gguf_embed.engine.runner import Runner, RunSettings, tap_works
 from gguf_embed.engine.tokenizer import Tokenizer
+from gguf_embed.errors import BadInput
 from gguf_embed.native.model import Model, Tokens
 from gguf_embed.system.closing import Closes
 
@@ -90,11 +92,8 @@ def load(
         on_status=on_status,
     )
     with ExitStack() as opened:
-        model = Model(
-            found.path, n_gpu_layers=run_settings.n_gpu_layers, repack=run_settings.repack
-        )
-        opened.callback(model.close)
-        if run_settings.tap and not tap_works(model, found.meaning, run_settings):
+        model = opened.enter_context(_model(found, run_settings))
+        if run_settings.tap and not _tap_works(model, found, run_settings):
             found = replace(found, choice=found.choice.without(tap=True))
             n_tokens = min(run_settings.max_batch_tokens, found.choice.plan.max_batch_tokens)
             run_settings = replace(
@@ -103,10 +102,48 @@ def load(
                 max_batch_tokens=n_tokens,
                 batch_tokens=min(run_settings.batch_tokens, n_tokens),
             )
-        runner = Runner(model, found.meaning, run_settings)
-        opened.callback(runner.close)
-        last = end_token(found.header, found.choice.card, found.meaning.pooling)
-        tokenizer = Tokenizer(found.path, found.header, model, end_token=last)
-        loaded = LoadedModel(model, runner, tokenizer, exact=settings.exact)
+        loaded = _with_contexts(model, found, run_settings, exact=settings.exact)
         opened.pop_all()
     return found, loaded
+
+
+def load_again(found: Found, run_settings: RunSettings, *, exact: bool) -> LoadedModel:
+    """The same model as before a fork: all is known of it, but nothing native can be used.
+
+    Raises BadInput where the child of a fork cannot use it at all.
+    """
+    devices = {device.kind for device in found.choice.machine.devices}
+    if devices - {"cpu"}:
+        raise BadInput(
+            f"{found.path} was opened before os.fork(), which GPU drivers do not survive; open it "
+            "in the child, and in the parent not at all: or start processes by 'spawn'"
+        )
+    with ExitStack() as opened:
+        model = opened.enter_context(_model(found, run_settings))
+        loaded = _with_contexts(model, found, run_settings, exact=exact)
+        opened.pop_all()
+    return loaded
+
+
+def _model(found: Found, run_settings: RunSettings) -> Model:
+    return Model(found.path, n_gpu_layers=run_settings.n_gpu_layers, repack=run_settings.repack)
+
+
+def _tap_works(model: Model, found: Found, run_settings: RunSettings) -> bool:
+    """In a thread that ends: a thread that has computed with OpenMP hangs in the child of a fork,
+    so it must not be the main one.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="gguf-embed-tap") as thread:
+        return thread.submit(tap_works, model, found.meaning, run_settings).result()
+
+
+def _with_contexts(
+    model: Model, found: Found, run_settings: RunSettings, *, exact: bool
+) -> LoadedModel:
+    with ExitStack() as opened:
+        runner = opened.enter_context(Runner(model, found.meaning, run_settings))
+        last = end_token(found.header, found.choice.card, found.meaning.pooling)
+        tokenizer = Tokenizer(found.path, found.header, model, end_token=last)
+        loaded = LoadedModel(model, runner, tokenizer, exact=exact)
+        opened.pop_all()
+    return loaded

@@ -6,16 +6,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from gguf_embed.engine.arguments import Truncate
 from gguf_embed.engine.tokenizer import RunTooLong
 from gguf_embed.errors import BadText
 from gguf_embed.native.model import Tokens
-
-Truncate: TypeAlias = Literal["error", "end", "start"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +61,7 @@ class Preparer:
 
     def count(self, texts: Sequence[str]) -> npt.NDArray[np.int32]:
         """Number of tokens of each text, shape (n,)."""
+        _check_rows(texts, 0)
         ids = self._threads.map(self.ids, texts, range(len(texts)), chunksize=64)
         return np.fromiter(map(len, ids), np.int32, len(texts))
 
@@ -73,9 +72,7 @@ class Preparer:
 
         The first of the texts is row `start` of the caller's.
         """
-        for row, text in enumerate(texts):
-            if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise BadText(start + row, f"is a {type(text).__name__}, not a str")
+        _check_rows(texts, start)
         unique: dict[str, int] = {}
         place = np.fromiter(
             (unique.setdefault(text, len(unique)) for text in texts), np.intp, len(texts)
@@ -84,6 +81,9 @@ class Preparer:
         for row in range(len(texts) - 1, -1, -1):
             first_rows[place[row]] = start + row
         tokens = list(self._threads.map(self.ids, unique, first_rows, repeat(prompt), chunksize=64))
+        for ids, row in zip(tokens, first_rows, strict=True):
+            if not len(ids):
+                raise BadText(row, "has no token, and this model adds none; leave the row out")
         truncated = np.fromiter((len(ids) > self._n_ctx for ids in tokens), np.bool_, len(tokens))
         too_long: list[tuple[int, int]] = []
         for index in np.flatnonzero(truncated):
@@ -109,6 +109,12 @@ class Preparer:
         head = _n_agreeing(tokens, self.ids(prompt, row=0)) if prompt else 0
         head = max(head, 1 if int(tokens[0]) in self._specials else 0)
         return np.concatenate([tokens[:head], tokens[len(tokens) - (self._n_ctx - head) :]])
+
+
+def _check_rows(texts: Sequence[object], start: int) -> None:
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise BadText(start + row, f"is a {type(text).__name__}, not a str")
 
 
 def _n_agreeing(a: Tokens, b: Tokens) -> int:

@@ -18,7 +18,7 @@ from gguf_embed.errors import BadInput
 from gguf_embed.native.context import MAX_SEQS, Context, ContextParams, TapUnavailable
 from gguf_embed.native.model import Model, Tokens
 from gguf_embed.system.closing import Closes
-from gguf_embed.vectors import Pooling
+from gguf_embed.vectors import Pooling, Vectors, unusable
 
 _log = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ class Runner(Closes):
                 (tokens,) = sequences
                 if n_tokens > self.ordinary_tokens or not context.gives_tokens:
                     context = self._token_context(n_tokens)
-                return Outcome(vectors=context.token_vectors(tokens))
+                return self._guarded_tokens(context, tokens)
             if n_tokens > self.ordinary_tokens:
                 return self._guarded(self._long_context(n_tokens), sequences, n_prefix)
             with context.threads(n_contexts * self.settings.n_threads):
@@ -162,34 +162,54 @@ class Runner(Closes):
     def _guarded(self, context: Context, sequences: Sequence[Tokens], n_prefix: int) -> Outcome:
         """Isolate NaN: one bad text must not spoil its neighbours or what comes after it."""
         vectors = context.run(sequences, n_prefix=n_prefix)
-        broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist()
+        broken: list[int] = self._broken(vectors).tolist()
         if not broken:
             return Outcome(vectors=vectors)
         bad: list[int] = []
         for row in broken:
             context.forget()
             vectors[row] = context.run([sequences[row]])[0]
-            if not np.isfinite(vectors[row]).all():
-                vectors[row] = self._last_resort(sequences[row])
-            if not np.isfinite(vectors[row]).all():
+            if len(self._broken(vectors[row : row + 1])):
+                vectors[row] = self._last_resort(sequences[row], self.meaning.pooling)[0]
+            if len(self._broken(vectors[row : row + 1])):
                 bad.append(row)
         context.forget()
         _log.warning("NaN in %d rows of a microbatch; %d stay NaN alone", len(broken), len(bad))
         return Outcome(vectors=vectors, bad=tuple(bad))
 
-    def _last_resort(self, sequence: Tokens) -> npt.NDArray[np.float32]:
-        """The vector from llama.cpp's own pooling without flash attention."""
+    def _guarded_tokens(self, context: Context, tokens: Tokens) -> Outcome:
+        """The same for the tokens of one text."""
+        vectors = context.token_vectors(tokens)
+        if not len(unusable(vectors)):
+            return Outcome(vectors=vectors)
+        context.forget()
+        vectors = context.token_vectors(tokens)
+        if len(unusable(vectors)):
+            vectors = self._last_resort(tokens, Pooling.NONE)
+        context.forget()
+        n_bad = len(unusable(vectors))
+        _log.warning("NaN in the token vectors of a text; %d stay NaN", n_bad)
+        return Outcome(vectors=vectors, bad=(0,) if n_bad else ())
+
+    def _broken(self, vectors: Vectors) -> npt.NDArray[np.intp]:
+        """The rows that cannot be right; a score, unlike a vector, may be 0."""
+        if self.meaning.pooling is Pooling.RANK:
+            return np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+        return unusable(vectors)
+
+    def _last_resort(self, sequence: Tokens, pooling: Pooling) -> Vectors:
+        """From llama.cpp's own pooling without flash attention."""
         params = ContextParams(
             n_ctx=len(sequence),
             n_ubatch=len(sequence),
             n_seq_max=1,
             n_threads=self.settings.n_threads,
-            pooling=self.meaning.pooling,
+            pooling=pooling,
             causal=self.meaning.causal,
             flash_attn=False,
         )
         with Context(self.model, params, self.meaning.encoder) as context:
-            return context.run([sequence])[0]
+            return context.run([sequence])
 
     @property
     def ordinary_tokens(self) -> int:
@@ -266,7 +286,7 @@ def tap_works(model: Model, meaning: Meaning, settings: RunSettings) -> bool:
         return False
     cosine = np.einsum("nd,nd->n", expected, tapped)
     cosine /= np.linalg.norm(expected, axis=1) * np.linalg.norm(tapped, axis=1)
-    if cosine.min() < TAP_COSINE:
+    if not cosine.min() >= TAP_COSINE:  # NaN, too, is no agreement
         _log.warning("the tapped path differs from llama.cpp's pooling (cosine %g)", cosine.min())
         return False
     return True

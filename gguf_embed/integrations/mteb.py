@@ -19,7 +19,6 @@ from gguf_embed.catalog.catalog import BUILTIN
 from gguf_embed.engine.embedder import Embedder
 from gguf_embed.engine.opening import Settings
 from gguf_embed.errors import BadOption
-from gguf_embed.store.local import file_sha256
 from gguf_embed.system.closing import Closes
 from gguf_embed.vectors import Vectors
 
@@ -101,7 +100,7 @@ class MtebModel(Closes):
         embedder, card = self.embedder, self.embedder.card
         facts: dict[str, Any] = {
             "name": f"gguf_embed/{embedder.model_id}-{embedder.quant}",
-            "revision": file_sha256(embedder.path),
+            "revision": embedder.fingerprint().sha256,
             "n_parameters": embedder.header.parameters,
             "max_tokens": embedder.n_ctx,
             "embed_dim": embedder.dim,

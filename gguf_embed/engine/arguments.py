@@ -1,0 +1,196 @@
+"""What callers may give to an Embedder: checked in one place, before anything is computed.
+
+Whatever is given, only errors of `gguf_embed.errors` come out, and they say what to pass.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias, TypedDict, cast, get_args
+
+import numpy as np
+
+from gguf_embed.engine.opening import Settings
+from gguf_embed.engine.turns import Priority
+from gguf_embed.errors import BadInput, BadOption
+from gguf_embed.vectors import Vectors
+
+Truncate: TypeAlias = Literal["error", "end", "start"]
+# Texts and tokens done since the last call; called in the thread that takes the results.
+Progress: TypeAlias = Callable[[int, int], None]
+
+
+class VectorOptions(TypedDict, total=False):
+    """What may be said of the vectors of any call, by keyword.
+
+    `dimensions` keeps the first values (MRL) before normalizing. A text longer than `n_ctx` is an
+    error unless `truncate` says which end to cut; the end token is kept. A call of a higher
+    `priority` overtakes others at the next microbatch.
+    """
+
+    dimensions: int | None
+    normalize: bool
+    truncate: Truncate
+    priority: Priority
+
+
+class EncodeOptions(VectorOptions, total=False):
+    """What `encode` and `stream` take by keyword.
+
+    `prompt_name` puts one of the model's `prompts` in front of each text, `prompt` any string.
+    """
+
+    prompt_name: str | None
+    prompt: str | None
+
+
+_TRUNCATE: Final = get_args(Truncate)
+_TEXTS: Final = "pass one str, or a list or another iterable of str"
+_VECTORS: Final = "pass float arrays of shape (n, dim) or (dim,)"
+
+
+def check_model(model: object) -> str | Path:
+    """The name or path of a model. Raises BadInput."""
+    if isinstance(model, str):
+        return model
+    given = model
+    if isinstance(model, os.PathLike):
+        path: object = os.fspath(cast("os.PathLike[Any]", model))
+        if isinstance(path, str):
+            return Path(path)
+    raise BadInput(f"model={_shown(given)}: pass the name of a model or the path of a GGUF file")
+
+
+def check_settings(settings: object) -> None:
+    """Settings. Raises BadOption."""
+    if not isinstance(settings, Settings):
+        raise BadOption(f"settings={_shown(settings)}: pass Settings(...)")
+
+
+def check_text(text: object, what: str = "the text") -> str:
+    """One text. Raises BadInput."""
+    if not isinstance(text, str):
+        raise BadInput(f"{what} is {_kind(text)}; pass one str")
+    return text
+
+
+def check_texts(texts: object) -> Iterator[str]:
+    """The texts of a str or an iterable, in order; what each is, is checked when it comes.
+
+    Raises BadInput for what would give something else in silence: the keys of a dict, the column
+    names of a table, a set in no order, the numbers of bytes.
+    """
+    if isinstance(texts, str):
+        return iter([texts])
+    if isinstance(texts, (bytes, bytearray, memoryview)):
+        name = type(cast("object", texts)).__name__
+        raise BadInput(f"texts are {name}; decode them, such as by bytes.decode")
+    if isinstance(texts, Mapping):
+        raise BadInput("texts are a mapping; pass list(texts.values()), or the keys as a list")
+    if isinstance(texts, (set, frozenset)):
+        raise BadInput("texts are a set, which has no order; pass a list, such as sorted(texts)")
+    if hasattr(texts, "columns") or hasattr(texts, "column_names"):
+        raise BadInput(f"texts are {_kind(texts)}; pass one column of it")
+    shape = getattr(texts, "shape", None)
+    if isinstance(shape, tuple) and len(cast("tuple[object, ...]", shape)) != 1:
+        raise BadInput(f"texts are an array of shape {shape}; {_TEXTS}")
+    try:
+        return iter(cast("Iterable[str]", texts))
+    except TypeError:
+        raise BadInput(f"texts are {_kind(texts)}; {_TEXTS}") from None
+
+
+def check_names(options: Mapping[str, object]) -> None:
+    """Refuse options that do not exist. Raises BadOption."""
+    known = sorted(EncodeOptions.__required_keys__ | EncodeOptions.__optional_keys__)
+    for name in options:
+        if name not in known:
+            raise BadOption(f"there is no option {name!r}; the options are {', '.join(known)}")
+
+
+def check_string(name: str, value: object) -> str | None:
+    """A str or None. Raises BadOption."""
+    if value is not None and not isinstance(value, str):
+        raise BadOption(f"{name}={_shown(value)}: pass a str, or leave it out")
+    return value
+
+
+def check_number(name: str, value: object, *, least: int) -> int:
+    """A whole number, also one of numpy's. Raises BadOption."""
+    whole = isinstance(cast("Any", value), (int, np.integer)) and not isinstance(value, bool)
+    if whole and (number := int(cast("int", value))) >= least:
+        return number
+    raise BadOption(f"{name}={_shown(value)}: pass a whole number from {least}")
+
+
+def check_switch(name: str, value: object) -> bool:
+    """True or False. Raises BadOption."""
+    if isinstance(cast("Any", value), (bool, np.bool_)):
+        return bool(value)
+    raise BadOption(f"{name}={_shown(value)}: pass True or False")
+
+
+def check_truncate(value: object) -> Truncate:
+    """One of the three. Raises BadOption."""
+    if isinstance(value, str) and value in _TRUNCATE:
+        return cast("Truncate", value)
+    raise BadOption(f"truncate={_shown(value)}: choose 'error', 'end' or 'start'")
+
+
+def check_priority(value: object) -> Priority:
+    """A Priority. Raises BadOption."""
+    if isinstance(value, Priority):
+        return value
+    names = ", ".join(f"Priority.{priority.name}" for priority in Priority)
+    raise BadOption(f"priority={_shown(value)}: choose {names}")
+
+
+def check_callback(name: str, value: object) -> None:
+    """A function or None. Raises BadOption."""
+    if value is not None and not callable(value):
+        raise BadOption(f"{name}={_shown(value)}: pass a function, or leave it out")
+
+
+def check_vectors(a: object, b: object) -> tuple[Vectors, Vectors]:
+    """Two sets of vectors of one length, float32 of shape (n, dim). Raises BadInput."""
+    left, right = (_matrix(name, value) for name, value in (("a", a), ("b", b)))
+    if left.shape[1] != right.shape[1]:
+        raise BadInput(
+            f"vectors of {left.shape[1]} and of {right.shape[1]} values have no cosine; embed both "
+            "with one model and the same dimensions"
+        )
+    return left, right
+
+
+def _matrix(name: str, value: object) -> Vectors:
+    try:
+        array = np.asarray(value)
+    except Exception as error:  # whatever the conversion of a foreign object raises
+        raise BadInput(f"{name} is {_kind(value)} that is no array ({error}); {_VECTORS}") from None
+    if array.dtype.kind not in "fiu" or array.ndim not in (1, 2) or array.shape[-1] == 0:
+        raise BadInput(f"{name} is an array of {array.dtype} of shape {array.shape}; {_VECTORS}")
+    with np.errstate(all="ignore"):  # too large for float32: found below
+        matrix = np.atleast_2d(array).astype(np.float32)
+    bad = np.flatnonzero(~np.isfinite(matrix).all(axis=1))
+    if len(bad):
+        raise BadInput(f"row {bad[0]} of {name} has NaN or an infinite value; embed its text again")
+    return matrix
+
+
+def _kind(value: object) -> str:
+    """ "a float", "an int", "None": what a value is, in words."""
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+
+
+def _shown(value: object) -> str:
+    """A value in a message: shortened, and safe whatever its repr does."""
+    try:
+        shown = repr(value)
+    except Exception:  # a foreign __repr__
+        return _kind(value)
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."

@@ -1,0 +1,115 @@
+"""The way of all texts of a call: prepare -> submit -> finish -> put back in order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+
+from gguf_embed.engine.arguments import Progress, Truncate
+from gguf_embed.engine.prepare import Prepared
+from gguf_embed.engine.running import Lifetime, Running
+from gguf_embed.engine.scheduler import Ticket
+from gguf_embed.engine.turns import Caller, Priority
+from gguf_embed.errors import NativeFailed, TextTooLong
+from gguf_embed.vectors import Vectors, finish, unusable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """Consecutive results of `stream`; row i of each array is text `start + i`."""
+
+    start: int
+    vectors: Vectors  # (n, dim)
+    token_counts: npt.NDArray[np.int32]  # (n,), after truncation
+    truncated: npt.NDArray[np.bool_]  # (n,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """The options of one call, checked."""
+
+    prompt: str
+    dim: int  # of the vectors that come out
+    dimensions: int | None
+    normalize: bool
+    truncate: Truncate
+    priority: Priority
+
+
+def blocks(
+    lifetime: Lifetime,
+    texts: Iterator[str],
+    request: Request,
+    *,
+    n_ctx: int,
+    window: int,
+    on_progress: Progress | None,
+) -> Generator[Block]:
+    """The results of all texts, a window at a time; two windows are in flight."""
+    caller = Caller(priority=request.priority)
+    in_flight: deque[tuple[Prepared, Ticket]] = deque()
+    too_long: list[tuple[int, int]] = []
+    running: Running | None = None
+    start = 0
+    try:
+        while chunk := list(islice(texts, window)):
+            with lifetime.call(running) as running:
+                prepared = running.preparer.rows(
+                    chunk, start, prompt=request.prompt, truncate=request.truncate
+                )
+                start += len(chunk)
+                too_long += prepared.too_long
+                if too_long:  # the rest is read, so that the error names all of them
+                    continue
+                in_flight.append((prepared, running.scheduler.submit(caller, prepared.tokens)))
+                if len(in_flight) < 2:
+                    continue
+                block = _collect(*in_flight.popleft(), request, on_progress)
+            yield block
+        if too_long:
+            raise TextTooLong(sorted(too_long), n_ctx)
+        while in_flight:
+            with lifetime.call(running):
+                block = _collect(*in_flight.popleft(), request, on_progress)
+            yield block
+    finally:
+        if running is not None and lifetime.is_current(running):
+            running.scheduler.cancel(caller)
+
+
+def _collect(
+    prepared: Prepared, ticket: Ticket, request: Request, on_progress: Progress | None
+) -> Block:
+    """Wait for the rows of a window and put them back in order."""
+    n_same = np.bincount(prepared.place, minlength=len(prepared.tokens))
+    vectors = np.empty((len(prepared.tokens), request.dim), np.float32)
+    for done in ticket.results():
+        if done.bad:
+            raise no_vector(prepared.first_rows[done.bad[0]])
+        rows = np.array(done.rows, np.intp)
+        finished = finish(done.vectors, dimensions=request.dimensions, normalize=request.normalize)
+        if len(bad := rows[unusable(finished)]):
+            raise no_vector(prepared.first_rows[int(bad[0])])
+        vectors[rows] = finished
+        if on_progress is not None:
+            on_progress(int(n_same[rows].sum()), done.n_tokens)
+    counts = np.fromiter(map(len, prepared.tokens), np.int32, len(prepared.tokens))
+    return Block(
+        start=prepared.start,
+        vectors=vectors[prepared.place],
+        token_counts=counts[prepared.place],
+        truncated=prepared.truncated[prepared.place],
+    )
+
+
+def no_vector(row: int) -> NativeFailed:
+    """The error for a row whose text has no vector."""
+    return NativeFailed(
+        f"row {row}: llama.cpp gives NaN for this text on every path, or a vector without length; "
+        "try another quantization of the model, or leave the row out"
+    )
