@@ -17,7 +17,6 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from gguf_embed.engine.embedder import Block as Block
     from gguf_embed.engine.embedder import Embedder as Embedder
-    from gguf_embed.engine.opening import Settings as Settings
     from gguf_embed.errors import BadInput as BadInput
     from gguf_embed.errors import BadModelFile as BadModelFile
     from gguf_embed.errors import BadOption as BadOption
@@ -29,13 +28,14 @@ if TYPE_CHECKING:
     from gguf_embed.errors import NativeFailed as NativeFailed
     from gguf_embed.errors import OutputFailed as OutputFailed
     from gguf_embed.errors import TextTooLong as TextTooLong
+    from gguf_embed.plan.settings import Settings as Settings
     from gguf_embed.vectors import Pooling as Pooling
 
 # Where each name is; it is imported when it is first asked for.
 _PLACES = {
     "Block": "gguf_embed.engine.embedder",
     "Embedder": "gguf_embed.engine.embedder",
-    "Settings": "gguf_embed.engine.opening",
+    "Settings": "gguf_embed.plan.settings",
     "Pooling": "gguf_embed.vectors",
     "BadInput": "gguf_embed.errors",
     "BadModelFile": "gguf_embed.errors",

@@ -28,7 +28,6 @@ from gguf_embed.bundle.bundle import SUMS, Licence, unbundle, write
 from gguf_embed.catalog import catalog
 from gguf_embed.engine import canaries
 from gguf_embed.engine.embedder import Embedder
-from gguf_embed.engine.opening import Settings
 from gguf_embed.errors import (
     BadInput,
     BadModelFile,
@@ -40,6 +39,7 @@ from gguf_embed.errors import (
     OutputFailed,
 )
 from gguf_embed.gguf.header import Header, read_header
+from gguf_embed.plan.settings import Settings
 from gguf_embed.store import hub
 from gguf_embed.store import local as store
 from gguf_embed.store.local import Places, Source

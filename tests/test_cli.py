@@ -22,7 +22,7 @@ from cli_fake import DIM, FakeEmbedder
 
 from gguf_embed import __version__, cli
 from gguf_embed.cli import doctor, options
-from gguf_embed.engine.opening import Settings
+from gguf_embed.plan.settings import Settings
 
 FAKE = [sys.executable, str(Path(__file__).with_name("cli_fake.py"))]
 

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from gguf_embed import cli
 from gguf_embed.cli import options
 from gguf_embed.engine.embedder import Embedder
-from gguf_embed.engine.opening import Settings
 from gguf_embed.errors import BadInput
 from gguf_embed.lab.compare import MAX_TEXTS, MIN_TEXTS, compare, evenly, stored
 from gguf_embed.lab.quantize import Recipe, make, plan
 from gguf_embed.lab.tasks import parallel_sentences
+from gguf_embed.plan.settings import Settings
 from gguf_embed.vectors import Pooling, Vectors
 
 

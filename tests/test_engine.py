@@ -25,11 +25,11 @@ from gguf_embed.catalog import catalog
 from gguf_embed.engine import embedder as engine
 from gguf_embed.engine import runner, tune
 from gguf_embed.engine.embedder import Block, Embedder
-from gguf_embed.engine.opening import Settings
 from gguf_embed.engine.runner import Outcome, Runner
 from gguf_embed.errors import BadInput, BadModelFile, BadOption, BadText, NativeFailed, TextTooLong
 from gguf_embed.native import library as llama
 from gguf_embed.native.library import Context, Tokens
+from gguf_embed.plan.settings import Settings
 from gguf_embed.vectors import Pooling, Vectors
 
 CAT, DOG = "the cat sat on the mat", "a dog in the river"

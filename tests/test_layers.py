@@ -49,7 +49,6 @@ LONG: Mapping[str, str] = {
     "lab/tasks.py": "to be split",
     "machine/probe.py": "to be split into machine, probe, advice and linux",
     "native/library.py": "to be split into library, context and quantizer",
-    "plan/plan.py": "to be split into settings, memory, plan and reasons",
     "store/hub.py": "to be split",
 }
 

@@ -16,14 +16,16 @@ import pytest
 from conftest import Write
 
 from gguf_embed.engine import runner
-from gguf_embed.engine.runner import LONG_STEP, Meaning, Runner, RunSettings, tap_works
+from gguf_embed.engine.runner import Runner, tap_works
 from gguf_embed.errors import NativeFailed
 from gguf_embed.native import library as llama
 from gguf_embed.native.library import Context, ContextParams, Model, Tokens
+from gguf_embed.plan.contexts import LONG_STEP, EmbedMode
+from gguf_embed.plan.settings import RunSettings
 from gguf_embed.vectors import Pooling, Vectors
 
-LAST = Meaning(pooling=Pooling.LAST, causal=True, encoder=False)
-CLS = Meaning(pooling=Pooling.CLS, causal=False, encoder=True)
+LAST = EmbedMode(pooling=Pooling.LAST, causal=True, encoder=False)
+CLS = EmbedMode(pooling=Pooling.CLS, causal=False, encoder=True)
 
 
 def texts(*lengths: int, seed: int = 0) -> list[Tokens]:
@@ -204,9 +206,9 @@ def test_a_tap_at_the_wrong_tensor_is_not_used(
 
 
 @pytest.mark.parametrize(
-    "meaning", [CLS, Meaning(pooling=Pooling.RANK, causal=True, encoder=False)]
+    "meaning", [CLS, EmbedMode(pooling=Pooling.RANK, causal=True, encoder=False)]
 )
-def test_no_tap_where_nothing_is_gained(meaning: Meaning):
+def test_no_tap_where_nothing_is_gained(meaning: EmbedMode):
     assert not tap_works(SimpleNamespace(), meaning, RunSettings())  # nothing is tried
 
 
@@ -288,7 +290,7 @@ def lab(monkeypatch: pytest.MonkeyPatch) -> Lab:
     return lab
 
 
-def fake_runner(meaning: Meaning = LAST, **changes: object) -> Runner:
+def fake_runner(meaning: EmbedMode = LAST, **changes: object) -> Runner:
     settings = RunSettings(max_batch_tokens=64, tap=not meaning.encoder)
     return Runner(SimpleNamespace(), meaning, replace(settings, **changes))
 
@@ -337,7 +339,7 @@ def test_one_context_is_used_by_one_thread_at_a_time(lab: Lab):
 
 @pytest.mark.parametrize(("meaning", "room"), [(LAST, 128), (CLS, 64)])
 def test_a_long_text_gets_a_larger_context_and_the_others_stay(
-    meaning: Meaning, room: int, lab: Lab
+    meaning: EmbedMode, room: int, lab: Lab
 ):
     with fake_runner(meaning, n_contexts=2, n_threads=3) as run:
         ordinary = list(lab.made)
@@ -384,7 +386,7 @@ def test_who_can_share_a_prefix(lab: Lab):
 @pytest.mark.parametrize("max_batch_tokens", [8, 100, 2048])
 @pytest.mark.parametrize("max_batch_seqs", [1, 64, 256])
 def test_ordinary_contexts_hold_a_full_microbatch(
-    meaning: Meaning, max_batch_tokens: int, max_batch_seqs: int, lab: Lab
+    meaning: EmbedMode, max_batch_tokens: int, max_batch_seqs: int, lab: Lab
 ):
     with fake_runner(meaning, max_batch_tokens=max_batch_tokens, max_batch_seqs=max_batch_seqs):
         params = lab.made[0].params

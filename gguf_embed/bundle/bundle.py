@@ -41,7 +41,7 @@ from gguf_embed.catalog.catalog import ModelCard
 from gguf_embed.engine import canaries
 from gguf_embed.engine import opening as choice
 from gguf_embed.engine.embedder import Embedder
-from gguf_embed.engine.opening import Settings, found_file
+from gguf_embed.engine.opening import found_file
 from gguf_embed.errors import (
     BadInput,
     BadModelFile,
@@ -55,6 +55,7 @@ from gguf_embed.errors import (
 from gguf_embed.gguf.header import Header, read_header
 from gguf_embed.lab.metrics import CosineStats, cosine_stats, cosines
 from gguf_embed.machine import probe as hardware
+from gguf_embed.plan.settings import Settings
 from gguf_embed.store import hub
 from gguf_embed.store import local as store
 from gguf_embed.store.local import ORIGIN_KEYS, Places, Source, file_sha256, mib

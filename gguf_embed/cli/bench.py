@@ -141,8 +141,8 @@ def run(args: argparse.Namespace) -> int:
 
 def plan_of(args: argparse.Namespace) -> Plan:
     """What is measured, and how the levels are run."""
-    from gguf_embed.engine.opening import Settings
     from gguf_embed.lab.bench import Plan
+    from gguf_embed.plan.settings import Settings
 
     settings = Settings(
         pooling=options.pooling(args.pooling), n_threads=args.threads, tune=not args.no_tune

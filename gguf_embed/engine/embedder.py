@@ -19,13 +19,14 @@ import numpy.typing as npt
 
 from gguf_embed.catalog.catalog import BUILTIN
 from gguf_embed.engine import tune
-from gguf_embed.engine.opening import Found, Settings, end_token, find_model, wanted
+from gguf_embed.engine.opening import Found, end_token, find_model
 from gguf_embed.engine.runner import Outcome, Runner, tap_works
 from gguf_embed.engine.schedule import Microbatch, Shared, pack, shared_prefixes
 from gguf_embed.engine.tokenizer import Tokenizer
 from gguf_embed.errors import BadInput, BadOption, BadText, NativeFailed, TextTooLong
 from gguf_embed.native.library import Model, Tokens
 from gguf_embed.plan.plan import Plan
+from gguf_embed.plan.settings import Settings
 from gguf_embed.store import hub
 from gguf_embed.system.closing import Closes
 from gguf_embed.vectors import Vectors, check_dimensions, finish
@@ -84,17 +85,13 @@ class Embedder(Closes):
         header = self.header = found.header
         card = self.card = found.choice.card
         self.settings = settings
-        self.meaning = found.meaning
+        self.meaning = found.mode
         self.pooling = self.meaning.pooling
         working = found.working
         self.remarks: tuple[str, ...] = (working.remark,) if working.remark else ()
-        run_settings = tune.choose(
-            path,
-            header,
-            self.meaning,
-            working,
-            wanted(settings),
-            room=found.room,
+        run_settings = tune.best_run(
+            found.target,
+            settings,
             budget_s=tune.FIRST_USE_S if settings.tune else 0,
             on_status=on_status,
         )
@@ -102,10 +99,12 @@ class Embedder(Closes):
         try:
             if run_settings.tap and not tap_works(self.model, self.meaning, run_settings):
                 found = replace(found, choice=found.choice.without(tap=True))
-                n_tokens = min(run_settings.max_batch_tokens, found.choice.plan.max_batch_tokens)
+                planned = found.choice.plan.run
+                n_tokens = min(run_settings.max_batch_tokens, planned.max_batch_tokens)
                 run_settings = replace(
                     run_settings,
                     tap=False,
+                    n_ctx=planned.n_ctx,
                     max_batch_tokens=n_tokens,
                     batch_tokens=min(run_settings.batch_tokens, n_tokens),
                 )
@@ -115,8 +114,8 @@ class Embedder(Closes):
             raise
         self._closed = False
         self.plan: Plan = found.choice.plan  # what was considered, and why this
-        self.room = found.room
-        self.n_ctx = self.plan.n_ctx
+        self.target = found.target
+        self.n_ctx = self.plan.run.n_ctx
         self.dim = self.model.dim
         self.prompts: Mapping[str, str] = card.prompts if card else {}
         self._specials = self.model.special_tokens()

@@ -40,7 +40,7 @@ from gguf_embed.catalog.catalog import ModelCard
 from gguf_embed.engine import opening as choice
 from gguf_embed.engine import tune
 from gguf_embed.engine.embedder import Embedder
-from gguf_embed.engine.opening import Settings, found_file
+from gguf_embed.engine.opening import found_file
 from gguf_embed.errors import (
     BadOption,
     DoesNotFit,
@@ -69,7 +69,8 @@ from gguf_embed.machine import measured
 from gguf_embed.machine import probe as hardware
 from gguf_embed.machine.measured import Figures, Judged, Series
 from gguf_embed.native import library as llama
-from gguf_embed.plan.plan import AUTO, Limits
+from gguf_embed.plan.plan import AUTO
+from gguf_embed.plan.settings import Settings
 from gguf_embed.store import hub
 from gguf_embed.store.local import mib
 from gguf_embed.vectors import Pooling, Vectors
@@ -234,7 +235,7 @@ def _shape(header: Header) -> tuple[str, int, int, int]:
 
 def _known_subject(name: str) -> Subject:
     if name == AUTO:
-        name = choice.choose(AUTO, hardware.probe(), Limits()).plan.model
+        name = choice.choose(AUTO, hardware.probe(), Settings()).plan.model
     found = hub.sources(name)
     ready: dict[str, Path] = {}
     for source in found:
@@ -713,8 +714,7 @@ def _do_open(job: Mapping[str, Any]) -> dict[str, Any]:
             rough = len(texts[:n_texts]) / seconds
             if seconds > TRIAL_S:
                 break
-        n_cores = embedder.settings.n_threads or hardware.probe().usable_cores
-        tuned = tune.load(embedder.header, n_cores, embedder.room)
+        tuned = tune.load(embedder.target)
         return {
             "dim": embedder.dim,
             "shape": measured.shape_key(

@@ -32,7 +32,6 @@ import numpy as np
 from gguf_embed.catalog import catalog
 from gguf_embed.engine.canaries import SHORT as CANARIES
 from gguf_embed.engine.embedder import Embedder
-from gguf_embed.engine.opening import Settings
 from gguf_embed.errors import (
     BadModelFile,
     BadOption,
@@ -55,6 +54,7 @@ from gguf_embed.gguf.imatrix import Imatrix, read_imatrix
 from gguf_embed.lab.metrics import CosineStats, cosine_stats
 from gguf_embed.machine import probe as hardware
 from gguf_embed.native import library as llama
+from gguf_embed.plan.settings import Settings
 from gguf_embed.store import hub
 from gguf_embed.store.local import Source, mib, spelled
 from gguf_embed.vectors import Pooling, Vectors
