@@ -26,7 +26,8 @@ from gguf_embed.catalog import catalog
 from gguf_embed.engine.runner import Runner
 from gguf_embed.gguf.header import read_header
 from gguf_embed.machine import probe as hardware
-from gguf_embed.native import library as llama
+from gguf_embed.native import library
+from gguf_embed.native.model import Model
 from gguf_embed.plan.contexts import longest_ordinary
 from gguf_embed.plan.memory import HOST, MIB
 from gguf_embed.plan.plan import make_plan
@@ -71,9 +72,9 @@ def measure(path: Path, settings: Settings) -> dict[str, Any]:
     log.addHandler(reports)
 
     process = psutil.Process()
-    free_before = {d.name: d.free_bytes for d in llama.devices() if d.kind != "cpu"}
+    free_before = {d.name: d.free_bytes for d in library.devices() if d.kind != "cpu"}
     rss_before = process.memory_info().rss
-    model = llama.Model(path, n_gpu_layers=run.n_gpu_layers, repack=False)
+    model = Model(path, n_gpu_layers=run.n_gpu_layers, repack=False)
     rng = np.random.default_rng(0)
     with Runner(model, the_variant.mode, run) as runner:
         lengths = [run.max_batch_tokens] * run.n_contexts
@@ -84,7 +85,7 @@ def measure(path: Path, settings: Settings) -> dict[str, Any]:
         for future in futures:
             future.result()
         grown = process.memory_info().rss - rss_before
-        free_after = {d.name: d.free_bytes for d in llama.devices() if d.kind != "cpu"}
+        free_after = {d.name: d.free_bytes for d in library.devices() if d.kind != "cpu"}
     model.close()
     predicted = {
         (name, part): getattr(memory, f"{part}_bytes") / MIB

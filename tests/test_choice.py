@@ -34,8 +34,9 @@ from gguf_embed.errors import BadInput, BadModelFile, BadOption, DoesNotFit, Mod
 from gguf_embed.gguf.header import read_header
 from gguf_embed.machine import measured, selftest
 from gguf_embed.machine import probe as hardware
-from gguf_embed.machine.probe import Machine, machine_from_json
-from gguf_embed.native import library as llama
+from gguf_embed.machine.machine import Machine, machine_from_json
+from gguf_embed.native import context as native_context
+from gguf_embed.native.model import Model
 from gguf_embed.plan.contexts import EmbedMode
 from gguf_embed.plan.fitter import BATCH_TOKENS_TIGHT, MARGIN_SHARE
 from gguf_embed.plan.memory import MIB, predict
@@ -325,8 +326,8 @@ def test_speed_that_was_measured_here_decides_where_speed_is_preferred(world: Wo
     assert world.choose(prefer="speed").plan.quant == "Q4_K_M"  # K-quants: a guess
     for quant, tokens_per_s in (("F16", 10.0), ("Q8_0", 90.0), ("Q4_K_M", 50.0)):
         tuned = replace(TUNED, tokens_per_s=tokens_per_s)
-        series = tune._series(tuned, read_header(world.files[quant]), LAST)
-        measured.keep(series, LAPTOP.usable_cores)
+        run = tune._measured_run(tuned, read_header(world.files[quant]), LAST)
+        measured.keep(run, LAPTOP.usable_cores)
     found = world.choose(prefer="speed").plan
     assert found.quant == "Q8_0"
     assert "90 tokens/s, the fastest of 2 measured here" in found.reason
@@ -491,7 +492,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """The choices with which each model was loaded."""
     loaded: list[dict[str, Any]] = []
 
-    class Watched(llama.Model):
+    class Watched(Model):
         def __init__(self, path: Path, **choices: Any) -> None:
             loaded.append(choices)
             super().__init__(path, **choices)
@@ -566,7 +567,7 @@ def test_the_pooled_path_needs_memory_for_the_head(world: World):
 
 
 def test_without_a_tap_it_is_planned_anew(world: World, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(llama, "TAPPED_TENSOR", b"of another architecture")
+    monkeypatch.setattr(native_context, "TAPPED_TENSOR", b"of another architecture")
     path = world.files["F16"]
     world.with_ram(enough_for("F16"))
     tapped, pooled = world.choose(path).plan, world.choose(path, tap=False).plan

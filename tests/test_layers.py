@@ -44,11 +44,6 @@ LONG: Mapping[str, str] = {
     "engine/tune.py": "to be split",
     "gguf/header.py": "to be split into header and check",
     "io/read.py": "to be split into read and write",
-    "lab/bench.py": "to be split into bench, levels and worker",
-    "lab/quantize.py": "to be split",
-    "lab/tasks.py": "to be split",
-    "machine/probe.py": "to be split into machine, probe, advice and linux",
-    "native/library.py": "to be split into library, context and quantizer",
     "store/hub.py": "to be split",
 }
 

@@ -36,8 +36,8 @@ from gguf_embed.engine.tune import (
 from gguf_embed.gguf.header import read_header
 from gguf_embed.machine import measured, selftest
 from gguf_embed.machine.selftest import Working
-from gguf_embed.native import library as llama
-from gguf_embed.native.library import Tokens
+from gguf_embed.native import library
+from gguf_embed.native.model import Tokens
 from gguf_embed.plan.contexts import EmbedMode
 from gguf_embed.plan.settings import RunSettings, Settings
 from gguf_embed.plan.variants import variant_of
@@ -382,7 +382,7 @@ def test_a_tuned_model_works(
     key = measured.shape_key(found.shape, found.mode.pooling, causal=found.mode.causal)
     (series,) = measured.load(2)
     assert (series.by, series.shape) == ("tune", key)
-    assert series.levels == {"F32": measured.Figures(tokens_per_s=tuned.tokens_per_s)}
+    assert series.levels == {"F32": measured.LevelFigures(tokens_per_s=tuned.tokens_per_s)}
     with Embedder.open(path, settings=Settings(n_threads=2)) as embedder:
         run = embedder._runner.settings
         assert run == tuned.settings
@@ -596,7 +596,7 @@ def test_a_measurement_holds_for_its_machine_build_and_model(
     # IQ4_NL and Q4_0, for one, are of the same size.
     retyped = tuple(replace(tensor, type="IQ4_NL") for tensor in target.header.tensors)
     assert load(replace(target, header=replace(target.header, tensors=retyped))) is None
-    for module, name in ((llama, "build_id"), (selftest, "cpu_id")):
+    for module, name in ((library, "build_id"), (selftest, "cpu_id")):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, lambda: "another")
             assert load(target) is None

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from gguf_embed.native import library as llama
-from gguf_embed.native.library import Context, ContextParams, Model, Tokens
+from gguf_embed.native.context import Context, ContextParams, TapUnavailable
+from gguf_embed.native.model import Model, Tokens
 from gguf_embed.plan.contexts import (
     EmbedMode,
     long_context,
@@ -182,7 +182,7 @@ def tap_works(model: Model, meaning: EmbedMode, settings: RunSettings) -> bool:
     try:
         with Context(model, replace(params, tap=True), encoder=False) as context:
             tapped = context.run(texts)
-    except llama.TapUnavailable as error:
+    except TapUnavailable as error:
         _log.info("no tap: %s", error)
         return False
     cosine = np.einsum("nd,nd->n", expected, tapped)

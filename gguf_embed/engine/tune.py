@@ -20,13 +20,15 @@ import numpy as np
 
 from gguf_embed.engine.runner import Runner, tap_works
 from gguf_embed.engine.schedule import Cost
+from gguf_embed.gguf import quants
 from gguf_embed.gguf.header import Header
 from gguf_embed.gguf.layout import shape_of
 from gguf_embed.machine import measured, selftest
-from gguf_embed.machine.measured import Figures, Series
+from gguf_embed.machine.measured import LevelFigures, MeasuredRun
 from gguf_embed.machine.selftest import Working
-from gguf_embed.native import library as llama
-from gguf_embed.native.library import Context, ContextParams, Model, Tokens
+from gguf_embed.native import library
+from gguf_embed.native.context import Context, ContextParams
+from gguf_embed.native.model import Model, Tokens
 from gguf_embed.plan.candidate import Tier
 from gguf_embed.plan.contexts import EmbedMode
 from gguf_embed.plan.settings import RunSettings, Settings, keep_asked
@@ -44,7 +46,7 @@ BATCH_TOKENS = (128, 256, 512)  # tried; then what their fitted cost says is bes
 BATCH_STEP = 32  # that is rounded to
 # Cosine to llama.cpp's own pooling. Kernels for quantized weights round activations differently
 # with the number of rows, and random tokens amplify it, so only a wrong kernel is caught there.
-MIN_COSINE = {"F32": 0.9999, "F16": 0.999, "BF16": 0.999}
+MIN_COSINE = {**dict.fromkeys(quants.EXACT, 0.999), "F32": 0.9999}
 MIN_COSINE_QUANTIZED = 0.98
 
 Status = Callable[[str], None]
@@ -150,10 +152,12 @@ def tune(
     return tuned
 
 
-def _series(tuned: Tuned, header: Header, mode: EmbedMode) -> Series:
+def _series(tuned: Tuned, header: Header, mode: EmbedMode) -> MeasuredRun:
     """The speed of this level, for comparison with others that were tuned."""
-    figures = Figures(tokens_per_s=tuned.tokens_per_s, n_gpu_layers=tuned.settings.n_gpu_layers)
-    return Series(
+    figures = LevelFigures(
+        tokens_per_s=tuned.tokens_per_s, n_gpu_layers=tuned.settings.n_gpu_layers
+    )
+    return MeasuredRun(
         model="",
         shape=measured.shape_key(shape_of(header), mode.pooling, causal=mode.causal),
         by="tune",
@@ -391,7 +395,7 @@ def _file(target: Target) -> Path:
         digest.update(f"{tensor.name} {tensor.shape} {tensor.type}".encode())
     n_cores, of_file = target.n_cores, digest.hexdigest()[:16]
     return (
-        paths.home() / "tune" / f"{llama.build_id()}-{selftest.cpu_id()}-{n_cores}-{of_file}.json"
+        paths.home() / "tune" / f"{library.build_id()}-{selftest.cpu_id()}-{n_cores}-{of_file}.json"
     )
 
 

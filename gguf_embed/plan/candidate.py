@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from gguf_embed.machine.measured import Figures
+from gguf_embed.machine.measured import LevelFigures
 from gguf_embed.plan.memory import Memory
 from gguf_embed.plan.settings import RunSettings
 
@@ -27,7 +27,7 @@ class Candidate:
     reason: str
     run: RunSettings
     memory: Mapping[str, Memory]  # by device, "CPU" for RAM
-    measured: Figures  # on this machine, with as many layers on GPUs
+    measured: LevelFigures  # on this machine, with as many layers on GPUs
 
     @property
     def fits(self) -> bool:

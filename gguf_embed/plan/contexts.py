@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from gguf_embed.native.library import MAX_SEQS, ContextParams
+from gguf_embed.native.context import MAX_SEQS, ContextParams
 from gguf_embed.plan.settings import RunSettings
 from gguf_embed.vectors import Pooling
 

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from gguf_embed.machine.measured import Figures
-from gguf_embed.machine.probe import Machine
+from gguf_embed.gguf import quants
+from gguf_embed.machine.machine import Machine
+from gguf_embed.machine.measured import LevelFigures
 from gguf_embed.plan import reasons
 from gguf_embed.plan.candidate import Candidate, Fit, Tier
 from gguf_embed.plan.contexts import splits
 from gguf_embed.plan.memory import HOST, MIB, Memory, Pool, gpus_of, places_of_layers, predict
-from gguf_embed.plan.quality import FLOOR, REPACK_PAYS, quality_rank
 from gguf_embed.plan.settings import BATCH_SEQS, BATCH_TOKENS, N_CTX_LEAST, RunSettings, Settings
 from gguf_embed.plan.variants import Variant
 from gguf_embed.vectors import Pooling
@@ -37,7 +37,7 @@ class Fitter:
 
     machine: Machine
     settings: Settings
-    figures: Mapping[str, Figures]  # by quantization
+    figures: Mapping[str, LevelFigures]  # by quantization
 
     def candidate(self, variant: Variant, tier: Tier) -> Candidate:
         """The variant on one tier, with the most that memory allows."""
@@ -107,7 +107,7 @@ class Fitter:
         n_threads = max(1, self.machine.usable_cores // n_contexts)
         if asked.n_contexts and asked.n_threads:
             n_threads = asked.n_threads
-        repack = variant.quant in REPACK_PAYS if asked.repack is None else asked.repack
+        repack = quants.repack_pays(variant.quant) if asked.repack is None else asked.repack
         tap = asked.tap is not False and not mode.encoder and mode.pooling is not Pooling.RANK
         return RunSettings(
             n_ctx=n_ctx,
@@ -184,13 +184,13 @@ class Fitter:
         )
 
     def _reason(self, variant: Variant, run: RunSettings, pool: Pool, fit: Fit) -> str:
-        below_floor = quality_rank(variant.quant) > quality_rank(FLOOR)
+        below_floor = quants.rank(variant.quant) > quants.rank(quants.FLOOR)
         unasked = below_floor and not self.settings.quant and not variant.on_disk
         return reasons.of_fit(fit, run, pool) + (reasons.BELOW_FLOOR if unasked else "")
 
-    def _figures(self, variant: Variant, run: RunSettings) -> Figures:
+    def _figures(self, variant: Variant, run: RunSettings) -> LevelFigures:
         """What was measured of the variant; its speed only with as many layers on GPUs."""
-        known = self.figures.get(variant.quant, Figures())
+        known = self.figures.get(variant.quant, LevelFigures())
         n_places = variant.shape.n_layer + 1
         measured, planned = (
             n_places if n < 0 else min(n, n_places) for n in (known.n_gpu_layers, run.n_gpu_layers)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final
 
-from gguf_embed.machine.probe import Device, Machine
-from gguf_embed.native.library import ContextParams
+from gguf_embed.machine.machine import Device, Machine
+from gguf_embed.native.context import ContextParams
 from gguf_embed.plan.contexts import long_context, longest_ordinary, ordinary_context, tapped
 from gguf_embed.plan.settings import RunSettings
 from gguf_embed.plan.variants import Variant

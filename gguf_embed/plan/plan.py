@@ -20,14 +20,14 @@ from typing import Final
 from gguf_embed.catalog import catalog
 from gguf_embed.catalog.catalog import ModelCard, ModelFile
 from gguf_embed.errors import BadOption
+from gguf_embed.gguf import quants
 from gguf_embed.machine import measured
-from gguf_embed.machine.measured import Series
-from gguf_embed.machine.probe import Machine
+from gguf_embed.machine.machine import Machine
+from gguf_embed.machine.measured import MeasuredRun
 from gguf_embed.plan import reasons, rules
 from gguf_embed.plan.candidate import Candidate, Fit, Misfit, Tier
 from gguf_embed.plan.fitter import TIGHT_SHARE, Fitter
 from gguf_embed.plan.memory import HOST, Memory, gpus_of, places_of_layers
-from gguf_embed.plan.quality import FLOOR, quality_rank
 from gguf_embed.plan.settings import RunSettings, Settings
 from gguf_embed.plan.variants import Variant, variants_of
 
@@ -58,7 +58,7 @@ class Plan:
     def rank(self) -> tuple[int, int]:
         """Larger is better: layers on GPUs first, then free memory, then the quality."""
         place = 2 * -_TIERS.index(self.tier) + (self.fit == "fits")
-        return place, -quality_rank(self.quant)
+        return place, -quants.rank(self.quant)
 
     @property
     def chosen(self) -> Candidate:
@@ -80,7 +80,7 @@ def make_plan(
     machine: Machine,
     settings: Settings | None = None,
     *,
-    known: Sequence[Series] = (),
+    known: Sequence[MeasuredRun] = (),
 ) -> Plan:
     """The best of a model's variants for a machine of which `known` was measured.
 
@@ -98,7 +98,7 @@ def plan_for(
     machine: Machine,
     settings: Settings | None = None,
     *,
-    known: Sequence[Series] = (),
+    known: Sequence[MeasuredRun] = (),
     any_quant: bool = False,
     offered: Sequence[Variant] = (),
 ) -> Plan:
@@ -133,7 +133,7 @@ def plan_auto(
     machine: Machine,
     settings: Settings | None = None,
     *,
-    known: Sequence[Series] = (),
+    known: Sequence[MeasuredRun] = (),
     offered: Mapping[str, Sequence[Variant]] | None = None,
 ) -> Plan:
     """The best Qwen3-Embedding that the machine runs well: all of it on GPUs, or a small one.
@@ -185,7 +185,7 @@ def also_fits(
 
 
 def _best(
-    variants: Sequence[Variant], machine: Machine, settings: Settings, known: Sequence[Series]
+    variants: Sequence[Variant], machine: Machine, settings: Settings, known: Sequence[MeasuredRun]
 ) -> Plan | Misfit:
     offered = _offered(variants, settings)
     acceptable = _acceptable(offered, settings)
@@ -236,11 +236,11 @@ def _offered(variants: Sequence[Variant], settings: Settings) -> dict[str, Varia
             f"n_ctx={settings.n_ctx}: {variants[0].model} was trained on {longest} tokens"
         )
     offered: dict[str, Variant] = {}
-    for variant in sorted(variants, key=lambda v: quality_rank(v.quant)):
+    for variant in sorted(variants, key=lambda v: quants.rank(v.quant)):
         offered.setdefault(variant.quant, variant.as_asked(settings))
     if settings.quant is None:
         return offered
-    quant = settings.quant.upper()
+    quant = quants.parse(settings.quant)
     if quant not in offered:
         raise BadOption(
             f"{variants[0].model} is not offered as {quant}; choose {', '.join(offered)}"
@@ -256,7 +256,7 @@ def _acceptable(offered: Mapping[str, Variant], settings: Settings) -> list[str]
     good = [
         quant
         for quant, variant in offered.items()
-        if variant.on_disk or quality_rank(quant) <= quality_rank(FLOOR)
+        if variant.on_disk or quants.rank(quant) <= quants.rank(quants.FLOOR)
     ]
     return list(offered) if settings.quant or not good else good
 
@@ -323,7 +323,7 @@ def _first_that_runs_well(
     cards: Iterable[ModelCard],
     machine: Machine,
     settings: Settings,
-    known: Sequence[Series],
+    known: Sequence[MeasuredRun],
     *,
     any_quant: bool,
 ) -> Plan | None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Final
 
 from gguf_embed.errors import DoesNotFit
-from gguf_embed.machine.probe import Machine
+from gguf_embed.gguf import quants
+from gguf_embed.machine.machine import Machine
 from gguf_embed.plan.candidate import Candidate, Fit, Misfit
 from gguf_embed.plan.memory import Pool, gpus_of, mib
-from gguf_embed.plan.quality import FLOOR, QUALITY, QUALITY_SOURCE
 from gguf_embed.plan.settings import N_CTX_LEAST, RunSettings, Settings
 from gguf_embed.plan.variants import Variant
 
-BELOW_FLOOR: Final = f"; below {FLOOR}: only if asked for"
+BELOW_FLOOR: Final = f"; below {quants.FLOOR}: only if asked for"
 
 
 def of_fit(fit: Fit, run: RunSettings, pool: Pool) -> str:
@@ -70,8 +70,8 @@ def _quality(chosen: Candidate) -> str:
     quality = chosen.measured.quality
     if quality is not None and quality.reference != chosen.quant:
         return f"; keeps {quality}, measured here ({quality.texts})"
-    percent = QUALITY.get(chosen.quant)
-    return f"; keeps {percent:g} % of F32's retrieval ({QUALITY_SOURCE})" if percent else ""
+    percent = quants.percent(chosen.quant)
+    return f"; keeps {percent:g} % of F32's retrieval ({quants.PERCENT_SOURCE})" if percent else ""
 
 
 def _layers(chosen: Candidate, machine: Machine, settings: Settings) -> str:

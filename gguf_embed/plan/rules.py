@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from gguf_embed.gguf import quants
 from gguf_embed.plan.candidate import Candidate
-from gguf_embed.plan.quality import FLOOR, SPEED_FLOOR, quality_rank
 from gguf_embed.plan.settings import Settings
 
 
@@ -55,7 +55,7 @@ class Rivals:
     @property
     def k_quants(self) -> Sequence[Candidate]:
         """Of the sound ones."""
-        return [row for row in self.sound if "_K" in row.quant]
+        return [row for row in self.sound if _is_k_quant(row.quant)]
 
     @property
     def smallest_sound(self) -> Candidate:
@@ -101,7 +101,7 @@ def _split(rivals: Rivals) -> tuple[Candidate, str]:
 
 
 def _memory(rivals: Rivals) -> tuple[Candidate, str]:
-    return rivals.smallest, f"the smallest of {len(rivals.rows)} that fit, from {FLOOR} up"
+    return rivals.smallest, f"the smallest of {len(rivals.rows)} that fit, from {quants.FLOOR} up"
 
 
 def _quality(rivals: Rivals) -> tuple[Candidate, str]:
@@ -192,10 +192,14 @@ def _as_good(row: Candidate) -> bool | None:
     return None if row.measured.quality is None else row.measured.quality.as_good
 
 
+def _is_k_quant(quant: str) -> bool:
+    return quant in quants.QUANTS and quants.QUANTS[quant].k_quant
+
+
 def _good_enough(row: Candidate) -> bool:
     """For speed: measured to be as good as the best, or no worse than Q5_K_M by what is known."""
     as_good = _as_good(row)
-    known = quality_rank(row.quant) <= quality_rank(SPEED_FLOOR)
+    known = quants.rank(row.quant) <= quants.rank(quants.SPEED_FLOOR)
     return known if as_good is None else as_good
 
 

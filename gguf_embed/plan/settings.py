@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
 
 from gguf_embed.errors import BadOption
-from gguf_embed.native.library import MAX_SEQS
+from gguf_embed.native.context import MAX_SEQS
 from gguf_embed.vectors import Pooling
 
 Prefer: TypeAlias = Literal["quality", "speed", "memory"]

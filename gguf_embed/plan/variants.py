@@ -8,11 +8,10 @@ from typing import Final
 
 from gguf_embed.catalog.catalog import ModelCard, ModelFile
 from gguf_embed.errors import BadModelFile, BadOption
-from gguf_embed.gguf import layout
+from gguf_embed.gguf import layout, quants
 from gguf_embed.gguf.header import ENCODERS, Header, TensorInfo
 from gguf_embed.gguf.layout import Shape
 from gguf_embed.plan.contexts import EmbedMode
-from gguf_embed.plan.quality import quality_rank
 from gguf_embed.plan.settings import Settings
 from gguf_embed.vectors import Pooling
 
@@ -58,7 +57,7 @@ def variants_of(card: ModelCard, *, any_quant: bool = False) -> tuple[Variant, .
     if card.shape is None:
         raise BadOption(f"{card.id}: its shape is not known; read the header of one of its files")
     files = {file.quant: file for file in reversed(card.files)}
-    names = layout.QUANTS if any_quant else sorted(files, key=quality_rank)
+    names = layout.QUANTS if any_quant else sorted(files, key=quants.rank)
     return tuple(
         _variant(
             model=card.id,
