@@ -43,7 +43,6 @@ LONG: Mapping[str, str] = {
     "engine/embedder.py": "to be split into embedder and prepare",
     "engine/tune.py": "to be split",
     "gguf/header.py": "to be split into header and check",
-    "io/read.py": "to be split into read and write",
     "lab/bench.py": "to be split into bench, levels and worker",
     "lab/quantize.py": "to be split",
     "lab/tasks.py": "to be split",

@@ -51,7 +51,8 @@ from gguf_embed.errors import (
 )
 from gguf_embed.gguf.header import Header, read_header
 from gguf_embed.gguf.layout import shape_of
-from gguf_embed.io import read as formats
+from gguf_embed.io.read import Reading, read
+from gguf_embed.io.sources import find
 from gguf_embed.lab import tasks as evaluation
 from gguf_embed.lab.quality import Judge, LevelVectors, Quality, dims_of
 from gguf_embed.lab.quantize import (
@@ -365,8 +366,8 @@ def read_task(texts: Path | None, queries: Path | None, qrels: Path | None) -> T
 def _read(path: Path) -> list[Text]:
     if path.suffix.lower() == ".jsonl":
         return evaluation.read_jsonl(path)
-    sources = formats.find([str(path)])
-    records = formats.read(sources, formats.Reading(), stdin=sys.stdin.buffer)
+    sources = find([str(path)])
+    records = read(sources, Reading())
     alone = len(sources) == 1
     return [Text(id=str(r.position) if alone else r.id, text=r.text) for r in records]
 

@@ -50,11 +50,16 @@ class WholeFile(Closes):
             self.file: BinaryIO = _locked_beside(self.path)
         self.temporary = Path(self.file.name)
 
-    def commit(self) -> None:
-        """Sync the bytes to disk and put the file in its place. Raises OutputFailed."""
+    def sync(self) -> None:
+        """Send all bytes to disk: a commit after it has little left to fail on."""
         with self.writing():
             self.file.flush()
             os.fsync(self.file.fileno())
+
+    def commit(self) -> None:
+        """Sync the bytes to disk and put the file in its place. Raises OutputFailed."""
+        self.sync()
+        with self.writing():
             if sys.platform == "win32":  # an open file cannot be renamed there
                 self.file.close()
             self.temporary.replace(self.path)
@@ -183,7 +188,10 @@ def sync_directory(path: Path) -> None:
 
 def printable(path: Path) -> str:
     """A path as a message can show it: bytes that are no text are escaped."""
-    return str(path).encode("utf-8", "backslashreplace").decode()
+    try:
+        return os.fsencode(path).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # characters that no file name of this system can hold
+        return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def _locked_beside(path: Path) -> BinaryIO:
