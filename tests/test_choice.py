@@ -26,7 +26,7 @@ from test_cli import on_terminal
 
 from gguf_embed.catalog import catalog
 from gguf_embed.cli import main
-from gguf_embed.engine import embedder as engine
+from gguf_embed.engine import loaded as engine
 from gguf_embed.engine import tune
 from gguf_embed.engine.embedder import Embedder
 from gguf_embed.engine.opening import Choice, choose
@@ -526,7 +526,7 @@ def test_the_longest_text_is_what_there_is_memory_for(world: World):
 
 
 def used(embedder: Embedder) -> RunSettings:
-    return embedder._runner.settings
+    return embedder.run_settings
 
 
 def test_a_tight_plan_is_not_exceeded_by_what_was_measured(world: World):

@@ -384,7 +384,7 @@ def test_a_tuned_model_works(
     assert (series.by, series.shape) == ("tune", key)
     assert series.levels == {"F32": measured.LevelFigures(tokens_per_s=tuned.tokens_per_s)}
     with Embedder.open(path, settings=Settings(n_threads=2)) as embedder:
-        run = embedder._runner.settings
+        run = embedder.run_settings
         assert run == tuned.settings
         cosines = np.einsum("nd,nd->n", embedder.encode(texts), expected)
         assert cosines.min() > 0.99999
@@ -399,11 +399,11 @@ def test_wrong_kernels_are_seen_by_their_vectors(
     class Broken(tune.Runner):
         n_wrong: ClassVar[int] = 0
 
-        def run(self, sequences: Sequence[Tokens], *, n_prefix: int = 0, share: int = 1) -> Outcome:
-            if self.settings.n_contexts == 2 and n_prefix == 0:
+        def run(self, sequences: Sequence[Tokens], **how: Any) -> Outcome:
+            if self.settings.n_contexts == 2:
                 Broken.n_wrong += 1
                 sequences = [sequence[::-1] for sequence in sequences]
-            return super().run(sequences, n_prefix=n_prefix, share=share)
+            return super().run(sequences, **how)
 
     monkeypatch.setattr(tune, "Runner", Broken)
     monkeypatch.setattr(tune, "GAIN", 0.0)  # anything counts as faster

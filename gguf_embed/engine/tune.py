@@ -147,12 +147,12 @@ def tune(
             best.cosine,
         )
     else:
-        measured.keep(_series(tuned, target.header, target.mode), target.n_cores)
+        measured.keep(_measured_run(tuned, target.header, target.mode), target.n_cores)
     keep(tuned, target)
     return tuned
 
 
-def _series(tuned: Tuned, header: Header, mode: EmbedMode) -> MeasuredRun:
+def _measured_run(tuned: Tuned, header: Header, mode: EmbedMode) -> MeasuredRun:
     """The speed of this level, for comparison with others that were tuned."""
     figures = LevelFigures(
         tokens_per_s=tuned.tokens_per_s, n_gpu_layers=tuned.settings.n_gpu_layers
