@@ -24,6 +24,7 @@ import tempfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -161,7 +162,7 @@ def unpack(data: bytes) -> Packed:
         n_ctx_train=n_ctx,
         n_token_types=n_types,
         norm_eps=norm_eps,
-        tokens=tuple(text[a:b].decode() for a, b in zip(offsets, offsets[1:], strict=False)),
+        tokens=tuple(text[a:b].decode() for a, b in pairwise(offsets)),
         scores=tuple(scores),
         floats=floats,
         blocks=blocks,

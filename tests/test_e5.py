@@ -22,8 +22,16 @@ from gguf_embed.lab.parallel import matching_accuracy, parallel_sentences
 pytestmark = pytest.mark.network
 
 # Least and median cosine to float32. Q4_0 differs because ggml rounds activations to 8 bits.
-BOUNDS = {"F16": (0.9999, 0.99999), "Q4_0": (0.97, 0.99)}
+BOUNDS = {"F16": (0.99998, 0.999995), "Q4_0": (0.999, 0.9998)}
 N_PARALLEL = 40  # sentences of each language among the golden rows
+# Rows whose ids are not those of the reference, each with the reason.
+OTHER_IDS = {
+    250: "decomposed: sentencepiece composes the letters, tokenizers looks at each cluster",
+    251: "decomposed Hangul",
+    253: "decomposed kana",
+    255: "stacked combining marks",
+    282: "spells special tokens: plain text here, control tokens in tokenizers",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,13 +72,14 @@ def test_the_golden_rows_are_what_they_claim(golden: Golden):
 def test_token_ids_are_the_references(embedder: Embedder, golden: Golden):
     ours = [embedder.tokenize(text) for text in golden.texts]
     cut = [ids if len(ids) <= 512 else [*ids[:511], ids[-1]] for ids in ours]
-    differ = [row for row, ids in enumerate(golden.ids) if cut[row] != ids]
-    assert [golden.texts[row] for row in differ] == []
+    differ = {row: golden.texts[row] for row, ids in enumerate(golden.ids) if cut[row] != ids}
+    assert differ.keys() == OTHER_IDS.keys(), differ
 
 
 def test_vectors_are_the_references(embedder: Embedder, golden: Golden):
     vectors = embedder.encode(golden.texts, truncate="end")
     cosine = (vectors * golden.vectors).sum(axis=1) / np.linalg.norm(golden.vectors, axis=1)
+    cosine[[*OTHER_IDS]] = 1  # other ids, so other vectors
     low, median = BOUNDS[embedder.quant]
     worst = int(cosine.argmin())
     assert cosine[worst] >= low, golden.texts[worst]
@@ -90,5 +99,5 @@ def test_translations_find_each_other(embedder: Embedder):
     parallel = parallel_sentences()
     vectors = embedder.encode([f"query: {text}" for text in parallel.texts])
     accuracy = matching_accuracy(vectors, tuple(parallel.sentences))
-    assert min(accuracy.values()) > 0.9
-    assert np.mean(list(accuracy.values())) > 0.95
+    assert min(accuracy.values()) > 0.85
+    assert np.mean(list(accuracy.values())) > 0.97
