@@ -858,7 +858,7 @@ inline void value_tile(const float * values, int64_t value_dim, const float * sc
 
 template <class Isa>
 void attend(const Attention & a, int64_t head, const int32_t * rows, int n_rows, const int32_t * hidden,
-            const int32_t * visible, int64_t n_cells, char * scratch) {
+            const int32_t * visible, const float * added, int64_t n_cells, char * scratch) {
     constexpr int width = strip_columns<Isa>;
     using Floats = typename Isa::Floats;
     const auto tile = tile_in<Isa>(a, n_cells, scratch);
@@ -887,6 +887,9 @@ void attend(const Attention & a, int64_t head, const int32_t * rows, int n_rows,
             Isa::store_floats(scores + (cell + i) * width + Isa::lanes, sums[i][1]);
         }
     });
+    for (int r = 0; added && r < n_rows; r++) {
+        for (int64_t cell = begin; cell < end; cell++) scores[cell * width + r] += added[r * n_cells + cell];
+    }
     for (int64_t cell = begin; cell < end; cell++) {
         if (cell >= seen_from && cell < seen_to) continue;  // every row sees it
         for (int r = 0; r < n_rows; r++) {

@@ -85,9 +85,9 @@ struct Kernels {
     // The cells of `spans`, of one key-value head, as floats in scratch; then tiles of query rows.
     void (*gather_cells)(const Attention & attention, int64_t kv_head, const Span * spans, int n_spans, char * scratch);
     // Rows rows[0..n_rows), at most `query_rows`, of one head. Row i sees the gathered cells
-    // [hidden[i], visible[i]).
+    // [hidden[i], visible[i]); `added` is null, or holds what is added to its scores: [row][cell].
     void (*attend)(const Attention & attention, int64_t head, const int32_t * rows, int n_rows,
-                   const int32_t * hidden, const int32_t * visible, int64_t n_cells, char * scratch);
+                   const int32_t * hidden, const int32_t * visible, const float * added, int64_t n_cells, char * scratch);
 
     // Small operations over one row of n floats.
     void (*norm)(const float * x, float * out, int64_t n, float eps, bool centre, const float * weight, const float * bias);

@@ -275,7 +275,7 @@ void test_attention(const Kernels & kernels, int64_t dim, bool half, bool causal
                 hidden.push_back(0);
                 visible.push_back(causal ? i + 1 : n);
             }
-            kernels.attend(a, head, rows.data(), static_cast<int>(rows.size()), hidden.data(), visible.data(), n, at);
+            kernels.attend(a, head, rows.data(), static_cast<int>(rows.size()), hidden.data(), visible.data(), nullptr, n, at);
         }
     }
     double worst = 0;
