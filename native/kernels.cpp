@@ -34,8 +34,7 @@ struct Avx2 {
         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     }
 
-    // Without these GCC adds the integer sums in another order and spills, or turns each weight
-    // into several loads: half of the speed.
+    // Keeps a number in its register: GCC would load a weight anew for each use.
     static void pin(Ints & x) { __asm__("" : "+x"(x)); }
     static void pin(Floats & x) { __asm__("" : "+x"(x)); }
 
@@ -53,10 +52,11 @@ struct Avx2 {
         std::memcpy(&bits, p, sizeof bits);
         return _mm256_set1_epi32(bits);
     }
-    // sum += the products of int16 pairs
+    // sum += the products of int16 pairs. GCC would add the sums in another order and move them
+    // from register to register.
     static void dot(Ints & sum, Ints weights, Ints pairs) {
-        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(weights, pairs));
-        pin(sum);
+        const Ints products = _mm256_madd_epi16(weights, pairs);
+        __asm__("vpaddd %1, %0, %0" : "+x"(sum) : "x"(products));
     }
     static Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
     static Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
@@ -141,11 +141,11 @@ struct Avx2 {
     }
     static void transpose(Floats (&v)[lanes]) {
         Floats t[lanes], u[lanes];
-        for (int i = 0; i < lanes; i += 2) {
+        _Pragma("GCC unroll 8") for (int i = 0; i < lanes; i += 2) {
             t[i] = _mm256_unpacklo_ps(v[i], v[i + 1]);
             t[i + 1] = _mm256_unpackhi_ps(v[i], v[i + 1]);
         }
-        for (int i = 0; i < lanes; i += 4) {
+        _Pragma("GCC unroll 8") for (int i = 0; i < lanes; i += 4) {
             u[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
             u[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
             u[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
@@ -595,32 +595,39 @@ template <class Isa> struct Scratch {
 
 constexpr size_t aligned(size_t n) { return (n + 63) / 64 * 64; }
 
-template <class Isa> void finish(const Product & p, int64_t row, int64_t column, int n, const float * sums) {
+// Bias, activation and what is added, for all rows of a strip.
+template <class Isa, Activation activation> void finish(const Product & p, int64_t column, int n, const float * sums) {
+    constexpr int width = strip_columns<Isa>;
     using Floats = typename Isa::Floats;
-    alignas(64) float out[strip_columns<Isa>];
-    float * to = p.out + row * p.out_stride + column;
-    float * target = n == strip_columns<Isa> ? to : out;
-    alignas(64) float padded[strip_columns<Isa>];
-    const auto whole = [&](const float * from) -> const float * {
-        if (n == strip_columns<Isa>) return from;
-        for (int i = 0; i < strip_columns<Isa>; i++) padded[i] = i < n ? from[i] : 0;
-        return padded;
-    };
-    for (int half = 0; half < 2; half++) {
-        const int at = half * Isa::lanes;
-        Floats v = Isa::load_floats(sums + at);
-        if (p.bias) v = Isa::add(v, Isa::load_floats(whole(p.bias + column) + at));
-        if (p.activation == Activation::gelu) v = gelu<Isa>(v);
-        if (p.activation == Activation::silu) v = gated<Isa>(v, v);
-        if (p.residual) v = Isa::add(v, Isa::load_floats(whole(p.residual + row * p.residual_stride + column) + at));
-        Isa::store_floats(target + at, v);
+    alignas(64) float padded[width] = {};
+    if (p.bias) std::memcpy(padded, p.bias + column, static_cast<size_t>(n) * sizeof(float));
+    const Floats left_bias = Isa::load_floats(padded), right_bias = Isa::load_floats(padded + Isa::lanes);
+    for (int64_t row = 0; row < p.n_rows; row++) {
+        float * const to = p.out + row * p.out_stride + column;
+        const float * const residual = p.residual ? p.residual + row * p.residual_stride + column : nullptr;
+        Floats left = Isa::add(Isa::load_floats(sums + row * width), left_bias);
+        Floats right = Isa::add(Isa::load_floats(sums + row * width + Isa::lanes), right_bias);
+        if constexpr (activation == Activation::gelu) {
+            left = gelu<Isa>(left);
+            right = gelu<Isa>(right);
+        }
+        if (n == width) {
+            if (residual) {
+                left = Isa::add(left, Isa::load_floats(residual));
+                right = Isa::add(right, Isa::load_floats(residual + Isa::lanes));
+            }
+            Isa::store_floats(to, left);
+            Isa::store_floats(to + Isa::lanes, right);
+        } else {
+            Isa::store_floats(padded, left);
+            Isa::store_floats(padded + Isa::lanes, right);
+            for (int i = 0; i < n; i++) to[i] = residual ? padded[i] + residual[i] : padded[i];
+        }
     }
-    if (target != to) std::memcpy(to, out, static_cast<size_t>(n) * sizeof(float));
 }
 
 template <class Isa, int R>
-void integer_rows(const Product & p, int64_t row, int64_t n_inner, int64_t block, int64_t column, int n,
-                  const Strip<Isa> & strip, float * sums, bool last) {
+void integer_rows(const Product & p, int64_t row, int64_t n_inner, int64_t block, const Strip<Isa> & strip, float * sums) {
     typename Isa::Ints whole[R][2];
     const int16_t * x = p.quantized + block * p.block * p.n_rows + row * n_inner;
     integer_tile<Isa, R>(strip.pairs, x, n_inner, n_inner / 2, whole);
@@ -634,13 +641,11 @@ void integer_rows(const Product & p, int64_t row, int64_t n_inner, int64_t block
         const auto b = Isa::fma(Isa::to_floats(whole[r][1]), Isa::mul(right, scale), b0);
         Isa::store_floats(to, a);
         Isa::store_floats(to + Isa::lanes, b);
-        if (last) finish<Isa>(p, row + r, column, n, to);
     }
 }
 
 template <class Isa, int R>
-void float_rows(const Product & p, int64_t row, int64_t first, int64_t n_inner, int64_t column, int n,
-                const float * strip, float * sums, bool last) {
+void float_rows(const Product & p, int64_t row, int64_t first, int64_t n_inner, const float * strip, float * sums) {
     typename Isa::Floats whole[R][2];
     for (int r = 0; r < R; r++) {
         const float * from = sums + (row + r) * strip_columns<Isa>;
@@ -652,7 +657,6 @@ void float_rows(const Product & p, int64_t row, int64_t first, int64_t n_inner, 
         float * to = sums + (row + r) * strip_columns<Isa>;
         Isa::store_floats(to, whole[r][0]);
         Isa::store_floats(to + Isa::lanes, whole[r][1]);
-        if (last) finish<Isa>(p, row + r, column, n, to);
     }
 }
 
@@ -717,17 +721,24 @@ void unpack_floats(const char * const * columns, int64_t n_inner, int64_t value_
         const int n = static_cast<int>(smaller(Isa::lanes, n_inner - i));
         for (int half = 0; half < strip_columns<Isa>; half += Isa::lanes) {
             typename Isa::Floats v[Isa::lanes];
-            for (int c = 0; c < Isa::lanes; c++) {
-                const char * from = columns[half + c] + i * value_bytes;
-                alignas(64) char part[Isa::lanes * sizeof(float)] = {};
-                if (n < Isa::lanes) {
-                    std::memcpy(part, from, static_cast<size_t>(n * value_bytes));
-                    from = part;
+            if (n == Isa::lanes) {
+#pragma GCC unroll 16
+                for (int c = 0; c < Isa::lanes; c++) v[c] = load(columns[half + c] + i * value_bytes);
+            } else {
+                for (int c = 0; c < Isa::lanes; c++) {
+                    alignas(64) char part[Isa::lanes * sizeof(float)] = {};
+                    std::memcpy(part, columns[half + c] + i * value_bytes, static_cast<size_t>(n * value_bytes));
+                    v[c] = load(part);
                 }
-                v[c] = load(from);
             }
             Isa::transpose(v);
-            for (int j = 0; j < n; j++) Isa::store_floats(strip + (i + j) * strip_columns<Isa> + half, v[j]);
+            float * const to = strip + i * strip_columns<Isa> + half;
+            if (n == Isa::lanes) {
+#pragma GCC unroll 16
+                for (int j = 0; j < Isa::lanes; j++) Isa::store_floats(to + j * strip_columns<Isa>, v[j]);
+            } else {
+                for (int j = 0; j < n; j++) Isa::store_floats(to + j * strip_columns<Isa>, v[j]);
+            }
         }
     }
 }
@@ -768,17 +779,18 @@ template <class Isa> void product(const Product & p, int64_t strip, char * scrat
             columns[c] = p.weights + static_cast<size_t>(column + smaller(c, n - 1)) * p.row_bytes + offset;
         }
         unpack_block<Isa>(p, columns, n, n_inner, s);
-        const bool last = first + n_inner == p.n_inner;
         if (is_integer(p.type)) {
             tiles<Isa>(p.n_rows, [&](int64_t row, auto rows) {
-                integer_rows<Isa, rows>(p, row, n_inner, first / p.block, column, n, s.strip, sums, last);
+                integer_rows<Isa, rows>(p, row, n_inner, first / p.block, s.strip, sums);
             });
         } else {
             tiles<Isa>(p.n_rows, [&](int64_t row, auto rows) {
-                float_rows<Isa, rows>(p, row, first, n_inner, column, n, s.floats, sums, last);
+                float_rows<Isa, rows>(p, row, first, n_inner, s.floats, sums);
             });
         }
     }
+    if (p.activation == Activation::gelu) return finish<Isa, Activation::gelu>(p, column, n, sums);
+    finish<Isa, Activation::none>(p, column, n, sums);
 }
 
 // ----------------------------------------------------------------------------------- attention

@@ -18,7 +18,7 @@ enum class Weight : int { f32, f16, bf16, q8_0, q4_0, q5_0, q4_k, q5_k, q6_k, iq
 
 using ToFloat = void (*)(const void * source, float * target, int64_t n);
 
-enum class Activation : int { none, gelu, silu };
+enum class Activation : int { none, gelu };
 
 // out[m][n] = activation(sum over k of x[m][k] * weights[n][k] + bias[n]) + residual[m][n]
 struct Product {
