@@ -538,7 +538,7 @@ FAULTS = [  # (text, what it becomes, what the error says after the file's name)
     ("bytes = 7", f'sha256 = "{HASH}"', "repos[0].files[0].sha256: expected 64 hex digits, got 40"),
     ("bytes = 7", f'sha256 = "{"G" * 64}"', "repos[0].files[0].sha256: expected 64 hex digits"),
     ("bytes = 7", "size = 7", "repos[0].files[0].size: unknown key"),
-    ('"Q4_0"', '"q4_0"', "repos[0].files[0].quant: 'q4_0' is none of F32"),
+    ('"Q4_0"', '"q4_0"', "repos[0].files[0].quant: 'q4_0' is none of F16"),
     ('"Q4_0"', '"F16"', "repos: F16 appears 2 times"),
     ("a-q4_0.gguf", "a-q4_0.bin", "repos[0].files[0].name: 'a-q4_0.bin' is not"),
     ("[prompts]", "[prompts", "Expected ']'"),

@@ -323,8 +323,8 @@ def test_speed_that_was_measured_here_decides_where_speed_is_preferred(world: Wo
     assert world.choose(prefer="speed").plan.quant == "Q4_K_M"  # K-quants: a guess
     for quant, tokens_per_s in (("F16", 10.0), ("Q8_0", 90.0), ("Q4_K_M", 50.0)):
         tuned = replace(TUNED, tokens_per_s=tokens_per_s)
-        series = tune._series(tuned, read_header(world.files[quant]), LAST)
-        measured.keep(series, LAPTOP.usable_cores)
+        run = tune._measured_run(tuned, read_header(world.files[quant]), LAST)
+        measured.keep(run, LAPTOP.usable_cores)
     found = world.choose(prefer="speed").plan
     assert found.quant == "Q8_0"
     assert "90 tokens/s, the fastest of 2 measured here" in found.reason

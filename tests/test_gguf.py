@@ -19,11 +19,8 @@ from hypothesis import strategies as st
 import gguf_embed.gguf.header
 from gguf_embed.errors import BadModelFile, ModelNotFound
 from gguf_embed.gguf.header import (
-    BLOCK,
     ENCODERS,
-    FILE_TYPES,
     MAX_HEADER_BYTES,
-    TYPE_NAMES,
     ArraySummary,
     Header,
     MetaValue,
@@ -33,6 +30,7 @@ from gguf_embed.gguf.header import (
     parse_header,
     read_header,
 )
+from gguf_embed.gguf.quants import BLOCK, FILE_TYPES, TYPE_NAMES
 from gguf_embed.vectors import Pooling
 
 # --- files by the byte -----------------------------------------------------------------

@@ -46,18 +46,19 @@ from gguf_embed.errors import (
     BadInput,
     BadModelFile,
     BadOption,
-    DoesNotFit,
     FetchFailed,
     GgufEmbedError,
     NativeFailed,
     OutputFailed,
 )
+from gguf_embed.gguf import quants
 from gguf_embed.gguf.header import Header, read_header
 from gguf_embed.lab.metrics import CosineStats, cosine_stats, cosines
 from gguf_embed.machine import probe as hardware
 from gguf_embed.store import hub
 from gguf_embed.store import local as store
 from gguf_embed.store.local import ORIGIN_KEYS, Places, Source, file_sha256, mib
+from gguf_embed.system.files import check_free, free_bytes, whole_folder
 from gguf_embed.vectors import Vectors
 
 Status: TypeAlias = Callable[[str], None]
@@ -69,7 +70,7 @@ FORMAT: Final = 1
 # and 32 bits, and 0.9994 with quantized ones (all-MiniLM-L6-v2 and a random Qwen3, Q8_0 to Q2_K).
 # Other CPUs and GPUs are given more than ten times that. Wrong pooling or a lost end token is below
 # 0.6 with the same two models.
-MIN_COSINE: Final = {"F32": 0.999, "F16": 0.999, "BF16": 0.999}
+MIN_COSINE: Final = dict.fromkeys(quants.EXACT, 0.999)
 MIN_COSINE_QUANTIZED: Final = 0.99
 
 _LINE: Final = re.compile(r"([0-9a-f]{64})  (.+)")
@@ -221,38 +222,23 @@ def _free_target(target: Path) -> Path:
 
 
 def _check_room(target: Path, needed_bytes: int) -> None:
-    free_bytes = shutil.disk_usage(target.parent).free
-    if needed_bytes > free_bytes:
-        raise DoesNotFit(
-            f"{target}: the bundle takes about {mib(needed_bytes)}, its disk has "
-            f"{mib(free_bytes)} free; make room, or name a folder on another disk",
-            needed_bytes=needed_bytes,
-            free_bytes=free_bytes,
-        )
+    what = f"{target}: the bundle"
+    check_free(needed_bytes, target.parent, what, "make room, or name a folder on another disk")
 
 
 @contextmanager
 def _appearing(target: Path) -> Generator[Path]:
-    """A folder to fill beside `target`, which takes its name at the end and is gone on failure."""
-    # The same name every time, so that a run that was killed leaves no more than the next clears.
-    folder = target.with_name(f".{target.name}.incomplete")
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        yield folder
-        if target.exists():  # empty; Windows does not replace it
-            target.rmdir()
-        folder.rename(target)
-    except OSError as error:
-        step = "check the permission of its directory"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            free_bytes = shutil.disk_usage(target.parent).free
-            step = f"its disk has {mib(free_bytes)} free, make room"
-        raise OutputFailed(
-            f"{target}: not written: {error.strerror or error}; {step}, or choose another -o"
-        ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    """A folder to fill, which becomes `target` at the end and is gone on failure."""
+    with whole_folder(target) as folder:
+        try:
+            yield folder
+        except OSError as error:
+            step = "check the permission of its directory"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                step = f"its disk has {mib(free_bytes(target.parent) or 0)} free, make room"
+            raise OutputFailed(
+                f"{target}: not written: {error.strerror or error}; {step}, or choose another -o"
+            ) from error
 
 
 def _carried(source: Source, header: Header, copy: Path) -> Source:
@@ -572,7 +558,7 @@ def _about(folder: Path, sums: Mapping[str, str]) -> _About:
 
 _NAMES: Final = {
     "name": r"[^\x00-\x1f]{1,300}",
-    "quant": store.QUANT.pattern,
+    "quant": quants.PATTERN,
     "repo": r"\w[\w.-]*/\w[\w.-]*",
     "revision": r"(\w[\w.-]*(/\w[\w.-]*)*)?",  # none of the built-in file
     "file": _INSIDE.pattern,

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final, Literal, TypeVar, cast
 
 from gguf_embed.errors import BadOption, GgufEmbedError
+from gguf_embed.gguf import quants
 from gguf_embed.gguf.header import Header
 from gguf_embed.gguf.layout import QUANTS, Shape
 from gguf_embed.vectors import Pooling
@@ -127,7 +128,7 @@ class ModelCard:
     def file(self, quant: str) -> ModelFile:
         """The file of that quantization, in any case of letters. Raises BadOption."""
         for file in self.files:
-            if file.quant == quant.upper():
+            if file.quant == quants.parse(quant):
                 return file
         known = ", ".join(file.quant for file in self.files) or "none"
         raise BadOption(f"{self.id} has no file in {quant!r}; known quantizations: {known}")
@@ -196,7 +197,7 @@ def _alike(card: ModelCard, header: Header) -> bool:
     return (header.n_layer, header.n_embd) == ours and 0 <= padding < 64
 
 
-_PACKAGING: Final = re.compile(r"[\s._:-]+(gguf|hf|latest|b?f16|fp16|f32|fp32|i?q\d(_[0-9a-z]+)*)$")
+_PACKAGING: Final = re.compile(rf"[\s._:-]+(gguf|hf|latest|{quants.PATTERN})$", re.IGNORECASE)
 
 
 def _plain(name: str) -> str:

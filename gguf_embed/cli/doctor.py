@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from gguf_embed import __version__
 from gguf_embed.cli import console, options
 from gguf_embed.errors import GgufEmbedError
+from gguf_embed.gguf import quants
 
 if TYPE_CHECKING:
     from gguf_embed.machine.selftest import Verdict
 
 PACKAGES = ("llama-cpp-python", "numpy", "huggingface-hub", "psutil", "rich")
-# One of each family of matrix kernels that published GGUF files use.
-WEIGHT_TYPES = ("F16", "Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K")
+WEIGHT_TYPES = quants.TESTED_TYPES
 
 DESCRIPTION = """\
 Check the installation: versions, devices and CPU features, the native self-test (run anew, in

@@ -20,18 +20,17 @@ from gguf_embed.catalog.catalog import ModelCard
 from gguf_embed.engine import tune
 from gguf_embed.engine.runner import Meaning, RunSettings
 from gguf_embed.errors import BadModelFile, BadOption
-from gguf_embed.gguf import layout
+from gguf_embed.gguf import layout, quants
 from gguf_embed.gguf.header import ENCODERS, Header, check_embedder, needs_pooling, read_header
 from gguf_embed.machine import measured, selftest
 from gguf_embed.machine import probe as hardware
-from gguf_embed.machine.measured import Series
+from gguf_embed.machine.measured import MeasuredRun
 from gguf_embed.machine.probe import Machine
 from gguf_embed.machine.selftest import Working
 from gguf_embed.native.library import MAX_SEQS
 from gguf_embed.plan import plan
 from gguf_embed.plan.plan import Limits, Plan, Run, Variant
 from gguf_embed.store import hub
-from gguf_embed.store import local as store
 from gguf_embed.store.local import Source
 from gguf_embed.vectors import Pooling
 
@@ -145,7 +144,7 @@ def _choose_auto(machine: Machine, limits: Limits, *, here: bool) -> Choice:
     family = plan.auto_family()
     sources = [source for card in family for source in hub.offered(card.id, here=here)]
     if limits.quant:
-        limits = replace(limits, quant=store.spelled(limits.quant))
+        limits = replace(limits, quant=quants.parse(limits.quant))
         sources = [source for source in sources if source.quant == limits.quant]
     offers = _offers(_in_reach(sources, here=here), here=here)
     by_model: dict[str, list[Variant]] = {}
@@ -156,7 +155,7 @@ def _choose_auto(machine: Machine, limits: Limits, *, here: bool) -> Choice:
     return _chosen(offers, made, machine, limits)
 
 
-def _known(machine: Machine, limits: Limits, *, here: bool) -> Sequence[Series]:
+def _known(machine: Machine, limits: Limits, *, here: bool) -> Sequence[MeasuredRun]:
     """What was measured on this machine, which says nothing about another."""
     return measured.load(limits.n_threads or machine.usable_cores) if here else ()
 

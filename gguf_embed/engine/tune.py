@@ -20,11 +20,12 @@ import numpy as np
 
 from gguf_embed.engine.runner import Meaning, Runner, RunSettings, tap_works
 from gguf_embed.engine.schedule import Cost
+from gguf_embed.gguf import quants
 from gguf_embed.gguf.header import Header
 from gguf_embed.gguf.layout import shape_of
 from gguf_embed.machine import measured, selftest
 from gguf_embed.machine import probe as hardware
-from gguf_embed.machine.measured import Figures, Series
+from gguf_embed.machine.measured import LevelFigures, MeasuredRun
 from gguf_embed.machine.selftest import Working
 from gguf_embed.native import library as llama
 from gguf_embed.native.library import Context, ContextParams, Model, Tokens
@@ -43,12 +44,8 @@ BATCH_TOKENS = (128, 256, 512)  # tried; then what their fitted cost says is bes
 BATCH_STEP = 32  # that is rounded to
 # Cosine to llama.cpp's own pooling. Kernels for quantized weights round activations differently
 # with the number of rows, and random tokens amplify it, so only a wrong kernel is caught there.
-MIN_COSINE = {"F32": 0.9999, "F16": 0.999, "BF16": 0.999}
+MIN_COSINE = {**dict.fromkeys(quants.EXACT, 0.999), "F32": 0.9999}
 MIN_COSINE_QUANTIZED = 0.98
-
-# ggml's repacked kernels beat the stock ones for these types; for K-quants it is the reverse on
-# CPUs with VNNI (benchmarks/LOG.md).
-_REPACK_PAYS = frozenset({"Q4_0", "Q8_0", "IQ4_NL", "F16"})
 
 Status = Callable[[str], None]
 
@@ -108,7 +105,7 @@ def untuned(
         n_contexts=n_contexts,
         n_threads=max(1, n_cores // n_contexts),
         flash_attn=working.flash,
-        repack=working.repack and header.quant in _REPACK_PAYS,
+        repack=working.repack and quants.repack_pays(header.quant),
         n_gpu_layers=room.n_gpu_layers,
         tap=not encoder,
     )
@@ -193,15 +190,17 @@ def tune(
             best.cosine,
         )
     else:
-        measured.keep(_series(tuned, header, meaning), n_cores)
+        measured.keep(_measured_run(tuned, header, meaning), n_cores)
     _keep(tuned, header, n_cores, room)
     return tuned
 
 
-def _series(tuned: Tuned, header: Header, meaning: Meaning) -> Series:
+def _measured_run(tuned: Tuned, header: Header, meaning: Meaning) -> MeasuredRun:
     """The speed of this level, for comparison with others that were tuned."""
-    figures = Figures(tokens_per_s=tuned.tokens_per_s, n_gpu_layers=tuned.settings.n_gpu_layers)
-    return Series(
+    figures = LevelFigures(
+        tokens_per_s=tuned.tokens_per_s, n_gpu_layers=tuned.settings.n_gpu_layers
+    )
+    return MeasuredRun(
         model="",
         shape=measured.shape_key(shape_of(header), meaning.pooling, causal=meaning.causal),
         by="tune",

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from gguf_embed.errors import BadOption
-from gguf_embed.gguf.header import BLOCK, Header, TensorInfo, tensor_bytes
+from gguf_embed.gguf import quants
+from gguf_embed.gguf.header import Header, TensorInfo, tensor_bytes
+from gguf_embed.gguf.quants import BLOCK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,40 +36,7 @@ class Shape:
 
 ARCHITECTURES: Final = ("bert", "qwen2", "qwen3")
 
-# Each quantization with the type of most of its tensors; best quality first.
-_MOSTLY: Final = {
-    "F32": "F32",
-    "BF16": "BF16",
-    "F16": "F16",
-    "Q8_0": "Q8_0",
-    "Q6_K": "Q6_K",
-    "Q5_K_M": "Q5_K",
-    "Q5_K_S": "Q5_K",
-    "Q5_1": "Q5_1",
-    "Q5_0": "Q5_0",
-    "Q4_K_M": "Q4_K",
-    "Q4_K_S": "Q4_K",
-    "Q4_1": "Q4_1",
-    "IQ4_NL": "IQ4_NL",
-    "IQ4_XS": "IQ4_XS",
-    "Q4_0": "Q4_0",
-    "Q3_K_L": "Q3_K",
-    "Q3_K_M": "Q3_K",
-    "Q3_K_S": "Q3_K",
-    "Q2_K": "Q2_K",
-}
-QUANTS: Final = tuple(_MOSTLY)
-_FLOATS: Final = ("F32", "BF16", "F16")
-
-# What stands in for a type whose blocks of 256 do not fill a row.
-_FALLBACK: Final = {
-    "Q6_K": "Q8_0",
-    "Q5_K": "Q5_1",
-    "Q4_K": "Q5_0",
-    "IQ4_XS": "IQ4_NL",
-    "Q3_K": "Q4_0",
-    "Q2_K": "Q4_0",
-}
+QUANTS: Final = tuple(name for name, quant in quants.QUANTS.items() if quant.mix_known)
 
 
 def shape_of(header: Header) -> Shape:
@@ -90,7 +59,7 @@ def tensors(shape: Shape, quant: str) -> tuple[TensorInfo, ...]:
 
     Raises BadOption for a quantization or an architecture whose layout is not known here.
     """
-    if quant not in _MOSTLY:
+    if quant not in QUANTS:
         raise BadOption(f"no layout for quantization {quant!r}; known: {', '.join(QUANTS)}")
     if shape.architecture not in ARCHITECTURES:
         raise BadOption(
@@ -185,15 +154,15 @@ def _type(name: str, dims: tuple[int, ...], layer: int, shape: Shape, quant: str
     """The type of one tensor (llama_tensor_get_type)."""
     if name == "cls.output.weight" and len(dims) == 1:
         # A matrix to the converter, which halves it; one row to the quantizer, which leaves it.
-        return quant if quant in _FLOATS else "F16"
+        return quant if quant in quants.EXACT else "F16"
     if len(dims) == 1 or name in ("position_embd.weight", "token_types.weight"):
         return "F32"
-    mostly = _MOSTLY[quant]
-    if quant in _FLOATS:
+    mostly = quants.QUANTS[quant].mostly
+    if quant in quants.EXACT:
         return mostly
     wanted = _mixed(name, layer, shape, quant) or mostly
     if dims[0] % BLOCK[wanted][0]:
-        wanted = _FALLBACK.get(wanted, wanted)
+        wanted = quants.TENSOR_TYPES[wanted].fallback or wanted
     return "F16" if dims[0] % BLOCK[wanted][0] else wanted
 
 

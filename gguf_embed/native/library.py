@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gguf_embed.errors import BadModelFile, NativeFailed
-from gguf_embed.gguf.header import FILE_TYPES, TYPE_NAMES
+from gguf_embed.gguf.quants import FILE_TYPES, TYPE_NAMES
 from gguf_embed.system.closing import Closes
 from gguf_embed.vectors import Pooling, Vectors, output_mask, pool
 
@@ -207,7 +207,7 @@ def quantize_rows(values: npt.NDArray[np.float32], weight_type: str) -> tuple[in
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizeParams:
-    """How to quantize; `level` is one of gguf.FILE_TYPES, tensor types are those of TYPE_NAMES.
+    """How to quantize; `level` is one of quants.FILE_TYPES, tensor types are those of TYPE_NAMES.
 
     `imatrix` holds the importance of each value of a tensor's rows, float32, by tensor name;
     `metadata` is put into the new file. A `dry_run` decides and logs, and writes nothing.

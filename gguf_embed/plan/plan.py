@@ -18,11 +18,11 @@ from typing import Final, Literal, TypeAlias
 from gguf_embed.catalog import catalog
 from gguf_embed.catalog.catalog import ModelCard, ModelFile
 from gguf_embed.errors import BadModelFile, BadOption, DoesNotFit
-from gguf_embed.gguf import layout
+from gguf_embed.gguf import layout, quants
 from gguf_embed.gguf.header import ENCODERS, Header, TensorInfo
 from gguf_embed.gguf.layout import Shape
 from gguf_embed.machine import measured
-from gguf_embed.machine.measured import Figures, Series
+from gguf_embed.machine.measured import LevelFigures, MeasuredRun
 from gguf_embed.machine.probe import Device, Machine
 from gguf_embed.vectors import Pooling
 
@@ -57,36 +57,6 @@ SMALL_MODEL: Final = 1_000_000_000  # parameters; `auto` takes none larger witho
 
 AUTO: Final = "auto"
 AUTO_FAMILY: Final = "qwen3-embedding"
-
-# Quantizations, best quality first, with what is left of F32's retrieval in percent where that is
-# published: nDCG@10 of Qwen3-Embedding-0.6B, mean over SciFact, NFCorpus, ArguAna and SciDocs, the
-# 5 and 4 bit files with a token table in Q4_0, the 3 bit one called "Q3_K". The others are in the
-# order of their bits per weight. BF16 and F32 give nothing over F16.
-QUALITY_SOURCE: Final = "rosecky/embedding-quantization-public, 2026-09"
-QUALITY: Final[Mapping[str, float | None]] = {
-    "F16": 100.0,
-    "BF16": None,
-    "F32": 100.0,
-    "Q8_0": None,
-    "Q6_K": None,
-    "Q5_K_M": 100.0,
-    "Q5_K_S": None,
-    "Q5_1": None,
-    "Q5_0": None,
-    "Q4_K_M": 99.7,
-    "Q4_K_S": None,
-    "Q4_1": None,
-    "IQ4_NL": None,
-    "IQ4_XS": None,
-    "Q4_0": None,
-    "Q3_K_L": None,
-    "Q3_K_M": 95.2,
-    "Q3_K_S": None,
-    "Q2_K": None,
-}
-_RANK: Final = {quant: rank for rank, quant in enumerate(QUALITY)}
-FLOOR: Final = "Q4_K_M"  # below it small models lose percents, not tenths
-SPEED_FLOOR: Final = "Q5_K_M"  # with `prefer="speed"`, unless quality was measured
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,7 +161,7 @@ class Candidate:
     reason: str
     run: Run
     memory: Mapping[str, Memory]  # by device, "CPU" for RAM
-    measured: Figures  # here, with as many layers on GPUs
+    measured: LevelFigures  # here, with as many layers on GPUs
 
     @property
     def fits(self) -> bool:
@@ -234,7 +204,7 @@ class Plan:
         """Larger is better: room and layers on GPUs first, then the quantization's quality."""
         tiers: tuple[Tier, ...] = ("cpu", "split", "gpu")
         place = 2 * tiers.index(self.tier) + (self.verdict == "fits")
-        return place, -quality_rank(self.quant)
+        return place, -quants.rank(self.quant)
 
     @property
     def chosen(self) -> Candidate:
@@ -251,11 +221,6 @@ class Plan:
         )
 
 
-def quality_rank(quant: str) -> int:
-    """Position in QUALITY, 0 the best; quantizations that are not in it come last."""
-    return _RANK.get(quant, len(QUALITY))
-
-
 # -- variants ------------------------------------------------------------------------------------
 
 
@@ -268,7 +233,7 @@ def variants(card: ModelCard, *, any_quant: bool = False) -> tuple[Variant, ...]
     if card.shape is None:
         raise BadOption(f"{card.id}: its shape is not known; read the header of one of its files")
     files = {file.quant: file for file in reversed(card.files)}
-    quants = layout.QUANTS if any_quant else sorted(files, key=quality_rank)
+    names = layout.QUANTS if any_quant else sorted(files, key=quants.rank)
     return tuple(
         _variant(
             model=card.id,
@@ -280,7 +245,7 @@ def variants(card: ModelCard, *, any_quant: bool = False) -> tuple[Variant, ...]
             tensors=layout.tensors(card.shape, quant),
             n_masks=1,
         )
-        for quant in quants
+        for quant in names
     )
 
 
@@ -509,7 +474,7 @@ def plan_for(
     machine: Machine,
     limits: Limits | None = None,
     *,
-    known: Sequence[Series] = (),
+    known: Sequence[MeasuredRun] = (),
     any_quant: bool = False,
     offered: Sequence[Variant] = (),
 ) -> Plan:
@@ -544,7 +509,7 @@ def plan_auto(
     machine: Machine,
     limits: Limits | None = None,
     *,
-    known: Sequence[Series] = (),
+    known: Sequence[MeasuredRun] = (),
     offered: Mapping[str, Sequence[Variant]] | None = None,
 ) -> Plan:
     """The best Qwen3-Embedding that the machine runs well: all of it on GPUs, or a small one.
@@ -583,7 +548,7 @@ def make_plan(
     machine: Machine,
     limits: Limits | None = None,
     *,
-    known: Sequence[Series] = (),
+    known: Sequence[MeasuredRun] = (),
 ) -> Plan:
     """The best of a model's variants for a machine of which `known` was measured.
 
@@ -627,7 +592,7 @@ class _Misfit:
 
 
 def _best(
-    variants: Sequence[Variant], machine: Machine, limits: Limits, known: Sequence[Series]
+    variants: Sequence[Variant], machine: Machine, limits: Limits, known: Sequence[MeasuredRun]
 ) -> Plan | _Misfit:
     offered = _offered(variants, limits)
     acceptable = _acceptable(offered, limits)
@@ -671,11 +636,11 @@ def _offered(variants: Sequence[Variant], limits: Limits) -> dict[str, Variant]:
             f"n_ctx={limits.n_ctx}: {variants[0].model} was trained on {longest} tokens"
         )
     offered: dict[str, Variant] = {}
-    for variant in sorted(variants, key=lambda v: quality_rank(v.quant)):
+    for variant in sorted(variants, key=lambda v: quants.rank(v.quant)):
         offered.setdefault(variant.quant, as_limited(variant, limits))
     if limits.quant is None:
         return offered
-    quant = limits.quant.upper()
+    quant = quants.parse(limits.quant)
     if quant not in offered:
         raise BadOption(
             f"{variants[0].model} is not offered as {quant}; choose {', '.join(offered)}"
@@ -697,7 +662,7 @@ def _acceptable(offered: Mapping[str, Variant], limits: Limits) -> list[str]:
     good = [
         quant
         for quant, variant in offered.items()
-        if variant.here or quality_rank(quant) <= quality_rank(FLOOR)
+        if variant.here or quants.rank(quant) <= quants.rank(quants.FLOOR)
     ]
     return list(offered) if limits.quant or not good else good
 
@@ -738,7 +703,7 @@ class _Room:
 
     machine: Machine
     limits: Limits
-    figures: Mapping[str, Figures]  # by quantization
+    figures: Mapping[str, LevelFigures]  # by quantization
 
     def candidate(self, variant: Variant, tier: Tier) -> Candidate:
         """The variant on one tier, with as much room as there is."""
@@ -859,9 +824,9 @@ class _Room:
             reason = f"leaves only {left}, with microbatches of {run.max_batch_tokens} tokens"
         else:
             reason = f"leaves {left}"
-        low = quality_rank(variant.quant) > quality_rank(FLOOR)
+        low = quants.rank(variant.quant) > quants.rank(quants.FLOOR)
         if low and not self.limits.quant and not variant.here:
-            reason += f"; below {FLOOR}: only if asked for"
+            reason += f"; below {quants.FLOOR}: only if asked for"
         margins = {pool.name: pool.margin_bytes for pool in pools} | {HOST: pools[-1].margin_bytes}
         return Candidate(
             quant=variant.quant,
@@ -879,9 +844,9 @@ class _Room:
             measured=self._figures(variant, run),
         )
 
-    def _figures(self, variant: Variant, run: Run) -> Figures:
+    def _figures(self, variant: Variant, run: Run) -> LevelFigures:
         """What was measured of the variant; its speed only with as many layers on GPUs."""
-        found = self.figures.get(variant.quant, Figures())
+        found = self.figures.get(variant.quant, LevelFigures())
         n_places = variant.shape.n_layer + 1
         there, here = (
             n_places if n < 0 else min(n, n_places) for n in (found.n_gpu_layers, run.n_gpu_layers)
@@ -915,7 +880,7 @@ def _choose(rows: Sequence[Candidate], limits: Limits) -> tuple[Candidate, str]:
         most = max(rows, key=lambda row: row.run.n_gpu_layers)
         return most, "puts the most layers on the GPU"
     if limits.prefer == "memory":
-        return smallest, f"the smallest of {len(rows)} that fit, from {FLOOR} up"
+        return smallest, f"the smallest of {len(rows)} that fit, from {quants.FLOOR} up"
     sound = _sound(rows)
     if limits.prefer == "quality":
         passed_over = rows[: rows.index(sound[0])]
@@ -966,7 +931,7 @@ def _as_good(row: Candidate) -> bool | None:
 def _good_enough(row: Candidate) -> bool:
     """For speed: measured to be as good as the best, or no worse than Q5_K_M by what is known."""
     as_good = _as_good(row)
-    known = quality_rank(row.quant) <= quality_rank(SPEED_FLOOR)
+    known = quants.rank(row.quant) <= quants.rank(quants.SPEED_FLOOR)
     return known if as_good is None else as_good
 
 
@@ -1012,8 +977,8 @@ def _kept(chosen: Candidate) -> str:
     quality = chosen.measured.quality
     if quality is not None and quality.reference != chosen.quant:
         return f"; keeps {quality}, measured here ({quality.texts})"
-    percent = QUALITY.get(chosen.quant)
-    return f"; keeps {percent:g} % of F32's retrieval ({QUALITY_SOURCE})" if percent else ""
+    percent = quants.percent(chosen.quant)
+    return f"; keeps {percent:g} % of F32's retrieval ({quants.PERCENT_SOURCE})" if percent else ""
 
 
 def _why_there(chosen: Candidate, machine: Machine, limits: Limits) -> str:
@@ -1084,7 +1049,7 @@ def _first_that_runs_well(
     cards: Iterable[ModelCard],
     machine: Machine,
     limits: Limits,
-    known: Sequence[Series],
+    known: Sequence[MeasuredRun],
     *,
     any_quant: bool,
 ) -> Plan | None:

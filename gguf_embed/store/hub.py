@@ -33,6 +33,7 @@ from gguf_embed.catalog import catalog
 from gguf_embed.catalog.catalog import ModelCard
 from gguf_embed.errors import BadInput, BadOption, FetchFailed, GgufEmbedError, ModelNotFound
 from gguf_embed.gguf import header as gguf
+from gguf_embed.gguf import quants
 from gguf_embed.store import local as store
 from gguf_embed.store.local import Places, Source
 from gguf_embed.system import paths
@@ -124,7 +125,7 @@ def offered(
             raise BadOption(f"{name} is one file; it cannot be had as {quant}, leave that out")
         return (_local_file(Path(name)),)
     bare, in_name = _split_quant(name)
-    if quant and in_name and store.spelled(quant) != store.spelled(in_name):
+    if quant and in_name and quants.parse(quant) != quants.parse(in_name):
         raise BadOption(f"{name} says {in_name}, but {quant} was asked for; give one of them")
     quant = quant or in_name
     at = at or places()
@@ -166,7 +167,7 @@ def _of_quant(found: tuple[Source, ...], quant: str | None) -> tuple[Source, ...
 def _fitting(found: tuple[Source, ...], quant: str | None) -> tuple[Source, ...]:
     if quant is None:
         return found
-    return tuple(source for source in found if source.quant == store.spelled(quant))
+    return tuple(source for source in found if source.quant == quants.parse(quant))
 
 
 def _is_path(name: str) -> bool:
@@ -188,7 +189,7 @@ def _split_quant(name: str) -> tuple[str, str | None]:
     """`owner/repo:Q8_0@main` -> `owner/repo@main`, `Q8_0`; an alias may hold a colon itself."""
     bare, at_sign, revision = name.partition("@")
     head, _, tail = bare.rpartition(":")
-    if head and store.QUANT.fullmatch(tail) and catalog.find(name) is None:
+    if head and re.fullmatch(quants.PATTERN, tail, re.IGNORECASE) and catalog.find(name) is None:
         return head + at_sign + revision, tail
     return name, None
 

@@ -23,6 +23,7 @@ from typing import Any, Literal, cast
 from gguf_embed.catalog import catalog
 from gguf_embed.catalog.catalog import ModelCard, ModelFile
 from gguf_embed.errors import BadOption, DoesNotFit, FetchFailed, OutputFailed
+from gguf_embed.gguf import quants
 
 _log = logging.getLogger(__name__)
 
@@ -30,8 +31,7 @@ Where = Literal["file", "package", "store", "cache", "ollama"]
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
-QUANT = re.compile(r"(?:I?Q\d\w*|TQ\d\w*|MXFP4\w*|BF16|FP?16|FP?32)", re.IGNORECASE)
-_QUANT_OF_FILE = re.compile(rf"(?:^|[-_.])({QUANT.pattern})\.gguf$", re.IGNORECASE)
+_QUANT_OF_FILE = re.compile(rf"(?:^|[-_.])({quants.PATTERN})\.gguf$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -313,12 +313,7 @@ def best_first(found: Any) -> tuple[Source, ...]:
 def quant_of(file: str) -> str | None:
     """The quantization that the end of a file name tells, as llama.cpp spells it."""
     match = _QUANT_OF_FILE.search(file)
-    return spelled(match[1]) if match else None
-
-
-def spelled(quant: str) -> str:
-    """A quantization as llama.cpp spells it: "fp16" -> "F16"."""
-    return quant.upper().replace("FP16", "F16").replace("FP32", "F32")
+    return quants.parse(match[1]) if match else None
 
 
 # ---------------------------------------------------------------------------------- disks
