@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from gguf_embed.errors import BadModelFile, NativeFailed
 from gguf_embed.gguf.quants import FILE_TYPES, TYPE_NAMES
+from gguf_embed.native import accelerator
 from gguf_embed.system.closing import Closes
 from gguf_embed.vectors import Pooling, Vectors, output_mask, pool
 
@@ -51,6 +52,12 @@ def _native() -> Any:
     native.llama_log_set(callback, None)
     native.llama_backend_init()
     return native
+
+
+@functools.cache
+def accelerated() -> accelerator.Accelerator:
+    """Load our own ggml backend, if it is wanted and fits; says what became of it."""
+    return accelerator.load(version(), _ggml)
 
 
 # ggml's warnings are mostly advice to developers; its errors come back in our exceptions as well.
@@ -115,6 +122,7 @@ def build_id() -> str:
     for path in sorted((Path(native.__file__).parent / "lib").iterdir()):
         stat = path.stat()
         digest.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}".encode())
+    digest.update(accelerator.identity(version()).encode())
     return digest.hexdigest()[:16]
 
 
@@ -306,6 +314,8 @@ class Model:
         `no_alloc` reads the header only, so that contexts report the memory they would take.
         """
         native = _native()
+        # Weights in ggml's own layout are out of the accelerator's sight.
+        repack = repack and accelerated().kernel is None
         params = native.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
         params.use_extra_bufts = repack
@@ -416,7 +426,11 @@ class Context(Closes):
         native_params.n_threads_batch = params.n_threads
         native_params.pooling_type = int(params.pooling)
         native_params.attention_type = -1 if params.causal is None else int(not params.causal)
-        native_params.flash_attn_type = -1 if params.flash_attn is None else int(params.flash_attn)
+        flash_attn = params.flash_attn
+        if flash_attn is None and accelerated().kernel is not None:
+            # Left to itself llama.cpp leaves it out where attention and layer have two devices.
+            flash_attn = True
+        native_params.flash_attn_type = -1 if flash_attn is None else int(flash_attn)
         native_params.embeddings = not params.tap
         native_params.kv_unified = True
         native_params.no_perf = True
