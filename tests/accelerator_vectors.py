@@ -40,7 +40,7 @@ def batches(
 
 
 def main() -> None:
-    model = library.Model(Path(sys.argv[1]))
+    model = library.Model(Path(sys.argv[1]), repack=False)
     kernel = library.accelerated().kernel
     causal = "qwen3" in sys.argv[1]
     params = library.ContextParams(

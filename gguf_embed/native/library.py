@@ -314,8 +314,9 @@ class Model:
         `no_alloc` reads the header only, so that contexts report the memory they would take.
         """
         native = _native()
-        # Weights in ggml's own layout are out of the accelerator's sight.
-        repack = repack and accelerated().kernel is None
+        # Before the first model; weights in ggml's own layout would be out of its sight.
+        if accelerated().kernel is not None:
+            repack = False
         params = native.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
         params.use_extra_bufts = repack
