@@ -48,6 +48,15 @@ def main() -> None:
     wheel = build_wheel(pip)
     run([*pip, "install", "--quiet", str(wheel)])
     run([*pip, "install", "--quiet", "--editable", f"{ROOT}[{args.extras}]"])
+    build_accelerator(python)
+
+
+def build_accelerator(python: Path) -> None:
+    """Compile our own ggml backend, in some seconds; everything works without it."""
+    command = [str(python), str(ROOT / "native" / "build.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(f"no accelerator: {done.stderr.strip()}", flush=True)
 
 
 def build_wheel(pip: list[str]) -> Path:

@@ -1,0 +1,83 @@
+"""Our own ggml backend: whether it is here, fits, and runs. `native/build.py` compiles it.
+
+It is loaded into llama.cpp before the first model is, and stays until the process ends. It is
+off unless the environment variable GGUF_EMBED_ACCELERATOR is 1.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+SWITCH = "GGUF_EMBED_ACCELERATOR"
+
+# What `library` offers: a function of ggml by name, with its result's and arguments' types.
+GgmlFunction: TypeAlias = Callable[..., Any]
+
+_log = logging.getLogger("gguf_embed.accelerator")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accelerator:
+    """What became of the accelerator. `kernel` names the instruction set that runs, if one does."""
+
+    kernel: str | None
+    path: Path | None
+    remark: str  # why it does not run; empty where it runs
+
+
+def is_wanted() -> bool:
+    """Whether the environment asks for it."""
+    return os.environ.get(SWITCH, "0") == "1"
+
+
+def library_path(version: str) -> Path:
+    """Where the library for this version of llama-cpp-python is, if it was compiled.
+
+    ggml does not check the layout of its tensors, so the name holds the version it was made for.
+    """
+    return Path(__file__).parent / f"libgguf_embed_accelerator-{version}.so"
+
+
+def identity(version: str) -> str:
+    """What the build id must hold of the accelerator; empty where it will not be loaded."""
+    path = library_path(version)
+    if not is_wanted() or not path.exists():
+        return ""
+    stat = path.stat()
+    return f"{path.name} {stat.st_size} {stat.st_mtime_ns}"
+
+
+def load(version: str, ggml: GgmlFunction) -> Accelerator:
+    """Load it into ggml where it is wanted and fits; says in its remark why not.
+
+    To be called once, before a model is loaded.
+    """
+    if not is_wanted():
+        return Accelerator(kernel=None, path=None, remark=f"off; {SWITCH}=1 turns it on")
+    path = library_path(version)
+    if not path.exists():
+        others = sorted(p.name for p in path.parent.glob(path.name.replace(version, "*")))
+        remark = f"no accelerator was compiled for llama-cpp-python {version}"
+        if others:
+            remark += f" (only {', '.join(others)})"
+        return _refused(path=None, remark=f"{remark}; run install.py")
+    pointer = ctypes.c_void_p
+    registered = ggml("ggml_backend_load", pointer, ctypes.c_char_p)(os.fsencode(path))
+    if not registered:
+        return _refused(path=path, remark=f"ggml refused {path.name}; this CPU may be too old")
+    device = ggml("ggml_backend_reg_dev_get", pointer, pointer, ctypes.c_size_t)(registered, 0)
+    describe = ggml("ggml_backend_dev_description", ctypes.c_char_p, pointer)
+    kernel = describe(device).decode()
+    _log.debug("%s runs with %s", path.name, kernel)
+    return Accelerator(kernel=kernel, path=path, remark="")
+
+
+def _refused(*, path: Path | None, remark: str) -> Accelerator:
+    _log.warning("accelerator: %s", remark)
+    return Accelerator(kernel=None, path=path, remark=remark)
