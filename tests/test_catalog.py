@@ -14,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gguf_embed.catalog import catalog
-from gguf_embed.catalog.catalog import ModelCard, by_header, find, load_cards, nearest
+from gguf_embed.catalog.card import ModelCard
+from gguf_embed.catalog.card_file import load_cards
+from gguf_embed.catalog.catalog import by_header, find, nearest
 from gguf_embed.errors import BadOption, GgufEmbedError
 from gguf_embed.gguf import layout
 from gguf_embed.gguf.header import Header, read_header
@@ -32,7 +34,7 @@ def card(name: str) -> ModelCard:
 
 
 # The facts that make a wrong vector when they are wrong, a second time and by hand:
-# (pooling, causal, add_eos, eos_id, query prompt, document prompt, dim, max_tokens)
+# (pooling, causal, add_eos, eos_id, query prompt, document prompt, dim, max_seq_length)
 QWEN3 = (Pooling.LAST, True, True, 151643, f"Instruct: {WEB}\nQuery:", "")
 GTE = (Pooling.LAST, False, True, 151643, f"Instruct: {WEB}\nQuery: ", "")
 JINA = ("Query: ", "Document: ")
@@ -85,7 +87,7 @@ def test_facts_that_decide_the_vector(name, facts):
     c = card(name)
     assert facts == (
         *(c.pooling, c.causal, c.add_eos, c.eos_id),
-        *(c.prompt("query"), c.prompt("document"), c.dim, c.max_tokens),
+        *(c.prompt("query"), c.prompt("document"), c.dim, c.max_seq_length),
     )
     assert c.kind == "embedder"
 
@@ -438,7 +440,7 @@ task_prompt = "Do {task}: "
 default_task = "it"
 dim = 64
 mrl_min = 32
-max_tokens = 128
+max_seq_length = 128
 languages = "English"
 scores = [{ benchmark = "B", value = 1.5, source = "S", tasks = "1/1" }]
 
@@ -524,7 +526,11 @@ FAULTS = [  # (text, what it becomes, what the error says after the file's name)
     ("mrl_min = 32", "mrl_dims = [128]", "mrl: 128 is not between 0 and dim, 64"),
     ("mrl_min = 32", "mrl_dims = [16, 32]", "mrl_dims: longest first, each once"),
     ("mrl_min = 32", "mrl_min = 32\nmrl_dims = [16]", "mrl_min: a list of lengths or a least"),
-    ("max_tokens = 128", "max_tokens = 129", "max_tokens: above shape.n_ctx_train, 128"),
+    (
+        "max_seq_length = 128",
+        "max_seq_length = 129",
+        "max_seq_length: above shape.n_ctx_train",
+    ),
     ("value = 1.5", "value = 101.0", "scores[0].value: must be from 0 to 100, got 101.0"),
     ('source = "S"', 'sauce = "S"', "scores[0].source: is missing"),
     ("tasks =", "task =", "scores[0].task: unknown key"),
@@ -572,3 +578,11 @@ def test_a_directory_without_cards(tmp_path):
 def test_import_reads_nothing():
     code = "from gguf_embed.catalog import catalog; assert catalog.cards.cache_info().misses == 0"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_two_numbers_have_two_names():
+    """sentence-transformers cuts MiniLM's texts at 256 tokens; its file takes 512."""
+    minilm = card("all-minilm-l6-v2")
+    assert (minilm.max_seq_length, minilm.n_ctx_train) == (256, 512)
+    assert read_header(catalog.builtin_path()).n_ctx_train == minilm.n_ctx_train
+    assert card("nomic-embed-text-v2-moe").n_ctx_train is None  # no shape known: the file says

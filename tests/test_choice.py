@@ -91,7 +91,7 @@ add_eos = true
 eos_token = "{header.metadata["tokenizer.ggml.tokens"][header.eos_id or 0]}"
 eos_id = {header.eos_id}
 dim = 256
-max_tokens = 2048
+max_seq_length = 2048
 languages = "none"
 notes = "random weights"
 

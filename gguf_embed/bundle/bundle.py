@@ -37,7 +37,7 @@ import numpy as np
 from gguf_embed import __version__
 from gguf_embed.bundle import wheels
 from gguf_embed.catalog import catalog
-from gguf_embed.catalog.catalog import ModelCard
+from gguf_embed.catalog.card import ModelCard
 from gguf_embed.engine import canaries
 from gguf_embed.engine import opening as choice
 from gguf_embed.engine.embedder import Embedder

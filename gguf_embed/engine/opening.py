@@ -16,12 +16,13 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from gguf_embed.catalog import catalog
-from gguf_embed.catalog.catalog import ModelCard
+from gguf_embed.catalog.card import ModelCard
 from gguf_embed.engine import tune
 from gguf_embed.engine.runner import Meaning, RunSettings
 from gguf_embed.errors import BadModelFile, BadOption
 from gguf_embed.gguf import layout, quants
-from gguf_embed.gguf.header import ENCODERS, Header, check_embedder, needs_pooling, read_header
+from gguf_embed.gguf.check import check_embedder, needs_pooling
+from gguf_embed.gguf.header import ENCODERS, Header, read_header
 from gguf_embed.machine import measured, selftest
 from gguf_embed.machine import probe as hardware
 from gguf_embed.machine.measured import Series
@@ -310,7 +311,7 @@ def meaning_of(header: Header, card: ModelCard | None, pooling: Pooling | None) 
     chosen = (pooling, card.pooling if card else None, header.pooling)
     pooling = next((p for p in chosen if p is not None), None)
     check_embedder(header, pooling=pooling)
-    if pooling is None:
+    if pooling in (None, Pooling.NONE):
         raise BadModelFile(needs_pooling(header) or f"{header.source}: no pooling")
     if pooling is Pooling.RANK:
         raise BadModelFile(_RERANKER.format(header.source))

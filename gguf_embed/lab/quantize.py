@@ -42,15 +42,14 @@ from gguf_embed.errors import (
     OutputFailed,
 )
 from gguf_embed.gguf import quants
+from gguf_embed.gguf.check import check_embedder
 from gguf_embed.gguf.header import (
     Header,
-    TensorInfo,
-    check_embedder,
     read_header,
-    tensor_bytes,
 )
 from gguf_embed.gguf.imatrix import Imatrix, read_imatrix
 from gguf_embed.gguf.quants import BLOCK, FILE_TYPES, TYPE_NAMES
+from gguf_embed.gguf.tensors import TensorInfo, tensor_bytes
 from gguf_embed.lab.metrics import CosineStats, cosine_stats
 from gguf_embed.machine import probe as hardware
 from gguf_embed.native import library as llama

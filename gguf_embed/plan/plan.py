@@ -16,7 +16,7 @@ from itertools import accumulate
 from typing import Final, Literal, TypeAlias
 
 from gguf_embed.catalog import catalog
-from gguf_embed.catalog.catalog import ModelCard, ModelFile
+from gguf_embed.catalog.card import ModelCard, ModelFile
 from gguf_embed.errors import BadModelFile, BadOption, DoesNotFit
 from gguf_embed.gguf import layout, quants
 from gguf_embed.gguf.header import ENCODERS, Header, TensorInfo

@@ -30,7 +30,7 @@ from urllib.request import getproxies
 
 from gguf_embed import __version__
 from gguf_embed.catalog import catalog
-from gguf_embed.catalog.catalog import ModelCard
+from gguf_embed.catalog.card import ModelCard
 from gguf_embed.errors import BadInput, BadOption, FetchFailed, GgufEmbedError, ModelNotFound
 from gguf_embed.gguf import header as gguf
 from gguf_embed.gguf import quants

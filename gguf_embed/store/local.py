@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from gguf_embed.catalog import catalog
-from gguf_embed.catalog.catalog import ModelCard, ModelFile
+from gguf_embed.catalog.card import ModelCard, ModelFile
 from gguf_embed.errors import BadOption, DoesNotFit, FetchFailed, OutputFailed
 from gguf_embed.gguf import quants
 
