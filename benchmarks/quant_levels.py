@@ -21,10 +21,11 @@ from typing import Any
 
 from gguf_embed import cli
 from gguf_embed.cli import console, options
-from gguf_embed.cli.bench import plan_of
+from gguf_embed.cli.bench import options_of
 from gguf_embed.errors import BadOption, GgufEmbedError
-from gguf_embed.lab import bench, plots, report
-from gguf_embed.lab import tasks as evaluation
+from gguf_embed.lab import bench, levels, plots, report
+from gguf_embed.lab.task_files import read_task
+from gguf_embed.lab.tasks import limited
 
 SAME = ("model", "task_sha256")  # of runs that can be compared
 
@@ -36,15 +37,16 @@ def main(argv: Sequence[str]) -> None:
     ours, rest = own.parse_known_args(argv)
     args = cli.parser().parse_args(["bench", *rest])
     ours.out.mkdir(parents=True, exist_ok=True)
-    subject = bench.find_subject(args.models)
-    task = evaluation.limited(bench.read_task(args.texts, args.queries, args.qrels), args.limit)
+    subject = levels.find_subject(args.models)
+    task = limited(read_task(args.texts, args.queries, args.qrels), args.limit)
     runs = read_runs(ours.out, like={"model": subject.name, "task_sha256": task.sha256})
-    plan = plan_of(args)
+    chosen = options_of(args)
     with tempfile.TemporaryDirectory(prefix="gguf-embed-bench-", dir=args.scratch) as folder:
-        levels = bench.make_levels(subject, args.quants, Path(folder), console.say)
+        scratch = Path(folder)
+        compared = levels.make_levels(subject, args.quants, scratch, console.say)
         for number in range(len(runs) + 1, len(runs) + 1 + ours.repeat):
             console.say(f"run {number}")
-            found = bench.run(subject, levels, task, plan, scratch=Path(folder), say=console.say)
+            found = bench.run(subject, compared, task, chosen, scratch=scratch, say=console.say)
             runs.append(report.to_json(found))
             # Runs are published: file names say enough, folders are nobody's business.
             for one in runs[-1]["results"]:

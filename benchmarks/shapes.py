@@ -30,8 +30,8 @@ import numpy.typing as npt
 
 from gguf_embed.catalog import catalog
 from gguf_embed.gguf import layout
-from gguf_embed.gguf.header import TensorInfo
 from gguf_embed.gguf.quants import FILE_TYPES
+from gguf_embed.gguf.tensors import TensorInfo
 from gguf_embed.native import library as llama
 
 CHUNK_ELEMENTS = 1 << 24  # random numbers made at a time: 64 MiB of float32

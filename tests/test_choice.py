@@ -39,7 +39,7 @@ from gguf_embed.machine.probe import Machine, machine_from_json
 from gguf_embed.native import library as llama
 from gguf_embed.plan import plan
 from gguf_embed.plan.plan import MIB, Limits
-from gguf_embed.store import hub
+from gguf_embed.store import download, hub, names
 from gguf_embed.store import local as store
 from gguf_embed.store.local import Places
 from gguf_embed.system import paths
@@ -144,7 +144,7 @@ class World:
 
     def pull(self, *quants: str) -> None:
         for quant in quants:
-            hub.fetch(hub.resolve(MODEL, quant))
+            download.fetch(names.resolve(MODEL, quant))
 
     def choose(self, name: str | Path = MODEL, **limits: Any) -> Choice:
         return choose(name, self.machine, Limits(**limits))
@@ -323,8 +323,8 @@ def test_speed_that_was_measured_here_decides_where_speed_is_preferred(world: Wo
     assert world.choose(prefer="speed").plan.quant == "Q4_K_M"  # K-quants: a guess
     for quant, tokens_per_s in (("F16", 10.0), ("Q8_0", 90.0), ("Q4_K_M", 50.0)):
         tuned = replace(TUNED, tokens_per_s=tokens_per_s)
-        series = tune._series(tuned, read_header(world.files[quant]), LAST)
-        measured.keep(series, LAPTOP.usable_cores)
+        run = tune._measured_run(tuned, read_header(world.files[quant]), LAST)
+        measured.keep(run, LAPTOP.usable_cores)
     found = world.choose(prefer="speed").plan
     assert found.quant == "Q8_0"
     assert "90 tokens/s, the fastest of 2 measured here" in found.reason

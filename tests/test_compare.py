@@ -18,8 +18,10 @@ from gguf_embed.engine.embedder import Embedder
 from gguf_embed.engine.opening import Settings
 from gguf_embed.errors import BadInput
 from gguf_embed.lab.compare import MAX_TEXTS, MIN_TEXTS, compare, evenly, stored
-from gguf_embed.lab.quantize import Recipe, make, plan
-from gguf_embed.lab.tasks import parallel_sentences
+from gguf_embed.lab.forecast import forecast
+from gguf_embed.lab.parallel import parallel_sentences
+from gguf_embed.lab.quantize import make
+from gguf_embed.lab.quantize_child import Recipe
 from gguf_embed.vectors import Pooling, Vectors
 
 
@@ -119,7 +121,7 @@ def test_the_thresholds_on_a_model_whose_answers_are_known(minilm_f16: Path, tmp
         with Embedder.open(model, settings=settings) as embedder:
             return [embedder.encode(texts, prompt=prompt) for prompt in prompts or ("",)]
 
-    q4_0 = make(plan(minilm_f16, Recipe(level="Q4_0")), tmp_path / "Q4_0.gguf").path
+    q4_0 = make(forecast(minilm_f16, Recipe(level="Q4_0")), tmp_path / "Q4_0.gguf").path
     f16, prompted = vectors(minilm_f16, "", "query: ")
     results = {
         "Q8_0": compare(f16, *vectors("all-minilm-l6-v2")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import unicodedata
@@ -15,38 +16,43 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gguf_embed.errors import BadInput, BadOption
-from gguf_embed.lab import tasks as evaluation
-from gguf_embed.lab.tasks import Judgement, Pair, Task, Text
+from gguf_embed.lab import docstrings
+from gguf_embed.lab.docstrings import Pair
+from gguf_embed.lab.parallel import matching_accuracy, parallel_sentences
+from gguf_embed.lab.task_files import read_folder, read_jsonl
+from gguf_embed.lab.tasks import Judgement, Task, Text, join, limited
 
 BODY = "A body of more than twelve words, which says enough to be found by someone who asks."
 
 
-# -- docstrings ------------------------------------------------------------------------------
+# -- docstrings -------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def docstrings() -> Task:
-    return evaluation.docstring_task()
+def standard_library() -> Task:
+    return docstrings.docstring_task()
 
 
 def words(text: str) -> str:
-    return " ".join(evaluation._words(text))
+    return " ".join(re.findall(r"\w+", text.lower()))
 
 
-def test_the_standard_library_gives_thousands_of_pairs(docstrings: Task):
-    assert len(docstrings.queries) == len(docstrings.passages) > 1500
-    assert docstrings.qrels == tuple({i: 1.0} for i in range(len(docstrings.queries)))
-    assert len({words(query) for query in docstrings.queries}) == len(docstrings.queries)
-    for query, passage in zip(docstrings.queries, docstrings.passages, strict=True):
+def test_the_standard_library_gives_thousands_of_pairs(standard_library: Task):
+    assert len(standard_library.queries) == len(standard_library.passages) > 1500
+    assert standard_library.qrels == tuple({i: 1.0} for i in range(len(standard_library.queries)))
+    assert len({words(query) for query in standard_library.queries}) == len(
+        standard_library.queries
+    )
+    for query, passage in zip(standard_library.queries, standard_library.passages, strict=True):
         assert f" {words(query)} " not in f" {words(passage)} "
-        assert 0 < len(passage) <= evaluation.MAX_BODY_CHARS
+        assert 0 < len(passage) <= docstrings.MAX_BODY_CHARS
         assert "\n" not in query
 
 
 def test_the_same_task_whatever_the_hash_seed():
     code = (
         "import sys; sys.stdlib_module_names = frozenset({'json', 'email', 'argparse', 'http'});"
-        "from gguf_embed.lab.tasks import docstring_task;"
+        "from gguf_embed.lab.docstrings import docstring_task;"
         "print(docstring_task(limit=40).sha256)"
     )
     seen = {
@@ -69,18 +75,18 @@ def test_packages_are_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (package / "tests" / "__init__.py").write_text(f'"""Tests are passed over.\n\n{BODY}\n"""')
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "stdlib_module_names", frozenset({"json"}))
-    task = evaluation.docstring_task(packages=["lost_property"])
+    task = docstrings.docstring_task(packages=["lost_property"])
     assert (task.queries[-1], task.passages[-1]) == ("Find what was lost here.", BODY)
     assert task.queries[0].startswith("JSON ")
     assert task.name.endswith(" and lost_property")
     with pytest.raises(BadOption, match="'no_such_thing' is not installed"):
-        evaluation.docstring_task(packages=["no_such_thing"])
+        docstrings.docstring_task(packages=["no_such_thing"])
 
 
 def test_no_source_code_is_told(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "stdlib_module_names", frozenset({"_socket"}))
     with pytest.raises(BadInput, match="no source code of the standard library"):
-        evaluation.docstring_task()
+        docstrings.docstring_task()
 
 
 @pytest.mark.parametrize(
@@ -93,7 +99,7 @@ def test_no_source_code_is_told(monkeypatch: pytest.MonkeyPatch):
     ],
 )
 def test_a_docstring_is_split_after_its_first_sentence(docstring: str, summary: str, body: str):
-    assert evaluation.split(docstring, "here") == Pair(source="here", summary=summary, body=body)
+    assert docstrings.split(docstring, "here") == Pair(source="here", summary=summary, body=body)
 
 
 @pytest.mark.parametrize(
@@ -111,13 +117,13 @@ def test_a_docstring_is_split_after_its_first_sentence(docstring: str, summary: 
     ],
 )
 def test_a_docstring_unfit_for_a_pair(docstring: str):
-    assert evaluation.split(docstring, "here") is None
+    assert docstrings.split(docstring, "here") is None
 
 
 def test_long_bodies_end_between_words():
-    pair = evaluation.split(f"Find what was lost here.\n\n{'lengthy ' * 400}", "here")
+    pair = docstrings.split(f"Find what was lost here.\n\n{'lengthy ' * 400}", "here")
     assert pair is not None
-    assert evaluation.MAX_BODY_CHARS - 8 <= len(pair.body) <= evaluation.MAX_BODY_CHARS
+    assert docstrings.MAX_BODY_CHARS - 8 <= len(pair.body) <= docstrings.MAX_BODY_CHARS
     assert pair.body.endswith("lengthy")
 
 
@@ -133,7 +139,7 @@ def test_pairs_of_a_file_in_order_of_lines(tmp_path: Path):
         f"    async def f(self):\n        {docstring('coroutine')}\n"
         f"def g():\n    {docstring('function')}\n"
     )
-    pairs = list(evaluation.read_pairs(path, tmp_path))
+    pairs = list(docstrings.read_pairs(path, tmp_path))
     assert [pair.summary.split()[3] for pair in pairs] == [
         "module",
         "class",
@@ -142,7 +148,7 @@ def test_pairs_of_a_file_in_order_of_lines(tmp_path: Path):
     ]
     assert pairs[2].source == "package/module.py:10"
     path.write_text("this is no Python")
-    assert list(evaluation.read_pairs(path, tmp_path)) == []
+    assert list(docstrings.read_pairs(path, tmp_path)) == []
 
 
 def pair(summary: str, body: str) -> Pair:
@@ -151,7 +157,7 @@ def pair(summary: str, body: str) -> Pair:
 
 def test_near_duplicates_are_left_out():
     first = pair("Open a file", "one two three four five six seven eight nine ten")
-    kept = evaluation.distinct(
+    kept = docstrings.distinct(
         [
             first,
             pair("open a FILE!", "nothing of what is said there is said here at all"),
@@ -168,11 +174,11 @@ TOKENS = st.lists(st.sampled_from("abcdef"), min_size=6, max_size=12).map(" ".jo
 
 @given(st.lists(st.builds(pair, TOKENS, TOKENS), max_size=12))
 def test_distinct_keeps_order_and_is_done_once(pairs: list[Pair]):
-    kept = evaluation.distinct(pairs)
+    kept = docstrings.distinct(pairs)
     assert kept[:1] == pairs[:1]
     positions = [pairs.index(one) for one in kept]
     assert positions == sorted(positions)
-    assert evaluation.distinct(kept) == kept
+    assert docstrings.distinct(kept) == kept
 
 
 # -- samples ---------------------------------------------------------------------------------
@@ -197,7 +203,7 @@ def tasks(draw: st.DrawFn) -> Task:
 @given(tasks(), st.integers(1, 40))
 def test_a_sample_keeps_judged_passages_and_order(task: Task, limit: int):
     try:
-        sample = evaluation.limited(task, limit)
+        sample = limited(task, limit)
     except BadOption:
         assert task.qrels is not None
         assert max(map(len, task.qrels)) > limit
@@ -213,7 +219,7 @@ def test_a_sample_keeps_judged_passages_and_order(task: Task, limit: int):
             assert {sample.passages[i]: gain for i, gain in row.items()} == {
                 task.passages[i]: gain for i, gain in original.items()
             }
-    assert evaluation.limited(task, limit) == sample
+    assert limited(task, limit) == sample
     cut = len(sample.passages) < len(task.passages) or len(sample.queries) < len(task.queries)
     assert any("a sample" in remark for remark in sample.remarks) == cut
 
@@ -221,7 +227,7 @@ def test_a_sample_keeps_judged_passages_and_order(task: Task, limit: int):
 def test_a_limit_below_one_query_is_refused():
     task = Task(name="t", passages=("a", "b", "c"), queries=("q",), qrels=({0: 1, 1: 1},))
     with pytest.raises(BadOption, match="a limit of 1 texts is too low"):
-        evaluation.limited(task, 1)
+        limited(task, 1)
 
 
 # -- translations ----------------------------------------------------------------------------
@@ -238,7 +244,7 @@ SCRIPTS = {
 
 
 def test_sentences_in_seven_languages():
-    sentences = evaluation.parallel_sentences().sentences
+    sentences = parallel_sentences().sentences
     assert list(sentences) == list(SCRIPTS)
     assert {len(column) for column in sentences.values()} == {125}
     for language, column in sentences.items():
@@ -252,7 +258,7 @@ def test_sentences_in_seven_languages():
 
 
 def test_questions_are_questions_in_every_language():
-    sentences = evaluation.parallel_sentences().sentences
+    sentences = parallel_sentences().sentences
     for row in zip(*sentences.values(), strict=True):
         assert len({text[-1] in "?？؟" for text in row}) == 1, row
         assert len({text[-1] in "!！" for text in row}) == 1, row
@@ -261,7 +267,7 @@ def test_questions_are_questions_in_every_language():
 def test_matching_counts_the_nearest_only():
     a = np.eye(4, dtype=np.float32)
     swapped = a[[1, 0, 2, 3]]
-    found = evaluation.matching_accuracy(np.concatenate([a, a, swapped]), ["x", "y", "z"])
+    found = matching_accuracy(np.concatenate([a, a, swapped]), ["x", "y", "z"])
     assert found == {
         ("x", "y"): 1,
         ("y", "x"): 1,
@@ -296,7 +302,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_folder_as_beir_has_it(folder: Path):
-    task = evaluation.read_folder(folder)
+    task = read_folder(folder)
     assert task.passages == tuple(f"Title {i} text {i}" for i in range(4))
     assert task.queries == ("query 0", "query 2")
     assert task.qrels == ({1: 1.0}, {3: 2.0, 0: 1.0})
@@ -306,18 +312,18 @@ def test_a_folder_as_beir_has_it(folder: Path):
 def test_qrels_beside_the_corpus_without_a_header(folder: Path):
     (folder / "qrels" / "test.tsv").rename(folder / "qrels.tsv")
     (folder / "qrels.tsv").write_text("q0\td1\t1\n\nq2\td3\t1.0\n")
-    task = evaluation.read_folder(folder)
+    task = read_folder(folder)
     assert task.qrels == ({1: 1.0}, {3: 1.0})
     (folder / "qrels.tsv").unlink()
     with pytest.raises(BadInput, match=r"neither qrels/test\.tsv nor qrels\.tsv"):
-        evaluation.read_folder(folder)
+        read_folder(folder)
 
 
 def test_missing_ids_are_named_and_counted(folder: Path):
     lines = [f"q0\tgone{i}\t1" for i in range(7)] + ["q0\td1\t1"]
     (folder / "qrels" / "test.tsv").write_text("\n".join(lines))
     with pytest.raises(BadInput) as error:
-        evaluation.read_folder(folder)
+        read_folder(folder)
     assert str(error.value) == (
         f"{folder}: 7 of 8 qrels name passages that do not exist: 'gone0' (line 1), 'gone1' "
         "(line 2), 'gone2' (line 3), 'gone3' (line 4), 'gone4' (line 5) and 2 more; the ids of "
@@ -325,7 +331,7 @@ def test_missing_ids_are_named_and_counted(folder: Path):
     )
     (folder / "qrels" / "test.tsv").write_text("q0\td1\t1\nq9\td1\t1\n")
     with pytest.raises(BadInput, match=r"1 of 2 qrels name queries .* 'q9' \(line 2\);"):
-        evaluation.read_folder(folder)
+        read_folder(folder)
 
 
 @pytest.mark.parametrize(
@@ -350,22 +356,22 @@ def test_missing_ids_are_named_and_counted(folder: Path):
 def test_what_is_wrong_is_told(folder: Path, name: str, content: str, message: str):
     (folder / name).write_text(content)
     with pytest.raises(BadInput, match=message):
-        evaluation.read_folder(folder)
+        read_folder(folder)
 
 
 def test_files_that_cannot_be_read(folder: Path):
     (folder / "queries.jsonl").write_bytes(b'{"_id": "q0", "text": "\xff"}')
     with pytest.raises(BadInput, match=r"queries\.jsonl: not UTF-8"):
-        evaluation.read_folder(folder)
+        read_folder(folder)
     (folder / "queries.jsonl").unlink()
     with pytest.raises(BadInput, match=r"queries\.jsonl: cannot be read: No such file"):
-        evaluation.read_folder(folder)
+        read_folder(folder)
 
 
 def test_ids_are_id_or_the_line(tmp_path: Path):
     path = write_jsonl(tmp_path / "t.jsonl", [{"text": "a"}, {"id": 7, "text": "b"}])
     path.write_text("\ufeff" + path.read_text(), encoding="utf-8")
-    assert evaluation.read_jsonl(path) == [Text(id="1", text="a"), Text(id="7", text="b")]
+    assert read_jsonl(path) == [Text(id="1", text="a"), Text(id="7", text="b")]
 
 
 def test_blank_texts_are_left_out_and_told():
@@ -374,7 +380,7 @@ def test_blank_texts_are_left_out_and_told():
         Judgement(query_id="q", passage_id="b", relevance=1, line=1),
         Judgement(query_id="q", passage_id="c", relevance=1, line=2),
     ]
-    task = evaluation.join("t", passages=passages, queries=[Text(id="q", text="?")], qrels=qrels)
+    task = join("t", passages=passages, queries=[Text(id="q", text="?")], qrels=qrels)
     assert task.passages == ("one", "two")
     assert task.qrels == ({1: 1.0},)
     assert task.remarks == ("blank passages, left out: 1",)

@@ -15,13 +15,21 @@ from gguf_embed.catalog import catalog
 from gguf_embed.gguf import layout
 from gguf_embed.lab.metrics import as_good
 from gguf_embed.machine import measured
-from gguf_embed.machine.measured import Figures, Judged, Loss, Series, figures, keep, load
+from gguf_embed.machine.measured import (
+    LevelFigures,
+    LevelQuality,
+    Loss,
+    MeasuredRun,
+    figures,
+    keep,
+    load,
+)
 from gguf_embed.native import library as llama
 from gguf_embed.system import paths
 from gguf_embed.vectors import Pooling
 
 KEY = measured.shape_key(QWEN3_06B, Pooling.LAST, causal=True)
-QUALITY = Judged(
+QUALITY = LevelQuality(
     reference="F16",
     texts="my texts",
     cosine=0.99,
@@ -37,21 +45,21 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GGUF_EMBED_HOME", str(tmp_path))
 
 
-def series(
+def measured_run(
     *quants: str,
-    quality: Judged | None = None,
+    quality: LevelQuality | None = None,
     model: str = "m",
     texts: str = "t",
     by: measured.By = "bench",
     speed: float | None = 100.0,
-) -> Series:
-    return Series(
+) -> MeasuredRun:
+    return MeasuredRun(
         model=model,
         shape=KEY,
         by=by,
         texts_sha256=texts,
         day="2026-09-30",
-        levels={quant: Figures(tokens_per_s=speed, quality=quality) for quant in quants},
+        levels={quant: LevelFigures(tokens_per_s=speed, quality=quality) for quant in quants},
     )
 
 
@@ -83,9 +91,9 @@ def test_no_two_known_embedders_share_a_shape_and_a_name():
 # -- what counts ---------------------------------------------------------------------------------
 
 
-def test_the_fullest_series_counts_and_of_equals_the_newest():
-    few, many = series("F16", "Q8_0", speed=1), series("F16", "Q8_0", "Q4_0", speed=2)
-    newer = series("F16", "Q8_0", "Q6_K", speed=3)
+def test_the_fullest_run_counts_and_of_equals_the_newest():
+    few, many = measured_run("F16", "Q8_0", speed=1), measured_run("F16", "Q8_0", "Q4_0", speed=2)
+    newer = measured_run("F16", "Q8_0", "Q6_K", speed=3)
     found = figures([many, few, newer], KEY, "m")
     assert {q: one.tokens_per_s for q, one in found.items()} == {"F16": 3, "Q8_0": 3, "Q6_K": 3}
     assert figures([many, newer, few], KEY, "m") == found
@@ -94,15 +102,15 @@ def test_the_fullest_series_counts_and_of_equals_the_newest():
     assert figures([], KEY, "m") == {}
 
 
-def test_speed_and_quality_may_come_from_different_series():
-    fast = series("F16", "Q8_0", "Q4_0", model="random weights", speed=7)
-    good = series("Q8_0", "Q6_K", quality=QUALITY, speed=1)
+def test_speed_and_quality_may_come_from_different_runs():
+    fast = measured_run("F16", "Q8_0", "Q4_0", model="random weights", speed=7)
+    good = measured_run("Q8_0", "Q6_K", quality=QUALITY, speed=1)
     found = figures([fast, good], KEY, "m")
     assert found == {
-        "F16": Figures(tokens_per_s=7),
-        "Q8_0": Figures(tokens_per_s=7, quality=QUALITY),
-        "Q4_0": Figures(tokens_per_s=7),
-        "Q6_K": Figures(quality=QUALITY),  # its speed was not measured beside the others'
+        "F16": LevelFigures(tokens_per_s=7),
+        "Q8_0": LevelFigures(tokens_per_s=7, quality=QUALITY),
+        "Q4_0": LevelFigures(tokens_per_s=7),
+        "Q6_K": LevelFigures(quality=QUALITY),  # its speed was not measured beside the others'
     }
     assert figures([fast, good], KEY, "another")["Q8_0"].quality is None
 
@@ -136,8 +144,10 @@ def test_quality_in_words():
 
 
 def test_what_is_kept_is_found_again_on_the_same_machine():
-    one = series("F16", "Q8_0", quality=QUALITY)
-    bare = series("F16", quality=replace(QUALITY, loss=None, ndcg=None), model="n", speed=None)
+    one = measured_run("F16", "Q8_0", quality=QUALITY)
+    bare = measured_run(
+        "F16", quality=replace(QUALITY, loss=None, ndcg=None), model="n", speed=None
+    )
     assert load(2) == ()
     keep(one, 2)
     keep(bare, 2)
@@ -146,7 +156,7 @@ def test_what_is_kept_is_found_again_on_the_same_machine():
 
 
 def test_another_build_cpu_or_gpu_is_another_machine(monkeypatch: pytest.MonkeyPatch):
-    keep(series("F16"), 2)
+    keep(measured_run("F16"), 2)
     gpu = replace(llama.devices()[0], kind="gpu", description="a card")
     for module, name, value in (
         (measured.llama, "build_id", lambda: "another"),
@@ -159,29 +169,29 @@ def test_another_build_cpu_or_gpu_is_another_machine(monkeypatch: pytest.MonkeyP
     assert len(load(2)) == 1
 
 
-def test_a_series_replaces_what_it_covers():
-    keep(series("F16", "Q8_0", speed=1), 2)
-    keep(series("F16", "Q8_0", "Q4_0", speed=2), 2)
-    assert load(2) == (series("F16", "Q8_0", "Q4_0", speed=2),)
-    keep(series("F16", "Q8_0", speed=3), 2)  # one level less: the older one still knows more
+def test_a_run_replaces_what_it_covers():
+    keep(measured_run("F16", "Q8_0", speed=1), 2)
+    keep(measured_run("F16", "Q8_0", "Q4_0", speed=2), 2)
+    assert load(2) == (measured_run("F16", "Q8_0", "Q4_0", speed=2),)
+    keep(measured_run("F16", "Q8_0", speed=3), 2)  # one level less: the older one still knows more
     assert [len(one.levels) for one in load(2)] == [3, 2]
-    for other in (series("F16", model="n"), series("F16", texts="u")):
+    for other in (measured_run("F16", model="n"), measured_run("F16", texts="u")):
         keep(other, 2)
         assert load(2)[-1] == other
     assert len(load(2)) == 4
 
 
-def test_a_series_without_quality_does_not_replace_one_with_it():
-    keep(series("F16", "Q8_0", quality=QUALITY, speed=1), 2)
-    keep(series("F16", "Q8_0", speed=2), 2)
+def test_a_run_without_quality_does_not_replace_one_with_it():
+    keep(measured_run("F16", "Q8_0", quality=QUALITY, speed=1), 2)
+    keep(measured_run("F16", "Q8_0", speed=2), 2)
     found = figures(load(2), KEY, "m")
     assert (found["Q8_0"].tokens_per_s, found["Q8_0"].quality) == (2, QUALITY)
 
 
 def test_levels_that_are_tuned_one_by_one_add_up():
     for quant, speed in (("F16", 1.0), ("Q8_0", 2.0), ("F16", 3.0)):
-        keep(series(quant, by="tune", model="", texts="", speed=speed), 2)
-    keep(series("F16", speed=9), 2)
+        keep(measured_run(quant, by="tune", model="", texts="", speed=speed), 2)
+    keep(measured_run("F16", speed=9), 2)
     found = figures(load(2), KEY, "m")  # more levels than the bench has
     assert {quant: one.tokens_per_s for quant, one in found.items()} == {"F16": 3, "Q8_0": 2}
 
@@ -189,19 +199,19 @@ def test_levels_that_are_tuned_one_by_one_add_up():
 levels = st.dictionaries(
     st.sampled_from(["F16", "Q8_0", "Q4_0"]),
     st.builds(
-        Figures, tokens_per_s=st.none() | st.floats(1, 9), quality=st.sampled_from([QUALITY])
+        LevelFigures, tokens_per_s=st.none() | st.floats(1, 9), quality=st.sampled_from([QUALITY])
     ),
     min_size=1,
 )
 
 
 @given(st.lists(levels, max_size=6))
-def test_no_measured_level_is_forgotten(each: list[dict[str, Figures]]):
+def test_no_measured_level_is_forgotten(each: list[dict[str, LevelFigures]]):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measured, "_file", lambda _: paths.home() / "one.json")
         (paths.home() / "one.json").unlink(missing_ok=True)
         for one in each:
-            keep(replace(series(), levels=one), 2)
+            keep(replace(measured_run(), levels=one), 2)
         quants = {quant for one in load(2) for quant in one.levels}
     assert quants == {quant for one in each for quant in one}
 
@@ -210,12 +220,12 @@ def test_no_measured_level_is_forgotten(each: list[dict[str, Figures]]):
     "text", ["", "{}", "[1]", "[{}]", '[{"levels": {"F16": 1}}]', '[{"levels": {}, "more": 1}]']
 )
 def test_a_file_that_is_not_understood_is_no_measurement(text: str):
-    keep(series("F16"), 2)
+    keep(measured_run("F16"), 2)
     (path,) = (paths.home() / "measured").iterdir()
     path.write_text(text)
     assert load(2) == ()
-    keep(series("Q8_0"), 2)
-    assert load(2) == (series("Q8_0"),)
+    keep(measured_run("Q8_0"), 2)
+    assert load(2) == (measured_run("Q8_0"),)
     assert len(json.loads(path.read_text())) == 1
 
 
@@ -224,5 +234,5 @@ def test_a_home_that_cannot_be_written_is_told(
 ):
     (tmp_path / "file").touch()
     monkeypatch.setenv("GGUF_EMBED_HOME", str(tmp_path / "file"))
-    keep(series("F16"), 2)
+    keep(measured_run("F16"), 2)
     assert "is not kept for `plan`" in caplog.text

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from gguf_embed import cli
 from gguf_embed.catalog import catalog
-from gguf_embed.catalog.catalog import ModelCard
+from gguf_embed.catalog.card import ModelCard
 from gguf_embed.cli.options import size
 from gguf_embed.engine import runner, tune
 from gguf_embed.engine.runner import Meaning, Runner, RunSettings
@@ -34,7 +34,7 @@ from gguf_embed.gguf.header import read_header
 from gguf_embed.lab.metrics import as_good
 from gguf_embed.machine import measured
 from gguf_embed.machine import probe as hardware
-from gguf_embed.machine.measured import Figures, Judged, Loss, Series
+from gguf_embed.machine.measured import LevelFigures, LevelQuality, Loss, MeasuredRun
 from gguf_embed.machine.probe import Device, Machine, machine_from_json
 from gguf_embed.machine.selftest import Working
 from gguf_embed.native.library import Context, Model
@@ -506,21 +506,21 @@ FAST = Limits(prefer="speed")
 GOOD, WORSE, OPEN = (0.001, -0.002, 0.004), (0.03, 0.02, 0.04), (0.01, -0.01, 0.03)
 
 
-def series(
+def measured_run(
     name: str, speeds: Mapping[str, float], losses: Mapping[str, Losses] | None = None
-) -> Series:
+) -> MeasuredRun:
     """As a bench of the model keeps it, on the CPU; of `losses` mean, low and high."""
     card = card_of(name)
     assert card.shape is not None
     losses = losses or {}
-    return Series(
+    return MeasuredRun(
         model=card.id,
         shape=measured.shape_key(card.shape, card.pooling, causal=card.causal),
         by="bench",
         texts_sha256="",
         day="2026-09-30",
         levels={
-            quant: Figures(
+            quant: LevelFigures(
                 tokens_per_s=speeds.get(quant),
                 quality=judged(*losses[quant]) if quant in losses else None,
             )
@@ -529,9 +529,9 @@ def series(
     )
 
 
-def judged(mean: float, low: float, high: float) -> Judged:
+def judged(mean: float, low: float, high: float) -> LevelQuality:
     loss = Loss(mean=mean, low=low, high=high)
-    return Judged(
+    return LevelQuality(
         reference="F16",
         texts="my texts",
         cosine=1.0,
@@ -542,23 +542,23 @@ def judged(mean: float, low: float, high: float) -> Judged:
     )
 
 
-def choice(known: Series, limits: Limits, machine: Machine = CPU_ONLY) -> Plan:
+def choice(known: MeasuredRun, limits: Limits, machine: Machine = CPU_ONLY) -> Plan:
     return plan_for(card_of(f"{QWEN}-0.6b"), machine, limits, known=[known])
 
 
 def test_measured_speed_decides_where_speed_is_preferred():
-    found = choice(series(f"{QWEN}-0.6b", SPEEDS), FAST)
+    found = choice(measured_run(f"{QWEN}-0.6b", SPEEDS), FAST)
     assert found.quant == "Q6_K"  # Q4_K_M is below Q5_K_M, and its quality was not measured
     assert found.why[0].startswith("quant Q6_K: 345 tokens/s, the fastest of 4 measured here")
     assert found.chosen.known == "345 tokens/s"
-    assert choice(series(f"{QWEN}-0.6b", SPEEDS), Limits()).quant == "F16"
-    assert choice(series(f"{QWEN}-0.6b", SPEEDS | {"Q6_K": 300.0}), FAST).quant == "Q5_K_M"
+    assert choice(measured_run(f"{QWEN}-0.6b", SPEEDS), Limits()).quant == "F16"
+    assert choice(measured_run(f"{QWEN}-0.6b", SPEEDS | {"Q6_K": 300.0}), FAST).quant == "Q5_K_M"
 
 
 def test_one_measured_level_is_no_comparison():
-    found = choice(series(f"{QWEN}-0.6b", {"Q8_0": 181.0}), FAST)
+    found = choice(measured_run(f"{QWEN}-0.6b", {"Q8_0": 181.0}), FAST)
     assert found.quant == plan_for(card_of(f"{QWEN}-0.6b"), CPU_ONLY, FAST).quant == "Q5_K_M"
-    some = choice(series(f"{QWEN}-0.6b", {"F16": 180.0, "Q8_0": 181.0}), FAST)
+    some = choice(measured_run(f"{QWEN}-0.6b", {"F16": 180.0, "Q8_0": 181.0}), FAST)
     assert "fastest of 2 measured here; not measured: Q6_K, Q5_K_M" in some.why[0]
 
 
@@ -571,33 +571,33 @@ def test_measured_quality_opens_a_level_and_closes_one():
         ({"Q6_K": WORSE, "Q5_K_M": GOOD}, "Q5_K_M"),
         ({"Q6_K": WORSE, "Q5_K_M": WORSE, "Q8_0": WORSE}, "F16"),
     ):
-        known = series(f"{QWEN}-0.6b", SPEEDS, {"F16": (0, 0, 0), **losses})
+        known = measured_run(f"{QWEN}-0.6b", SPEEDS, {"F16": (0, 0, 0), **losses})
         assert choice(known, FAST).quant == quant, losses
-    found = choice(series(f"{QWEN}-0.6b", SPEEDS, {"Q4_K_M": GOOD}), FAST)
+    found = choice(measured_run(f"{QWEN}-0.6b", SPEEDS, {"Q4_K_M": GOOD}), FAST)
     assert "keeps 99.9 % of F16's nDCG@10, measured here (my texts)" in found.why[0]
     assert "published" not in found.why[0]
 
 
 def test_no_measurement_goes_below_the_floor():
     speeds = SPEEDS | {"Q2_K": 900.0, "Q3_K_M": 800.0}
-    known = series(f"{QWEN}-0.6b", speeds, {"Q2_K": GOOD, "Q3_K_M": GOOD, "Q4_K_M": GOOD})
+    known = measured_run(f"{QWEN}-0.6b", speeds, {"Q2_K": GOOD, "Q3_K_M": GOOD, "Q4_K_M": GOOD})
     for prefer in plan.PREFERENCES:
         assert quants.rank(choice(known, Limits(prefer=prefer)).quant) <= quants.rank(quants.FLOOR)
     assert choice(known, replace(FAST, quant="Q2_K")).quant == "Q2_K"
 
 
 def test_quality_passes_over_what_was_measured_to_lose():
-    known = series(f"{QWEN}-0.6b", SPEEDS, {"F16": WORSE, "Q8_0": GOOD})
+    known = measured_run(f"{QWEN}-0.6b", SPEEDS, {"F16": WORSE, "Q8_0": GOOD})
     found = choice(known, Limits())
     assert found.quant == "Q8_0"
     assert "measured here to lose more: F16; keeps 99.9 % of F16's nDCG@10" in found.why[0]
-    all_worse = series(f"{QWEN}-0.6b", SPEEDS, dict.fromkeys(SPEEDS, WORSE))
+    all_worse = measured_run(f"{QWEN}-0.6b", SPEEDS, dict.fromkeys(SPEEDS, WORSE))
     assert choice(all_worse, Limits()).quant == "F16"
 
 
 def test_a_speed_counts_where_it_was_measured():
     """Measured with all layers on the CPU, it says nothing about the GPU."""
-    known = series(f"{QWEN}-0.6b", SPEEDS, {"Q4_K_M": GOOD})
+    known = measured_run(f"{QWEN}-0.6b", SPEEDS, {"Q4_K_M": GOOD})
     assert "not measured here" in choice(known, FAST, ONE_GPU).why[0]
     on_cpu = choice(known, replace(FAST, n_gpu_layers=0), ONE_GPU)
     assert "358 tokens/s" in on_cpu.why[0]
@@ -608,15 +608,15 @@ def test_a_speed_counts_where_it_was_measured():
 
 
 def test_another_models_figures_do_not_count():
-    other = series(f"{QWEN}-4b", SPEEDS, {"F16": WORSE})
+    other = measured_run(f"{QWEN}-4b", SPEEDS, {"F16": WORSE})
     assert choice(other, FAST) == plan_for(card_of(f"{QWEN}-0.6b"), CPU_ONLY, FAST)
     # A fine-tune of the same shape is as fast, and may be as good or not.
-    tuned = replace(series(f"{QWEN}-0.6b", SPEEDS, {"Q6_K": WORSE}), model="fine-tune")
+    tuned = replace(measured_run(f"{QWEN}-0.6b", SPEEDS, {"Q6_K": WORSE}), model="fine-tune")
     assert choice(tuned, FAST).quant == "Q6_K"
 
 
 def test_auto_and_smaller_models_know_what_was_measured():
-    known = [series(f"{QWEN}-0.6b", SPEEDS)]
+    known = [measured_run(f"{QWEN}-0.6b", SPEEDS)]
     found = plan_auto(machine_of("cpu-2core-24gb"), FAST, known=known)
     assert (found.model, found.quant) == (f"{QWEN}-0.6b", "Q6_K")
     limits = replace(FAST, allow_smaller=True, memory_bytes=2 * GIB)
@@ -842,10 +842,10 @@ losses = st.sampled_from([GOOD, WORSE, OPEN])
 
 
 @st.composite
-def known_figures(draw: st.DrawFn, card: ModelCard) -> list[Series]:
+def known_figures(draw: st.DrawFn, card: ModelCard) -> list[MeasuredRun]:
     """Nothing, or anything, measured of the card's quantizations, on one device or another."""
     quants = st.sampled_from([file.quant for file in card.files] + ["Q3_K_M"])
-    of_card = series(
+    of_card = measured_run(
         card.id,
         draw(st.dictionaries(quants, st.floats(1, 1e6))),
         draw(st.dictionaries(quants, losses)),
@@ -856,7 +856,7 @@ def known_figures(draw: st.DrawFn, card: ModelCard) -> list[Series]:
 
 
 def try_plan(
-    card: ModelCard, machine: Machine, limits: Limits, known: Sequence[Series] = ()
+    card: ModelCard, machine: Machine, limits: Limits, known: Sequence[MeasuredRun] = ()
 ) -> Plan | None:
     try:
         return make_plan(plan.variants(card), machine, limits, known=known)
@@ -981,7 +981,7 @@ def test_more_memory_never_plans_slower(card: ModelCard, ram: int, more: int, da
     """Where the speed of every level was measured."""
     quants = {file.quant for file in card.files}
     speeds = data.draw(st.fixed_dictionaries(dict.fromkeys(quants, st.floats(1, 1e6))))
-    known = [series(card.id, speeds)]
+    known = [measured_run(card.id, speeds)]
     before = try_plan(card, with_ram(CPU_ONLY, ram), FAST, known)
     if before is None or not fast_enough(before):
         return
@@ -1085,7 +1085,7 @@ def test_the_command_gives_json(run_plan: RunPlan):
 
 def test_the_command_knows_what_was_measured_here(run_plan: RunPlan):
     for machine in (hardware.probe(), CPU_ONLY):
-        known = series("bge-m3", SPEEDS, {"F16": (0, 0, 0), "Q8_0": GOOD})
+        known = measured_run("bge-m3", SPEEDS, {"F16": (0, 0, 0), "Q8_0": GOOD})
         measured.keep(known, machine.usable_cores)
     code, out, _ = run_plan("bge-m3", "--any-quant", "--prefer", "speed", "--n-gpu-layers", 0)
     assert code == 0

@@ -29,10 +29,15 @@ from gguf_embed.errors import (
     OutputFailed,
 )
 from gguf_embed.gguf.header import Header, read_header
+from gguf_embed.gguf.tensors import TensorInfo
+from gguf_embed.lab import forecast as forecasting
 from gguf_embed.lab import quantize
-from gguf_embed.lab.quantize import Fallback, Recipe, make, plan
-from gguf_embed.store import hub
+from gguf_embed.lab.forecast import Fallback, find_source, forecast, level_named
+from gguf_embed.lab.quantize import make
+from gguf_embed.lab.quantize_child import Recipe
+from gguf_embed.store import hub, names
 from gguf_embed.store.local import Source
+from gguf_embed.system import files
 
 
 @pytest.fixture(scope="module")
@@ -63,18 +68,18 @@ def test_the_file_is_the_one_of_llama_cpp(
     qwen3: Path, tiny_model: Write, tmp_path: Path, level: str
 ):
     """`tiny` calls llama_model_quantize itself for levels that gguf-py cannot write."""
-    forecast = plan(qwen3, Recipe(level=level))
-    made = make(forecast, tmp_path / "ours.gguf")
+    expected = forecast(qwen3, Recipe(level=level))
+    made = make(expected, tmp_path / "ours.gguf")
     assert made.path.read_bytes() == tiny_model("qwen3", level).read_bytes()
-    assert types_of(made.path) == {tensor.name: tensor.type for tensor in forecast.tensors}
+    assert types_of(made.path) == {tensor.name: tensor.type for tensor in expected.tensors}
     assert made.n_bytes == made.path.stat().st_size
-    assert 0 <= forecast.n_bytes - made.n_bytes <= 1100
+    assert 0 <= expected.n_bytes - made.n_bytes <= 1100
     assert left_in(tmp_path) == ["ours.gguf"]
 
 
 def test_vectors_stay_near_the_source_and_the_level_tells_how_near(qwen3: Path, tmp_path: Path):
     eight, four = (
-        make(plan(qwen3, Recipe(level=level)), tmp_path / f"{level}.gguf").canaries
+        make(forecast(qwen3, Recipe(level=level)), tmp_path / f"{level}.gguf").canaries
         for level in ("Q8_0", "Q4_0")
     )
     assert eight.min > 0.998
@@ -85,8 +90,8 @@ def test_types_of_single_tensors(qwen3: Path):
     """These models have no output matrix of their own: its type is the embedding table's."""
 
     def table(**choices: str) -> tuple[str, set[str]]:
-        forecast = plan(qwen3, Recipe(level="Q4_0", **choices))
-        types = {tensor.name: tensor.type for tensor in forecast.tensors}
+        expected = forecast(qwen3, Recipe(level="Q4_0", **choices))
+        types = {tensor.name: tensor.type for tensor in expected.tensors}
         return types.pop("token_embd.weight"), {*types.values()}
 
     others = {"F32", "Q4_0"}
@@ -96,12 +101,12 @@ def test_types_of_single_tensors(qwen3: Path):
 
 
 def test_the_same_level_makes_sense_with_another_type_for_one_tensor(qwen3: Path):
-    forecast = plan(qwen3, Recipe(level="F32", token_embedding_type="Q8_0"))
-    assert forecast.types == {"F32": 23, "Q8_0": 1}
+    expected = forecast(qwen3, Recipe(level="F32", token_embedding_type="Q8_0"))
+    assert expected.types == {"F32": 23, "Q8_0": 1}
 
 
 def test_pure_leaves_no_mixture(qwen3: Path):
-    mixed, pure = (plan(qwen3, Recipe(level="Q4_K_M", pure=pure)) for pure in (False, True))
+    mixed, pure = (forecast(qwen3, Recipe(level="Q4_K_M", pure=pure)) for pure in (False, True))
     assert mixed.types == {"Q4_K": 12, "F32": 9, "Q6_K": 3}
     assert pure.types == {"Q4_K": 15, "F32": 9}
 
@@ -127,14 +132,14 @@ def test_pure_leaves_no_mixture(qwen3: Path):
 def test_what_does_not_fit_the_rows_is_told(
     narrow: Path, level: str, expected: dict[tuple[int, str, str], int]
 ):
-    forecast = plan(narrow, Recipe(level=level))
-    told = {(one.row_length, one.wanted, one.given): one.n_tensors for one in forecast.fallbacks}
+    fallbacks = forecast(narrow, Recipe(level=level)).fallbacks
+    told = {(one.row_length, one.wanted, one.given): one.n_tensors for one in fallbacks}
     assert told == expected
 
 
 @pytest.mark.parametrize("which", ["token_embedding_type", "output_type"])
 def test_a_chosen_type_is_no_fallback(narrow: Path, which: str):
-    told = plan(narrow, Recipe(level="Q4_K_M", **{which: "Q8_0"})).fallbacks  # type: ignore[arg-type]
+    told = forecast(narrow, Recipe(level="Q4_K_M", **{which: "Q8_0"})).fallbacks  # type: ignore[arg-type]
     assert sum(one.n_tensors for one in told) == 14
 
 
@@ -143,7 +148,7 @@ def test_a_chosen_type_is_no_fallback(narrow: Path, which: str):
     [("q4_k", "Q4_K_M"), ("Q3_K", "Q3_K_M"), ("fp16", "F16"), ("iq4_xs", "IQ4_XS")],
 )
 def test_levels_by_their_other_names(name: str, level: str):
-    assert quantize.level_named(name) == level
+    assert level_named(name) == level
 
 
 def test_a_fallback_in_words():
@@ -184,52 +189,52 @@ def test_recipes_that_cannot_be_followed(
     qwen3: Path, recipe: Recipe, error: type[GgufEmbedError], message: str
 ):
     with pytest.raises(error, match=message):
-        plan(qwen3, recipe)
+        forecast(qwen3, recipe)
 
 
 def test_a_type_whose_blocks_do_not_fill_the_rows(narrow: Path):
     """llama.cpp's release builds do not look, and write a file that they cannot read."""
     with pytest.raises(BadOption, match="has rows of 96, not whole Q4_K blocks of 256"):
-        plan(narrow, Recipe(level="Q4_0", token_embedding_type="Q4_K"))
+        forecast(narrow, Recipe(level="Q4_0", token_embedding_type="Q4_K"))
 
 
 def test_a_quantized_source_is_refused_unless_forced(tiny_model: Write, tmp_path: Path):
     source = tiny_model("qwen3", "Q8_0")
     with pytest.raises(BadOption, match=r"quantized already \(Q8_0, 15 of 24 tensors\).*--force"):
-        plan(source, Recipe(level="Q4_0"))
-    made = make(plan(source, Recipe(level="Q4_0", force=True)), tmp_path / "twice.gguf")
+        forecast(source, Recipe(level="Q4_0"))
+    made = make(forecast(source, Recipe(level="Q4_0", force=True)), tmp_path / "twice.gguf")
     assert set(types_of(made.path).values()) == {"F32", "Q4_0", "Q6_K"}
 
 
 def test_the_better_source_of_a_known_model_is_named():
-    builtin = hub.resolve("all-minilm-l6-v2").path
+    builtin = names.resolve("all-minilm-l6-v2").path
     assert builtin
     with pytest.raises(BadOption, match="quantize all-minilm-l6-v2:F16, or insist"):
-        plan(builtin, Recipe(level="Q4_0"))
+        forecast(builtin, Recipe(level="Q4_0"))
 
 
 def test_sources_that_are_no_whole_model(tiny_model: Write, tmp_path: Path):
     imatrix = write_imatrix(tmp_path / "i.gguf", sums_and_counts([[1, 2]], [[1]]))
     with pytest.raises(BadModelFile, match="an importance matrix for quantizing; pass a model"):
-        plan(imatrix, Recipe(level="Q4_0"))
+        forecast(imatrix, Recipe(level="Q4_0"))
     short = tmp_path / "short.gguf"
     short.write_bytes(tiny_model("qwen3").read_bytes()[:-1000])
     with pytest.raises(BadModelFile, match="truncated"):
-        plan(short, Recipe(level="Q4_0"))
+        forecast(short, Recipe(level="Q4_0"))
 
 
 def test_a_part_of_a_split_model(qwen3: Path, monkeypatch: pytest.MonkeyPatch):
     whole = read_header(qwen3)
     first = replace(whole, metadata={**whole.metadata, "split.no": 0, "split.count": 2})
-    monkeypatch.setattr(quantize, "read_header", lambda _: first)
+    monkeypatch.setattr(forecasting, "read_header", lambda _: first)
     with pytest.raises(BadModelFile, match="part of a model in 2 files; join them with"):
-        plan(qwen3, Recipe(level="Q4_0"))
+        forecast(qwen3, Recipe(level="Q4_0"))
 
 
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
-        (f"{'x' * 245}.gguf", OutputFailed, "cannot be written: File name too long; choose"),
+        (f"{'x' * 245}.gguf", OutputFailed, "not written: File name too long; choose"),
         ("out", BadOption, r"name a file that ends in \.gguf"),
         ("folder.gguf", BadOption, "is a directory; name a file in it"),
         ("source.gguf", BadOption, "is the source itself"),
@@ -242,7 +247,7 @@ def test_targets_that_make_no_sense(
     (tmp_path / "folder.gguf").mkdir()
     (tmp_path / "source.gguf").symlink_to(qwen3)
     with pytest.raises(error, match=message):
-        make(plan(qwen3, Recipe(level="Q8_0")), tmp_path / name)
+        make(forecast(qwen3, Recipe(level="Q8_0")), tmp_path / name)
     assert left_in(tmp_path) == ["folder.gguf", "source.gguf"]
 
 
@@ -260,12 +265,12 @@ def older(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_is_seen_before(qwen3: Path, older: Path, monkeypatch: pytest.MonkeyPatch):
-    forecast = plan(qwen3, Recipe(level="Q8_0"))
-    free = forecast.n_bytes - 1
-    monkeypatch.setattr(quantize.shutil, "disk_usage", lambda _: Usage(free=free))
+    expected = forecast(qwen3, Recipe(level="Q8_0"))
+    free = expected.n_bytes - 1
+    monkeypatch.setattr(files, "free_bytes", lambda _: free)
     with pytest.raises(DoesNotFit, match=r"Q8_0 of qwen3-F32\.gguf takes 1 MiB") as caught:
-        make(forecast, older)
-    assert (caught.value.needed_bytes, caught.value.free_bytes) == (forecast.n_bytes, free)
+        make(expected, older)
+    assert (caught.value.needed_bytes, caught.value.free_bytes) == (expected.n_bytes, free)
 
 
 class Usage:
@@ -284,18 +289,18 @@ def file_size_limit(n_bytes: int) -> Iterator[None]:
 
 
 def test_a_disk_that_fills_up(qwen3: Path, older: Path):
-    forecast = plan(qwen3, Recipe(level="Q8_0"))
+    expected = forecast(qwen3, Recipe(level="Q8_0"))
     with (
         file_size_limit(100_000),
         pytest.raises(OutputFailed, match=r"only 100000 of about \d+ bytes could be written"),
     ):
-        make(forecast, older)
+        make(expected, older)
 
 
 def test_progress_counts_tensors(qwen3: Path, tmp_path: Path):
     seen: list[tuple[int, int, str]] = []
     make(
-        plan(qwen3, Recipe(level="Q8_0")),
+        forecast(qwen3, Recipe(level="Q8_0")),
         tmp_path / "out.gguf",
         on_progress=lambda *progress: seen.append(progress),
     )
@@ -303,7 +308,7 @@ def test_progress_counts_tensors(qwen3: Path, tmp_path: Path):
     assert seen[1][2] == "token_embd.weight"
 
 
-TENSOR_LINE = "[   3/  24] blk.0.attn_k.weight - [256, 128], type = f32, size = 1 MiB"
+LOG = '{"log": "[   3/  24] blk.0.attn_k.weight - [256, 128], type = f32, size = 1 MiB"}'
 
 
 @pytest.fixture
@@ -325,11 +330,11 @@ def test_an_interruption_ends_the_work_at_once(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    forecast = plan(qwen3, Recipe(level="Q8_0"))
-    child(f"echo '{TENSOR_LINE}'; exec sleep 60")
+    expected = forecast(qwen3, Recipe(level="Q8_0"))
+    child(f"echo '{LOG}'; exec sleep 60")
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        make(forecast, older, on_progress=interrupt)
+        make(expected, older, on_progress=interrupt)
     assert time.monotonic() - began < 30
     assert psutil.Process().children() == []
 
@@ -337,14 +342,14 @@ def test_an_interruption_ends_the_work_at_once(
 def test_an_abort_of_llama_cpp_is_an_error_of_ours(
     qwen3: Path, older: Path, child: Callable[[str], None]
 ):
-    forecast = plan(qwen3, Recipe(level="Q8_0"))
+    expected = forecast(qwen3, Recipe(level="Q8_0"))
     child(
-        f"echo '{TENSOR_LINE}'; echo 'ggml-quants.c:9: GGML_ASSERT(besti1 >= 0) failed' >&2; "
+        f"echo '{LOG}'; echo 'ggml-quants.c:9: GGML_ASSERT(besti1 >= 0) failed' >&2; "
         "echo 'a backtrace' >&2; kill -ABRT $$"
     )
-    message = r"died: SIGABRT after \[   3/  24\] blk\.0\.attn_k\.weight; .*GGML_ASSERT\(besti1"
+    message = r"died after \[   3/  24\] blk\.0\.attn_k\.weight: SIGABRT .*GGML_ASSERT\(besti1"
     with pytest.raises(NativeFailed, match=message):
-        make(forecast, older)
+        make(expected, older)
 
 
 @pytest.mark.parametrize(
@@ -364,7 +369,7 @@ def test_a_bad_result_is_removed(
     damage: str,
     message: str,
 ):
-    forecast = plan(qwen3, Recipe(level="F16"))
+    expected = forecast(qwen3, Recipe(level="F16"))
 
     def write_badly(source: Path, target: Path, recipe: Recipe, **_: object) -> None:
         data = bytearray(tiny_model("qwen3", "F16").read_bytes())
@@ -382,9 +387,9 @@ def test_a_bad_result_is_removed(
             data[start : start + norm.n_bytes] = np.full(256, np.nan, "<f4").tobytes()
         target.write_bytes(data)
 
-    monkeypatch.setattr(quantize, "_run", write_badly)
+    monkeypatch.setattr(quantize, "run_quantizer", write_badly)
     with pytest.raises(NativeFailed, match=message):
-        make(forecast, older)
+        make(expected, older)
 
 
 # --------------------------------------------------------------------- rerankers and the silent
@@ -398,7 +403,7 @@ def test_files_that_do_not_pool_are_verified_all_the_same(
     tiny_model: Write, tmp_path: Path, architecture: str, choices: dict[str, object]
 ):
     source = tiny_model(architecture, **choices)
-    made = make(plan(source, Recipe(level="F16")), tmp_path / "out.gguf")
+    made = make(forecast(source, Recipe(level="F16")), tmp_path / "out.gguf")
     assert made.canaries.min > 0.999
 
 
@@ -418,8 +423,8 @@ def imatrix_for(model: Path, path: Path, *, n_more: int = 0) -> Path:
 
 def test_an_importance_matrix_changes_the_bytes_and_is_noted(qwen3: Path, tmp_path: Path):
     imatrix = imatrix_for(qwen3, tmp_path / "i.gguf")
-    made = make(plan(qwen3, Recipe(level="Q4_0", imatrix=imatrix)), tmp_path / "with.gguf")
-    plain = make(plan(qwen3, Recipe(level="Q4_0")), tmp_path / "without.gguf")
+    made = make(forecast(qwen3, Recipe(level="Q4_0", imatrix=imatrix)), tmp_path / "with.gguf")
+    plain = make(forecast(qwen3, Recipe(level="Q4_0")), tmp_path / "without.gguf")
     assert types_of(made.path) == types_of(plain.path)
     one, other = (path.read_bytes()[-100_000:] for path in (made.path, plain.path))
     assert one != other
@@ -434,21 +439,21 @@ def test_an_importance_matrix_changes_the_bytes_and_is_noted(qwen3: Path, tmp_pa
 
 def test_an_importance_matrix_opens_the_lowest_levels(qwen3: Path, tmp_path: Path):
     imatrix = imatrix_for(qwen3, tmp_path / "i.gguf")
-    assert plan(qwen3, Recipe(level="IQ2_XS", imatrix=imatrix)).types["IQ2_XS"] == 12
+    assert forecast(qwen3, Recipe(level="IQ2_XS", imatrix=imatrix)).types["IQ2_XS"] == 12
     part = sums_and_counts([[1] * 256], [[1]], "blk.0.attn_q.weight")
     write_imatrix(tmp_path / "part.gguf", part)
     with pytest.raises(BadOption, match=r"\(11 tensors, .*part\.gguf lacks it"):
-        plan(qwen3, Recipe(level="IQ2_XS", imatrix=tmp_path / "part.gguf"))
+        forecast(qwen3, Recipe(level="IQ2_XS", imatrix=tmp_path / "part.gguf"))
 
 
 def test_another_models_importance_matrix_is_refused(qwen3: Path, narrow: Path, tmp_path: Path):
     longer = imatrix_for(qwen3, tmp_path / "longer.gguf", n_more=1)
     with pytest.raises(BadOption, match=r"blk\.0\.attn_q\.weight has 256 inputs, there 257"):
-        plan(qwen3, Recipe(level="Q4_0", imatrix=longer))
+        forecast(qwen3, Recipe(level="Q4_0", imatrix=longer))
     other = sums_and_counts([[1, 2]], [[1]], "blk.9.attn_q.weight")
     write_imatrix(tmp_path / "other.gguf", other)
     with pytest.raises(BadOption, match="no tensor of it is among the 1 there"):
-        plan(qwen3, Recipe(level="Q4_0", imatrix=tmp_path / "other.gguf"))
+        forecast(qwen3, Recipe(level="Q4_0", imatrix=tmp_path / "other.gguf"))
 
 
 # ----------------------------------------------------------------------------- which source
@@ -471,17 +476,15 @@ def test_the_source_is_exact_and_here_if_possible(
     monkeypatch: pytest.MonkeyPatch, found: list[tuple[str, bool]], expected: str
 ):
     sources = [source(quant, here=here) for quant, here in found]
-    monkeypatch.setattr(hub, "sources", lambda name: tuple(sources))
-    monkeypatch.setattr(hub, "resolve", lambda name: sources[0])
+    monkeypatch.setattr(names, "sources", lambda name: tuple(sources))
+    monkeypatch.setattr(names, "resolve", lambda name: sources[0])
     monkeypatch.setattr(hub, "remote_header", lambda one: header_of("F16"))
-    assert quantize.find_source("m").quant == expected
+    assert find_source("m").quant == expected
 
 
 def header_of(quant: str) -> Header:
     """A header of one matrix of that type, as a range request brings it."""
-    tensor = quantize.TensorInfo(
-        name="token_embd.weight", shape=(32, 1), type=quant, offset=0, n_bytes=1
-    )
+    tensor = TensorInfo(name="token_embd.weight", shape=(32, 1), type=quant, offset=0, n_bytes=1)
     return Header(
         source="hf:o/m/m.gguf",
         version=3,
@@ -494,12 +497,12 @@ def header_of(quant: str) -> Header:
 
 def test_a_quantized_file_is_not_even_fetched(monkeypatch: pytest.MonkeyPatch):
     far = source("Q8_0", here=False)
-    monkeypatch.setattr(hub, "sources", lambda name: (far,))
-    monkeypatch.setattr(hub, "resolve", lambda name: far)
+    monkeypatch.setattr(names, "sources", lambda name: (far,))
+    monkeypatch.setattr(names, "resolve", lambda name: far)
     monkeypatch.setattr(hub, "remote_header", lambda one: header_of("Q8_0"))
     with pytest.raises(BadOption, match=r"hf:o/m/m\.gguf is quantized already"):
-        quantize.find_source("m")
-    assert quantize.find_source("m", force=True) is far
+        find_source("m")
+    assert find_source("m", force=True) is far
 
 
 # ----------------------------------------------------------------------------- the command
@@ -547,7 +550,7 @@ def test_every_option_reaches_the_recipe(
         asked.append(recipe)
         raise BadOption("noted")
 
-    monkeypatch.setattr(quantize, "plan", note)
+    monkeypatch.setattr(forecasting, "forecast", note)
     options = "--token-embedding-type Q8_0 --output-type F16 --pure --imatrix i.gguf --force"
     arguments = ["quantize", str(qwen3), "Q4_K", "-o", str(tmp_path / "o.gguf")]
     assert cli.main([*arguments, *options.split(), "--threads", "3"]) == 2

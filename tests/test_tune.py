@@ -383,9 +383,9 @@ def test_a_tuned_model_works(
     # `plan` finds it by what it knows of a file before there is a model.
     found = plan.variant(header)
     key = measured.shape_key(found.shape, meaning.pooling, causal=meaning.causal)
-    (series,) = measured.load(2)
-    assert (series.by, series.shape) == ("tune", key)
-    assert series.levels == {"F32": measured.Figures(tokens_per_s=tuned.tokens_per_s)}
+    (kept,) = measured.load(2)
+    assert (kept.by, kept.shape) == ("tune", key)
+    assert kept.levels == {"F32": measured.LevelFigures(tokens_per_s=tuned.tokens_per_s)}
     with Embedder.open(path, settings=Settings(n_threads=2)) as embedder:
         run = embedder._runner.settings
         assert run == tuned.settings

@@ -1,6 +1,6 @@
 """All that a machine without internet needs for one model, in one folder, with its own proof.
 
-    written = write(hub.resolve("qwen3-embedding:0.6b"), Path("carry"))  # on a connected machine
+    written = write(names.resolve("qwen3-embedding:0.6b"), Path("carry"))  # on a connected machine
     opened = unbundle(Path("carry"))                                     # on the other one
 
     README.md      how to install from the folder
@@ -46,7 +46,6 @@ from gguf_embed.errors import (
     BadInput,
     BadModelFile,
     BadOption,
-    DoesNotFit,
     FetchFailed,
     GgufEmbedError,
     NativeFailed,
@@ -56,9 +55,10 @@ from gguf_embed.gguf import quants
 from gguf_embed.gguf.header import Header, read_header
 from gguf_embed.lab.metrics import CosineStats, cosine_stats, cosines
 from gguf_embed.machine import probe as hardware
-from gguf_embed.store import hub
+from gguf_embed.store import download, hub, names
 from gguf_embed.store import local as store
 from gguf_embed.store.local import ORIGIN_KEYS, Places, Source, file_sha256, mib
+from gguf_embed.system.files import check_free, free_bytes, whole_folder
 from gguf_embed.vectors import Vectors
 
 Status: TypeAlias = Callable[[str], None]
@@ -125,7 +125,7 @@ def write(
     target: Path,
     *,
     packages_for: str | None = wheels.HERE,
-    progress: hub.Progress | None = None,
+    progress: download.Progress | None = None,
     on_status: Status | None = None,
     at: Places | None = None,
 ) -> Written:
@@ -151,7 +151,7 @@ def write(
         if packages_for is not None:  # first: they fail sooner than gigabytes move
             wheels.collect(folder / "wheels", packages_for, on_status=say)
         # Who calls this has shown the licence, as the command line does.
-        path = hub.fetch(source, progress=progress, accept_licence=True, at=at)
+        path = download.fetch(source, progress=progress, accept_licence=True, at=at)
         _check_room(target, path.stat().st_size)
         source, licence = _fill(folder, source, path, at, say)
         about: dict[str, object] = {
@@ -222,38 +222,23 @@ def _free_target(target: Path) -> Path:
 
 
 def _check_room(target: Path, needed_bytes: int) -> None:
-    free_bytes = shutil.disk_usage(target.parent).free
-    if needed_bytes > free_bytes:
-        raise DoesNotFit(
-            f"{target}: the bundle takes about {mib(needed_bytes)}, its disk has "
-            f"{mib(free_bytes)} free; make room, or name a folder on another disk",
-            needed_bytes=needed_bytes,
-            free_bytes=free_bytes,
-        )
+    what = f"{target}: the bundle"
+    check_free(needed_bytes, target.parent, what, "make room, or name a folder on another disk")
 
 
 @contextmanager
 def _appearing(target: Path) -> Generator[Path]:
-    """A folder to fill beside `target`, which takes its name at the end and is gone on failure."""
-    # The same name every time, so that a run that was killed leaves no more than the next clears.
-    folder = target.with_name(f".{target.name}.incomplete")
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        yield folder
-        if target.exists():  # empty; Windows does not replace it
-            target.rmdir()
-        folder.rename(target)
-    except OSError as error:
-        step = "check the permission of its directory"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            free_bytes = shutil.disk_usage(target.parent).free
-            step = f"its disk has {mib(free_bytes)} free, make room"
-        raise OutputFailed(
-            f"{target}: not written: {error.strerror or error}; {step}, or choose another -o"
-        ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    """A folder to fill, which becomes `target` at the end and is gone on failure."""
+    with whole_folder(target) as folder:
+        try:
+            yield folder
+        except OSError as error:
+            step = "check the permission of its directory"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                step = f"its disk has {mib(free_bytes(target.parent) or 0)} free, make room"
+            raise OutputFailed(
+                f"{target}: not written: {error.strerror or error}; {step}, or choose another -o"
+            ) from error
 
 
 def _carried(source: Source, header: Header, copy: Path) -> Source:
@@ -638,14 +623,14 @@ def _installed(about: _About, at: Places) -> Source:
 
 def _name(stored: Source, at: Places) -> str:
     """The shortest name that means this very file from now on; its path where none does."""
-    names: list[str] = []
+    spellings: list[str] = []
     for name in (stored.name, stored.repo):
-        names += [name, f"{name}:{stored.quant}"] if name else []
+        spellings += [name, f"{name}:{stored.quant}"] if name else []
     if stored.repo:
-        names.append(f"hf:{stored.repo}/{stored.file}")
-    for name in names:
+        spellings.append(f"hf:{stored.repo}/{stored.file}")
+    for name in spellings:
         with suppress(GgufEmbedError):
-            if hub.resolve(name, at=at).path == stored.path:
+            if names.resolve(name, at=at).path == stored.path:
                 return name
     return str(stored.path)
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
 import tomllib
@@ -26,6 +25,7 @@ from urllib.request import url2pathname
 from gguf_embed import __version__
 from gguf_embed.errors import BadOption, FetchFailed
 from gguf_embed.store.local import file_sha256
+from gguf_embed.system.child import run_tool
 
 # Room for them on a disk: they took 67 MiB with the wheel built here, 149 MiB with the source.
 ROOM_BYTES: Final = 256 * 2**20
@@ -101,7 +101,9 @@ def silent(text: str) -> None:
 def pip(arguments: Sequence[str]) -> None:
     """Run this Python's pip; raises FetchFailed with what it said."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments, "--quiet"]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    done = run_tool(command, timeout_s=None)
+    if done is None:
+        raise FetchFailed(f"{sys.executable} cannot be started, so there is no pip; {_WITHOUT}")
     if done.returncode == 0:
         return
     said = [line for line in done.stderr.splitlines() if line.strip()]

@@ -11,7 +11,7 @@ from gguf_embed.cli import console, options
 from gguf_embed.errors import OutputFailed
 
 if TYPE_CHECKING:
-    from gguf_embed.lab.bench import Plan, Report
+    from gguf_embed.lab.bench import BenchOptions, Report
 
 LIMIT = 1000
 ROUNDS = 5
@@ -101,8 +101,9 @@ def _names(text: str) -> list[str]:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print, write; returns 0."""
-    from gguf_embed.lab import bench, plots, report
-    from gguf_embed.lab import tasks as evaluation
+    from gguf_embed.lab import bench, levels, plots, report
+    from gguf_embed.lab.task_files import read_task
+    from gguf_embed.lab.tasks import limited
 
     # What could not be written in the end is told before the work.
     if args.plots:
@@ -120,13 +121,13 @@ def run(args: argparse.Namespace) -> int:
         if not args.quiet:
             console.say(message)
 
-    subject = bench.find_subject(args.models)
-    task = evaluation.limited(bench.read_task(args.texts, args.queries, args.qrels), args.limit)
-    plan = plan_of(args)
+    subject = levels.find_subject(args.models)
+    task = limited(read_task(args.texts, args.queries, args.qrels), args.limit)
+    chosen = options_of(args)
     with tempfile.TemporaryDirectory(prefix="gguf-embed-bench-", dir=args.scratch) as folder:
         scratch = Path(folder)
-        levels = bench.make_levels(subject, args.quants, scratch, say)
-        found = bench.run(subject, levels, task, plan, scratch=scratch, say=say)
+        compared = levels.make_levels(subject, args.quants, scratch, say)
+        found = bench.run(subject, compared, task, chosen, scratch=scratch, say=say)
     if args.json:
         console.print_json(report.to_json(found))
     else:
@@ -139,15 +140,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def plan_of(args: argparse.Namespace) -> Plan:
+def options_of(args: argparse.Namespace) -> BenchOptions:
     """What is measured, and how the levels are run."""
     from gguf_embed.engine.opening import Settings
-    from gguf_embed.lab.bench import Plan
+    from gguf_embed.lab.bench import BenchOptions
 
     settings = Settings(
         pooling=options.pooling(args.pooling), n_threads=args.threads, tune=not args.no_tune
     )
-    return Plan(rounds=args.rounds, quality=not args.no_quality, settings=settings)
+    return BenchOptions(rounds=args.rounds, quality=not args.no_quality, settings=settings)
 
 
 def _print(found: Report) -> None:

@@ -130,7 +130,7 @@ def _stored(args: argparse.Namespace) -> list[_Side]:
 
 
 def _embedded(args: argparse.Namespace) -> list[_Side]:
-    from gguf_embed.lab.tasks import parallel_sentences
+    from gguf_embed.lab.parallel import parallel_sentences
 
     records = _records(args) if args.texts else None
     texts = [r.text for r in records] if records else parallel_sentences().sentences["en"]

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from gguf_embed.cli import console, options
 
 if TYPE_CHECKING:
-    from gguf_embed.lab.quantize import Forecast, Made
+    from gguf_embed.lab.forecast import Forecast
+    from gguf_embed.lab.quantize import Made
 
 DESCRIPTION = """\
 Make a GGUF of another quantization level with llama.cpp's own quantizer. From one F16, BF16 or
@@ -72,11 +73,11 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Quantize and verify; returns 0."""
-    from gguf_embed.lab import quantize
-    from gguf_embed.store import hub
+    from gguf_embed.lab import forecast, quantize
+    from gguf_embed.store import download
 
-    recipe = quantize.Recipe(
-        level=quantize.level_named(args.level),
+    recipe = forecast.Recipe(
+        level=forecast.level_named(args.level),
         token_embedding_type=args.token_embedding_type,
         output_type=args.output_type,
         pure=args.pure,
@@ -84,25 +85,25 @@ def run(args: argparse.Namespace) -> int:
         force=args.force,
         n_threads=args.threads,
     )
-    source = quantize.find_source(args.source, force=args.force)
+    source = forecast.find_source(args.source, force=args.force)
     with _Line.on_terminal(quiet=args.quiet) as line:
-        path = hub.fetch(
+        path = download.fetch(
             source,
             progress=lambda here, total: line.show(
                 f"fetching {source.label}: {here >> 20:,} of {total >> 20:,} MiB"
             ),
         )
-        forecast = quantize.plan(path, recipe)
+        expected = forecast.forecast(path, recipe)
         made = quantize.make(
-            forecast,
+            expected,
             args.output,
             on_progress=lambda n, total, name: line.show(f"[{n}/{total}] {name}"),
             on_status=line.show,
         )
     if args.json:
-        console.print_json(_report(forecast, made))
+        console.print_json(_report(expected, made))
     elif not args.quiet:
-        _print(forecast, made)
+        _print(expected, made)
     return 0
 
 

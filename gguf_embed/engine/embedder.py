@@ -26,7 +26,7 @@ from gguf_embed.engine.tokenizer import Tokenizer
 from gguf_embed.errors import BadInput, BadOption, BadText, NativeFailed, TextTooLong
 from gguf_embed.native.library import Model, Tokens
 from gguf_embed.plan.plan import Plan
-from gguf_embed.store import hub
+from gguf_embed.store import download
 from gguf_embed.system.closing import Closes
 from gguf_embed.vectors import Vectors, check_dimensions, finish
 
@@ -134,7 +134,7 @@ class Embedder(Closes):
         *,
         settings: Settings | None = None,
         on_status: Callable[[str], None] | None = None,
-        on_download: hub.Progress | None = None,
+        on_download: download.Progress | None = None,
     ) -> Embedder:
         """Open a model by catalog name, Hub repository, path, or "auto"; downloads it if need be.
 

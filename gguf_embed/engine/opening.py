@@ -25,13 +25,13 @@ from gguf_embed.gguf.check import check_embedder, needs_pooling
 from gguf_embed.gguf.header import ENCODERS, Header, read_header
 from gguf_embed.machine import measured, selftest
 from gguf_embed.machine import probe as hardware
-from gguf_embed.machine.measured import Series
+from gguf_embed.machine.measured import MeasuredRun
 from gguf_embed.machine.probe import Machine
 from gguf_embed.machine.selftest import Working
 from gguf_embed.native.library import MAX_SEQS
 from gguf_embed.plan import plan
 from gguf_embed.plan.plan import Limits, Plan, Run, Variant
-from gguf_embed.store import hub
+from gguf_embed.store import download, hub, names
 from gguf_embed.store.local import Source
 from gguf_embed.vectors import Pooling
 
@@ -115,7 +115,7 @@ def choose(name: str | Path, machine: Machine, limits: Limits, *, here: bool = T
     if name == plan.AUTO:
         return _choose_auto(machine, limits, here=here)
     known = _known(machine, limits, here=here)
-    offered = hub.offered(name, limits.quant, here=here)
+    offered = names.offered(name, limits.quant, here=here)
     sources = _in_reach(offered, here=here)
     offers = _offers(sources, here=here)
     if limits.quant or len(offered) == 1:  # the name of a file may differ from what its header says
@@ -143,7 +143,7 @@ def choose_file(path: Path, card: ModelCard | None, machine: Machine, limits: Li
 
 def _choose_auto(machine: Machine, limits: Limits, *, here: bool) -> Choice:
     family = plan.auto_family()
-    sources = [source for card in family for source in hub.offered(card.id, here=here)]
+    sources = [source for card in family for source in names.offered(card.id, here=here)]
     if limits.quant:
         limits = replace(limits, quant=quants.parse(limits.quant))
         sources = [source for source in sources if source.quant == limits.quant]
@@ -156,7 +156,7 @@ def _choose_auto(machine: Machine, limits: Limits, *, here: bool) -> Choice:
     return _chosen(offers, made, machine, limits)
 
 
-def _known(machine: Machine, limits: Limits, *, here: bool) -> Sequence[Series]:
+def _known(machine: Machine, limits: Limits, *, here: bool) -> Sequence[MeasuredRun]:
     """What was measured on this machine, which says nothing about another."""
     return measured.load(limits.n_threads or machine.usable_cores) if here else ()
 
@@ -270,7 +270,7 @@ def find_model(
     name: str | Path,
     settings: Settings,
     on_status: Callable[[str], None] | None = None,
-    on_download: hub.Progress | None = None,
+    on_download: download.Progress | None = None,
 ) -> Found:
     """The file that a name means here, downloaded if need be; see `Embedder.open`."""
     _check_ranges(settings)
@@ -283,10 +283,10 @@ def find_model(
     if on_status is not None and source.where != "package":
         on_status(chosen.plan.in_short)
     if source.path is None and not hub.places().offline:
-        hub.check_licence(source)
+        download.check_licence(source)
         if on_status is not None:
             on_status(f"fetching {source.label_with_size}, once")
-    path = hub.fetch(source, progress=on_download)
+    path = download.fetch(source, progress=on_download)
     return found_file(chosen, path, settings)
 
 

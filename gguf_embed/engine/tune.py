@@ -25,7 +25,7 @@ from gguf_embed.gguf.header import Header
 from gguf_embed.gguf.layout import shape_of
 from gguf_embed.machine import measured, selftest
 from gguf_embed.machine import probe as hardware
-from gguf_embed.machine.measured import Figures, Series
+from gguf_embed.machine.measured import LevelFigures, MeasuredRun
 from gguf_embed.machine.selftest import Working
 from gguf_embed.native import library as llama
 from gguf_embed.native.library import Context, ContextParams, Model, Tokens
@@ -190,15 +190,17 @@ def tune(
             best.cosine,
         )
     else:
-        measured.keep(_series(tuned, header, meaning), n_cores)
+        measured.keep(_measured_run(tuned, header, meaning), n_cores)
     _keep(tuned, header, n_cores, room)
     return tuned
 
 
-def _series(tuned: Tuned, header: Header, meaning: Meaning) -> Series:
+def _measured_run(tuned: Tuned, header: Header, meaning: Meaning) -> MeasuredRun:
     """The speed of this level, for comparison with others that were tuned."""
-    figures = Figures(tokens_per_s=tuned.tokens_per_s, n_gpu_layers=tuned.settings.n_gpu_layers)
-    return Series(
+    figures = LevelFigures(
+        tokens_per_s=tuned.tokens_per_s, n_gpu_layers=tuned.settings.n_gpu_layers
+    )
+    return MeasuredRun(
         model="",
         shape=measured.shape_key(shape_of(header), meaning.pooling, causal=meaning.causal),
         by="tune",

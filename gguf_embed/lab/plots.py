@@ -44,7 +44,7 @@ def draw(report: Report, folder: Path) -> tuple[Path, ...]:
 
     untyped: Any = matplotlib  # its types name every setting there is
     measured = [r for r in report.results if r.costs is not None]
-    pictures = {"levels": _draw_levels}
+    pictures = {"levels": draw_levels}
     if len(_dims(measured)) > 1:
         pictures["dims"] = _draw_dims
     paths: list[Path] = []
@@ -67,7 +67,7 @@ def _dims(measured: Sequence[Result]) -> tuple[int, ...]:
     return tuple(quality.by_dim) if quality else ()
 
 
-def _draw_levels(report: Report, measured: Sequence[Result], figure: Any) -> None:
+def draw_levels(report: Report, measured: Sequence[Result], figure: Any) -> None:
     """Quality (without it, the size) against speed; the area of a disc is the size of the file."""
     axes: Any = figure.subplots()
     largest = max(r.level.n_bytes for r in measured)

@@ -1,7 +1,7 @@
 """How good vectors are: against a reference's, and against the truth where it is known.
 
-judge = Judge(task, reference)      # its own rankings, once
-judge.quality(vectors)              # of another level, prompt, engine
+meter = QualityMeter(task, reference)      # its own rankings, once
+meter.quality(vectors)              # of another level, prompt, engine
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gguf_embed.catalog.card import ModelCard
-from gguf_embed.lab import tasks as evaluation
 from gguf_embed.lab.metrics import (
     CosineStats,
     Ranking,
@@ -25,6 +24,7 @@ from gguf_embed.lab.metrics import (
     rank,
     recall,
 )
+from gguf_embed.lab.parallel import matching_accuracy, parallel_sentences
 from gguf_embed.lab.tasks import Task
 from gguf_embed.machine.measured import Loss
 from gguf_embed.vectors import Vectors, finish
@@ -63,7 +63,7 @@ class LevelVectors:
     parallel: Vectors  # of `Parallel.texts`; no rows: not asked for
 
 
-class Judge:
+class QualityMeter:
     """Compares vectors with the reference's, whose own rankings are made once."""
 
     def __init__(self, task: Task, reference: LevelVectors, dims: Sequence[int]) -> None:
@@ -71,7 +71,7 @@ class Judge:
         self.task = task
         self.reference = reference
         self.dims = dims
-        self.languages = tuple(evaluation.parallel_sentences().sentences)
+        self.languages = tuple(parallel_sentences().sentences)
         self.neighbours = neighbours(reference.passages, k=TOP)
         self.ranking = self._ranking(reference, None)
         self.by_qrels = None if task.qrels is None else ndcg(self.ranking, task.qrels)
@@ -82,7 +82,7 @@ class Judge:
         by_qrels = None if self.task.qrels is None else ndcg(found, self.task.qrels)
         matching = None
         if len(level.parallel):
-            pairs = evaluation.matching_accuracy(level.parallel, self.languages)
+            pairs = matching_accuracy(level.parallel, self.languages)
             matching = sum(pairs.values()) / len(pairs)
         return Quality(
             n_passages=len(level.passages),

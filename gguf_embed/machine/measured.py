@@ -42,7 +42,7 @@ class Loss:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
+class LevelQuality:
     """A level's quality beside that of `reference`, the best level that was there, on `texts`."""
 
     reference: str
@@ -60,16 +60,16 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Figures:
+class LevelFigures:
     """What is known of one level; None: not measured."""
 
     tokens_per_s: float | None = None
     n_gpu_layers: int = 0  # at that speed
-    quality: Judged | None = None
+    quality: LevelQuality | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Series:
+class MeasuredRun:
     """Levels of one model that were measured alike, so that their figures compare."""
 
     model: str  # as plan.Variant has it; "" where only speed was measured
@@ -77,7 +77,7 @@ class Series:
     by: By
     texts_sha256: str  # "" for the tuner's
     day: str  # UTC, as 2026-09-30
-    levels: Mapping[str, Figures]
+    levels: Mapping[str, LevelFigures]
 
 
 def shape_key(shape: Shape, pooling: Pooling, *, causal: bool) -> str:
@@ -92,23 +92,25 @@ def shape_key(shape: Shape, pooling: Pooling, *, causal: bool) -> str:
     )
 
 
-def figures(known: Sequence[Series], shape: str, model: str) -> dict[str, Figures]:
-    """By level, what is known of a model: the speeds of one series and the qualities of one.
+def figures(known: Sequence[MeasuredRun], shape: str, model: str) -> dict[str, LevelFigures]:
+    """By level, what is known of a model: the speeds of one run and the qualities of one.
 
     Of several the one with the most levels counts, of those the newest; figures of different
-    series are never mixed.
+    runs are never mixed.
     """
     same = [one for one in known if one.shape == shape]
     fast = _fullest(same, lambda one: one.tokens_per_s is not None)
     good = _fullest([one for one in same if one.model == model], lambda one: bool(one.quality))
     found = {quant: replace(one, quality=None) for quant, one in fast.items()}
     for quant, one in good.items():
-        found[quant] = replace(found.get(quant, Figures()), quality=one.quality)
+        found[quant] = replace(found.get(quant, LevelFigures()), quality=one.quality)
     return found
 
 
-def _fullest(known: Iterable[Series], has: Callable[[Figures], bool]) -> dict[str, Figures]:
-    best: dict[str, Figures] = {}
+def _fullest(
+    known: Iterable[MeasuredRun], has: Callable[[LevelFigures], bool]
+) -> dict[str, LevelFigures]:
+    best: dict[str, LevelFigures] = {}
     for one in known:  # the newest comes last
         levels = {quant: of_one for quant, of_one in one.levels.items() if has(of_one)}
         if len(levels) >= len(best):
@@ -120,21 +122,23 @@ def _fullest(known: Iterable[Series], has: Callable[[Figures], bool]) -> dict[st
 
 
 def today() -> str:
-    """The day in UTC, as a series tells it."""
+    """The day in UTC, as a run tells it."""
     return datetime.now(UTC).date().isoformat()
 
 
-def load(n_cores: int) -> tuple[Series, ...]:
+def load(n_cores: int) -> tuple[MeasuredRun, ...]:
     """All that was measured with this llama.cpp build, CPU and number of cores, newest last."""
     try:
-        return tuple(_series(fields) for fields in json.loads(_file(n_cores).read_text("utf-8")))
+        return tuple(
+            _measured_run(fields) for fields in json.loads(_file(n_cores).read_text("utf-8"))
+        )
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return ()
 
 
-def keep(new: Series, n_cores: int) -> None:
-    """Add a series to what is kept; one that it covers goes, and the tuner's of a shape grow."""
-    kept: list[Series] = []
+def keep(new: MeasuredRun, n_cores: int) -> None:
+    """Add a run to what is kept; one that it covers goes, and the tuner's of a shape grow."""
+    kept: list[MeasuredRun] = []
     for old in load(n_cores):
         if old.by == new.by == "tune" and old.shape == new.shape:
             new = replace(new, levels={**old.levels, **new.levels})
@@ -152,7 +156,7 @@ def keep(new: Series, n_cores: int) -> None:
         _log.warning("the measurement is not kept for `plan`: %s", error)
 
 
-def _covers(new: Series, old: Series) -> bool:
+def _covers(new: MeasuredRun, old: MeasuredRun) -> bool:
     """Whether everything that the old one knows was measured again on the same texts."""
     if (new.by, new.model, new.shape) != (old.by, old.model, old.shape):
         return False
@@ -172,16 +176,16 @@ def _file(n_cores: int) -> Path:
     return paths.home() / "measured" / name
 
 
-def _series(fields: dict[str, Any]) -> Series:
+def _measured_run(fields: dict[str, Any]) -> MeasuredRun:
     levels = {quant: _figures(one) for quant, one in fields.pop("levels").items()}
-    return Series(**fields, levels=levels)
+    return MeasuredRun(**fields, levels=levels)
 
 
-def _figures(fields: dict[str, Any]) -> Figures:
+def _figures(fields: dict[str, Any]) -> LevelFigures:
     quality = fields.pop("quality")
-    return Figures(**fields, quality=_judged(quality) if quality else None)
+    return LevelFigures(**fields, quality=_judged(quality) if quality else None)
 
 
-def _judged(fields: dict[str, Any]) -> Judged:
+def _judged(fields: dict[str, Any]) -> LevelQuality:
     loss = fields.pop("loss")
-    return Judged(**fields, loss=Loss(**loss) if loss else None)
+    return LevelQuality(**fields, loss=Loss(**loss) if loss else None)

@@ -10,6 +10,7 @@ import ctypes
 import functools
 import hashlib
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -279,7 +280,7 @@ def quantize(
     _listeners.append(listen)
     try:
         status = native.llama_model_quantize(
-            str(source).encode(), str(target).encode(), ctypes.byref(wanted)
+            os.fsencode(source), os.fsencode(target), ctypes.byref(wanted)
         )
     finally:
         _listeners.remove(listen)
@@ -313,7 +314,7 @@ class Model:
         if no_alloc:
             params.load_mode = native.LLAMA_LOAD_MODE_NONE
         _last_lines.clear()
-        self.pointer: Any = native.llama_model_load_from_file(str(path).encode(), params)
+        self.pointer: Any = native.llama_model_load_from_file(os.fsencode(path), params)
         if not self.pointer:
             raise BadModelFile(f"{path}: llama.cpp cannot load it: {_reason()}")
         self.path = path

@@ -19,10 +19,11 @@ from gguf_embed.catalog import catalog
 from gguf_embed.catalog.card import ModelCard, ModelFile
 from gguf_embed.errors import BadModelFile, BadOption, DoesNotFit
 from gguf_embed.gguf import layout, quants
-from gguf_embed.gguf.header import ENCODERS, Header, TensorInfo
+from gguf_embed.gguf.header import ENCODERS, Header
 from gguf_embed.gguf.layout import Shape
+from gguf_embed.gguf.tensors import TensorInfo
 from gguf_embed.machine import measured
-from gguf_embed.machine.measured import Figures, Series
+from gguf_embed.machine.measured import LevelFigures, MeasuredRun
 from gguf_embed.machine.probe import Device, Machine
 from gguf_embed.vectors import Pooling
 
@@ -161,7 +162,7 @@ class Candidate:
     reason: str
     run: Run
     memory: Mapping[str, Memory]  # by device, "CPU" for RAM
-    measured: Figures  # here, with as many layers on GPUs
+    measured: LevelFigures  # here, with as many layers on GPUs
 
     @property
     def fits(self) -> bool:
@@ -474,7 +475,7 @@ def plan_for(
     machine: Machine,
     limits: Limits | None = None,
     *,
-    known: Sequence[Series] = (),
+    known: Sequence[MeasuredRun] = (),
     any_quant: bool = False,
     offered: Sequence[Variant] = (),
 ) -> Plan:
@@ -509,7 +510,7 @@ def plan_auto(
     machine: Machine,
     limits: Limits | None = None,
     *,
-    known: Sequence[Series] = (),
+    known: Sequence[MeasuredRun] = (),
     offered: Mapping[str, Sequence[Variant]] | None = None,
 ) -> Plan:
     """The best Qwen3-Embedding that the machine runs well: all of it on GPUs, or a small one.
@@ -548,7 +549,7 @@ def make_plan(
     machine: Machine,
     limits: Limits | None = None,
     *,
-    known: Sequence[Series] = (),
+    known: Sequence[MeasuredRun] = (),
 ) -> Plan:
     """The best of a model's variants for a machine of which `known` was measured.
 
@@ -592,7 +593,7 @@ class _Misfit:
 
 
 def _best(
-    variants: Sequence[Variant], machine: Machine, limits: Limits, known: Sequence[Series]
+    variants: Sequence[Variant], machine: Machine, limits: Limits, known: Sequence[MeasuredRun]
 ) -> Plan | _Misfit:
     offered = _offered(variants, limits)
     acceptable = _acceptable(offered, limits)
@@ -703,7 +704,7 @@ class _Room:
 
     machine: Machine
     limits: Limits
-    figures: Mapping[str, Figures]  # by quantization
+    figures: Mapping[str, LevelFigures]  # by quantization
 
     def candidate(self, variant: Variant, tier: Tier) -> Candidate:
         """The variant on one tier, with as much room as there is."""
@@ -844,9 +845,9 @@ class _Room:
             measured=self._figures(variant, run),
         )
 
-    def _figures(self, variant: Variant, run: Run) -> Figures:
+    def _figures(self, variant: Variant, run: Run) -> LevelFigures:
         """What was measured of the variant; its speed only with as many layers on GPUs."""
-        found = self.figures.get(variant.quant, Figures())
+        found = self.figures.get(variant.quant, LevelFigures())
         n_places = variant.shape.n_layer + 1
         there, here = (
             n_places if n < 0 else min(n, n_places) for n in (found.n_gpu_layers, run.n_gpu_layers)
@@ -1049,7 +1050,7 @@ def _first_that_runs_well(
     cards: Iterable[ModelCard],
     machine: Machine,
     limits: Limits,
-    known: Sequence[Series],
+    known: Sequence[MeasuredRun],
     *,
     any_quant: bool,
 ) -> Plan | None:

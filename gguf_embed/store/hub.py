@@ -137,12 +137,15 @@ def _model_info(source: Source, at: Places) -> ModelInfo:
 
         def ask() -> ModelInfo:
             try:
-                return api.model_info(
+                info = api.model_info(
                     repo,
                     revision=source.revision,
                     files_metadata=True,
                     timeout=constants.HF_HUB_ETAG_TIMEOUT,
                 )
+                if info.siblings is None:
+                    raise ValueError("no list of files")
+                return info
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 # A page that a network puts before everything has status 200 and is no JSON.
                 raise NoHub(f"its answer about {repo} is none of a Hub") from error
