@@ -528,7 +528,7 @@ def test_the_tolerance(carry: Path, at: Places, angle: float, passes: bool):
 
 
 def test_no_room_in_the_store(carry: Path, at: Places, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda _: Usage(free=1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(free=1000))
     with pytest.raises(DoesNotFit, match="GGUF_EMBED_HOME"):
         unbundle(carry, at=at)
     assert not [*at.store.rglob("*.gguf"), *at.store.rglob("*.json")]
