@@ -42,8 +42,6 @@ LONG: Mapping[str, str] = {
     "engine/embedder.py": "to be split into embedder and prepare",
     "engine/tune.py": "to be split",
     "io/read.py": "to be split into read and write",
-    "machine/probe.py": "to be split into machine, probe, advice and linux",
-    "native/library.py": "to be split into library, context and quantizer",
     "plan/plan.py": "to be split into settings, memory, plan and reasons",
 }
 
