@@ -39,9 +39,7 @@ MAX_LINES = 400
 # Longer files, each with its reason.
 LONG: Mapping[str, str] = {
     "bundle/bundle.py": "to be split into format, bundle and unbundle",
-    "engine/embedder.py": "to be split into embedder and prepare",
     "engine/tune.py": "to be split",
-    "io/read.py": "to be split into read and write",
     "plan/plan.py": "to be split into settings, memory, plan and reasons",
 }
 
