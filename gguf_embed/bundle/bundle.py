@@ -1,6 +1,6 @@
 """All that a machine without internet needs for one model, in one folder, with its own proof.
 
-    written = write(hub.resolve("qwen3-embedding:0.6b"), Path("carry"))  # on a connected machine
+    written = write(names.resolve("qwen3-embedding:0.6b"), Path("carry"))  # on a connected machine
     opened = unbundle(Path("carry"))                                     # on the other one
 
     README.md      how to install from the folder
@@ -37,7 +37,7 @@ import numpy as np
 from gguf_embed import __version__
 from gguf_embed.bundle import wheels
 from gguf_embed.catalog import catalog
-from gguf_embed.catalog.catalog import ModelCard
+from gguf_embed.catalog.card import ModelCard
 from gguf_embed.engine import canaries
 from gguf_embed.engine import opening as choice
 from gguf_embed.engine.embedder import Embedder
@@ -55,7 +55,7 @@ from gguf_embed.gguf import quants
 from gguf_embed.gguf.header import Header, read_header
 from gguf_embed.lab.metrics import CosineStats, cosine_stats, cosines
 from gguf_embed.machine import probe as hardware
-from gguf_embed.store import hub
+from gguf_embed.store import download, hub, names
 from gguf_embed.store import local as store
 from gguf_embed.store.local import ORIGIN_KEYS, Places, Source, file_sha256, mib
 from gguf_embed.system.files import check_free, free_bytes, whole_folder
@@ -125,7 +125,7 @@ def write(
     target: Path,
     *,
     packages_for: str | None = wheels.HERE,
-    progress: hub.Progress | None = None,
+    progress: download.Progress | None = None,
     on_status: Status | None = None,
     at: Places | None = None,
 ) -> Written:
@@ -151,7 +151,7 @@ def write(
         if packages_for is not None:  # first: they fail sooner than gigabytes move
             wheels.collect(folder / "wheels", packages_for, on_status=say)
         # Who calls this has shown the licence, as the command line does.
-        path = hub.fetch(source, progress=progress, accept_licence=True, at=at)
+        path = download.fetch(source, progress=progress, accept_licence=True, at=at)
         _check_room(target, path.stat().st_size)
         source, licence = _fill(folder, source, path, at, say)
         about: dict[str, object] = {
@@ -623,14 +623,14 @@ def _installed(about: _About, at: Places) -> Source:
 
 def _name(stored: Source, at: Places) -> str:
     """The shortest name that means this very file from now on; its path where none does."""
-    names: list[str] = []
+    spellings: list[str] = []
     for name in (stored.name, stored.repo):
-        names += [name, f"{name}:{stored.quant}"] if name else []
+        spellings += [name, f"{name}:{stored.quant}"] if name else []
     if stored.repo:
-        names.append(f"hf:{stored.repo}/{stored.file}")
-    for name in names:
+        spellings.append(f"hf:{stored.repo}/{stored.file}")
+    for name in spellings:
         with suppress(GgufEmbedError):
-            if hub.resolve(name, at=at).path == stored.path:
+            if names.resolve(name, at=at).path == stored.path:
                 return name
     return str(stored.path)
 
