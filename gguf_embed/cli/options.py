@@ -10,7 +10,7 @@ from gguf_embed.cli import console
 from gguf_embed.errors import BadInput
 
 if TYPE_CHECKING:
-    from gguf_embed.bundle.bundle import Licence
+    from gguf_embed.bundle.format import Licence
     from gguf_embed.engine.embedder import Embedder
     from gguf_embed.engine.opening import Settings
     from gguf_embed.store.local import Source
@@ -136,7 +136,7 @@ def add_fields(parser: argparse.ArgumentParser) -> None:
 
 
 def add_accept_licence(parser: argparse.ArgumentParser) -> None:
-    """--accept-licence, for `check_licence`."""
+    """--accept-licence, for `agree_to_licence`."""
     parser.add_argument(
         "--accept-licence",
         action="store_true",
@@ -144,7 +144,7 @@ def add_accept_licence(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check_licence(source: Source, *, accepted: bool) -> None:
+def agree_to_licence(source: Source, *, accepted: bool) -> None:
     """Show a licence that forbids commercial use, and fetch nothing under it unasked."""
     card = source.card
     if card is None or card.commercial:
