@@ -49,3 +49,14 @@ def test_the_end_token_comes_last_once(qwen: tuple[Model, Tokenizer], tmp_path: 
     assert old.encode("a cat").tolist() == tokenizer.encode("a cat").tolist()
     assert old.encode("a cat").tolist().count(header.eos_id or -1) == 1
     model.close()
+
+
+def test_next_line_is_a_blank_to_xlmr(tmp_path: Path):
+    """As it is to the reference; docs/accuracy.md has the rest of what differs."""
+    path = tiny.write_xlmr(tmp_path / "xlmr.gguf").path
+    model = Model(path)
+    tokenizer = Tokenizer(path, read_header(path), model, end_token=None)
+    expected = model.tokenize(b"a cat sat").tolist()
+    assert model.tokenize("a\x85cat\x85sat".encode()).tolist() != expected
+    assert tokenizer.encode("a\x85cat\x85sat").tolist() == expected
+    model.close()

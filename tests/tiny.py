@@ -75,6 +75,7 @@ def write_qwen3(
     pooling: Pooling | None = Pooling.LAST,
     add_eos: bool = True,
     n_ctx: int = 2048,
+    pre: str = "qwen2",
 ) -> TinyModel:
     """A causal Qwen3 embedder. `pooling=None` writes no pooling key, as a chat model has.
 
@@ -82,7 +83,9 @@ def write_qwen3(
     """
     shape = _DecoderShape(n_embd=256, n_head=8, n_head_kv=2, head_dim=64, n_ff=256, n_ctx=n_ctx)
     writer = _decoder_writer(path, "qwen3", shape, outtype)
-    return _write_decoder(writer, path, shape, seed, outtype, pooling=pooling, add_eos=add_eos)
+    return _write_decoder(
+        writer, path, shape, seed, outtype, pooling=pooling, add_eos=add_eos, pre=pre
+    )
 
 
 def write_qwen3_reranker(path: Path, *, seed: int = 0, outtype: str = "F32") -> TinyModel:
@@ -139,11 +142,12 @@ def _write_decoder(
     *,
     pooling: Pooling | None,
     add_eos: bool,
+    pre: str = "qwen2",
 ) -> TinyModel:
     is_qwen3 = writer.arch == "qwen3"
     vocab = _byte_level_bpe(add_eos=add_eos)
     weights = _decoder_weights(shape, vocab, seed, qkv_bias=not is_qwen3, qk_norm=is_qwen3)
-    _add_bpe(writer, vocab, add_eos=add_eos)
+    _add_bpe(writer, vocab, add_eos=add_eos, pre=pre)
     if pooling is not None:
         writer.add_pooling_type(pooling)
     extra: dict[str, Array] = {}
@@ -403,10 +407,10 @@ def _byte_level_bpe(*, add_eos: bool) -> _Vocabulary:
     return _Vocabulary(tokens=tokens, types=types, json=tokenizer, merges=merges)
 
 
-def _add_bpe(writer: gguf.GGUFWriter, vocab: _Vocabulary, *, add_eos: bool) -> None:
+def _add_bpe(writer: gguf.GGUFWriter, vocab: _Vocabulary, *, add_eos: bool, pre: str) -> None:
     eos = vocab.tokens.index(EOS)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")
+    writer.add_tokenizer_pre(pre)
     writer.add_token_list(vocab.tokens)
     writer.add_token_types(vocab.types)
     writer.add_token_merges(vocab.merges)

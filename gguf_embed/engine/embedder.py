@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from itertools import islice, repeat
 from pathlib import Path
@@ -22,7 +22,8 @@ from gguf_embed.engine import tune
 from gguf_embed.engine.opening import Found, Settings, end_token, find_model, wanted
 from gguf_embed.engine.runner import Outcome, Runner, tap_works
 from gguf_embed.engine.schedule import Microbatch, Shared, pack, shared_prefixes
-from gguf_embed.engine.tokenizer import Tokenizer
+from gguf_embed.engine.stacks import stack_pool
+from gguf_embed.engine.tokenizer import RunTooLong, Tokenizer
 from gguf_embed.errors import BadInput, BadOption, BadText, NativeFailed, TextTooLong
 from gguf_embed.native.library import Model, Tokens
 from gguf_embed.plan.plan import Plan
@@ -123,9 +124,7 @@ class Embedder(Closes):
         self._tokenizer = Tokenizer(
             path, header, self.model, end_token=end_token(header, card, self.pooling)
         )
-        self._tokenizers = ThreadPoolExecutor(
-            min(8, os.cpu_count() or 1), thread_name_prefix="gguf-embed-tokenize"
-        )
+        self._tokenizers = stack_pool(min(8, os.cpu_count() or 1), "gguf-embed-tokenize")
 
     @classmethod
     def open(
@@ -418,6 +417,8 @@ class Embedder(Closes):
                 f"(U+{ord(error.object[error.start]):04X}), which is no text; fix the decoding or "
                 "use errors='replace'",
             ) from None
+        except RunTooLong as error:
+            raise BadText(row, str(error)) from None
 
     def _check_open(self) -> None:
         """Native pointers of a closed model lead nowhere."""
