@@ -20,13 +20,12 @@ from functools import cache
 from pathlib import Path
 from typing import Final, Literal, TypeVar, cast
 
+from gguf_embed.catalog import BUILTIN
 from gguf_embed.errors import BadOption, GgufEmbedError
 from gguf_embed.gguf import quants
 from gguf_embed.gguf.header import Header
 from gguf_embed.gguf.layout import QUANTS, Shape
 from gguf_embed.vectors import Pooling
-
-BUILTIN: Final = "all-minilm-l6-v2"
 
 Kind = Literal["embedder", "reranker"]
 

@@ -6,6 +6,7 @@ import argparse
 import re
 from typing import TYPE_CHECKING, Any
 
+from gguf_embed.catalog import BUILTIN
 from gguf_embed.cli import console
 from gguf_embed.errors import BadInput
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from gguf_embed.store.local import Source
     from gguf_embed.vectors import Pooling
 
-BUILTIN = "all-minilm-l6-v2"
 POOLINGS = ("mean", "cls", "last")
 PREFERENCES = ("quality", "speed", "memory")
 
