@@ -26,7 +26,7 @@ from gguf_embed.cli import bench as bench_command
 from gguf_embed.engine.opening import Settings
 from gguf_embed.errors import BadInput, BadOption, DoesNotFit, ModelNotFound, NativeFailed
 from gguf_embed.gguf.header import read_header
-from gguf_embed.lab import bench, levels, plots, report, task_files, worker
+from gguf_embed.lab import bench, estimate, levels, plots, report, task_files, worker
 from gguf_embed.lab.bench import BenchOptions, Costs, Report, Result
 from gguf_embed.lab.levels import Level, find_subject, make_levels
 from gguf_embed.lab.metrics import CosineStats, loss_of
@@ -629,11 +629,11 @@ def test_advice_takes_what_is_as_good_and_then_fast_or_small():
 
 def test_how_long_it_will_take():
     """Two levels, 10 and 20 texts/s: 3 rounds of 40 texts and vectors of 1,000, by hand."""
-    seconds = bench.forecast_s([10, 20], n_in_round=40, n_rounds=3, n_vectors=1000)
-    assert seconds == pytest.approx(1120 / 10 + 1120 / 20 + 2 * 4 * bench.TURN_S)
-    assert bench.forecast_s([10], n_in_round=40, n_rounds=1, n_vectors=0) == 4 + bench.TURN_S
-    assert bench.shown_time(89) == "about 89 s"
-    assert bench.shown_time(95) == "about 2 min"
+    seconds = estimate.forecast_s([10, 20], n_in_round=40, n_rounds=3, n_vectors=1000)
+    assert seconds == pytest.approx(1120 / 10 + 1120 / 20 + 2 * 4 * estimate.TURN_S)
+    assert estimate.forecast_s([10], n_in_round=40, n_rounds=1, n_vectors=0) == 4 + estimate.TURN_S
+    assert estimate.shown_time(89) == "about 89 s"
+    assert estimate.shown_time(95) == "about 2 min"
 
 
 # -- the command -----------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from gguf_embed import __version__
 from gguf_embed.engine.opening import Settings
 from gguf_embed.errors import NativeFailed
 from gguf_embed.lab import ROUNDS, worker
+from gguf_embed.lab.estimate import forecast_s, shown_time
 from gguf_embed.lab.levels import Level, Status, Subject
 from gguf_embed.lab.parallel import parallel_sentences
 from gguf_embed.lab.quality import LevelVectors, Quality, QualityMeter, dims_of
@@ -42,7 +43,6 @@ from gguf_embed.store.local import mib
 ROUND_S = 4.0  # the slowest level embeds for about so long in a round
 MIN_TEXTS = 8  # but never less than that
 N_LATENCIES = 24  # single texts per round, unless that takes longer than ROUND_S
-TURN_S = 2.0  # a child starts and opens its model, in about that
 BUSY = 0.5  # load per usable core from which speeds are not to be trusted
 UNSTEADY = 0.15  # spread of rounds from which they are not
 
@@ -222,20 +222,6 @@ def unsteady_remarks(costs: Mapping[str, Costs]) -> list[str]:
         f"rounds of {name} are up to {100 * worst.spread:.0f} % off their median: something else "
         "was running; measure again on a quiet machine, or with more rounds"
     ]
-
-
-def forecast_s(
-    texts_per_s: Sequence[float], *, n_in_round: int, n_rounds: int, n_vectors: int
-) -> float:
-    """Seconds that a run over levels of these speeds takes, once they are open."""
-    n_texts = n_rounds * n_in_round + n_vectors
-    n_turns = n_rounds + bool(n_vectors)
-    return sum(n_turns * TURN_S + n_texts / speed for speed in texts_per_s)
-
-
-def shown_time(seconds: float) -> str:
-    """A rough time for people."""
-    return f"about {seconds / 60:.0f} min" if seconds >= 90 else f"about {seconds:.0f} s"
 
 
 class _Bench:
