@@ -20,7 +20,7 @@ from gguf_embed.cli import options
 from gguf_embed.engine.embedder import Block, Progress
 from gguf_embed.engine.opening import Settings
 from gguf_embed.errors import BadOption, NativeFailed, TextTooLong
-from gguf_embed.machine.probe import machine_from_json
+from gguf_embed.machine.machine import machine_from_json
 from gguf_embed.plan.plan import plan_for
 from gguf_embed.vectors import Pooling
 

@@ -25,7 +25,7 @@ from gguf_embed.engine.schedule import Microbatch, Shared, pack, shared_prefixes
 from gguf_embed.engine.stacks import stack_pool
 from gguf_embed.engine.tokenizer import RunTooLong, Tokenizer
 from gguf_embed.errors import BadInput, BadOption, BadText, NativeFailed, TextTooLong
-from gguf_embed.native.library import Model, Tokens
+from gguf_embed.native.model import Model, Tokens
 from gguf_embed.plan.plan import Plan
 from gguf_embed.store import hub
 from gguf_embed.system.closing import Closes
