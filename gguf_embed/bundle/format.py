@@ -38,11 +38,11 @@ FORMAT: Final = 1
 ABOUT: Final = "bundle.json"
 CANARIES: Final = "canaries.json"
 
-# Cosine between the vectors of two machines. Over the paths of one machine (flash attention,
-# repacked weights, tapped or pooled, alone or in a batch) the least was 0.99999 with weights of 16
-# and 32 bits, and 0.9994 with quantized ones (all-MiniLM-L6-v2 and a random Qwen3, Q8_0 to Q2_K).
-# Other CPUs and GPUs are given more than ten times that. Wrong pooling or a lost end token is below
-# 0.6 with the same two models.
+# Cosine between a text's vectors on two machines. One machine has several paths (flash attention,
+# repacked weights, tapped or pooled, alone or in a batch): the least cosine between two of them was
+# 0.99999 with weights of 16 and 32 bits, 0.9994 with quantized ones (all-MiniLM-L6-v2 and a random
+# Qwen3, Q8_0 to Q2_K). Another CPU or GPU may differ more than ten times as much. Wrong pooling or
+# a lost end token gives less than 0.6 with these two models.
 _MIN_COSINE_FLOAT: Final = 0.999
 _MIN_COSINE_QUANTIZED: Final = 0.99
 MOST_BYTES: Final = 64 * 2**20  # that are read into memory of a file from elsewhere
