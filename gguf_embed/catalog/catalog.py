@@ -10,12 +10,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
+from gguf_embed.catalog import BUILTIN
 from gguf_embed.catalog.card import ModelCard
 from gguf_embed.catalog.card_file import load_cards
 from gguf_embed.gguf import quants
 from gguf_embed.gguf.header import Header
 
-BUILTIN: Final = "all-minilm-l6-v2"
 
 
 def models_dir() -> Path:

@@ -74,7 +74,7 @@ def _source(args: argparse.Namespace) -> Source:
     if args.model != plan.AUTO:
         offered = names.offered(args.model, args.quant)
         source = next((s for s in offered if s.path), offered[0])
-        options.check_licence(source, accepted=args.accept_licence)  # before a header is read
+        options.agree_to_licence(source, accepted=args.accept_licence)  # before a header is read
         if args.quant or len(offered) == 1:
             return source
     try:

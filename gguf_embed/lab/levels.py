@@ -172,10 +172,10 @@ def make_levels(
 ) -> tuple[Level, ...]:
     """The levels as files, largest first; those that are missing are made in `folder`.
 
-    `asked` None takes the usual ones. The best file of the model is among them, also unasked:
-    there must be something to compare with. Raises BadOption for a level that does not exist or
-    cannot be made, FetchFailed, and DoesNotFit before anything is written, where the disk has no
-    room for all of them.
+    `asked` None takes the usual ones. The best file of the model is always among them: it is what
+    the others are compared with. Raises BadOption for a level that does not exist or cannot be
+    made, and FetchFailed. Raises DoesNotFit, before anything is written, where the disk cannot hold
+    all of them.
     """
     subject = _with_source(subject, _wanted(subject, asked), say)
     names = _wanted(subject, asked)
