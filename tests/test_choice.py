@@ -26,7 +26,7 @@ from test_cli import on_terminal
 
 from gguf_embed.catalog import catalog
 from gguf_embed.cli import main
-from gguf_embed.engine import embedder as engine
+from gguf_embed.engine import loaded as engine_loaded
 from gguf_embed.engine import tune
 from gguf_embed.engine.embedder import Embedder
 from gguf_embed.engine.opening import Choice, Settings, choose
@@ -495,7 +495,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
             loaded.append(choices)
             super().__init__(path, **choices)
 
-    for module in (engine, tune):
+    for module in (engine_loaded, tune):
         monkeypatch.setattr(module, "Model", Watched)
     return loaded
 

@@ -260,7 +260,7 @@ def test_what_is_no_file_is_refused_at_once(at: Places, tmp_path: Path):
         (tmp_path / "pipe.gguf", "is a pipe or a device"),
         (Path("/dev/zero"), "is a pipe or a device"),
         (tmp_path, "is a directory"),
-        (tmp_path / os.fsdecode(b"\xe9.gguf"), r"\\udce9\.gguf does not exist"),
+        (tmp_path / os.fsdecode(b"\xe9.gguf"), r"\\xe9\.gguf does not exist"),
     ):
         with pytest.raises(ModelNotFound, match=why) as caught:
             names.resolve(path, at=at)
