@@ -29,6 +29,8 @@ from typing import Any
 import numpy as np
 
 from gguf_embed.native import accelerator, library
+from gguf_embed.native.context import Context, ContextParams
+from gguf_embed.native.model import Model
 from gguf_embed.vectors import Pooling
 
 ROOT = Path(__file__).parents[1]
@@ -88,9 +90,9 @@ def run_child(model: Path, out: Path, args: argparse.Namespace, *, on: bool) -> 
 def measure(path: Path, out: Path, args: argparse.Namespace) -> dict[str, Any]:
     """The best of some calls over the same texts; the vectors go to `out`."""
     n_tokens = sum(args.lengths)
-    model = library.Model(path, repack=False)
+    model = Model(path, repack=False)
     causal = model.n_ctx_train > 8192  # of the models measured: the Qwen3 ones
-    params = library.ContextParams(
+    params = ContextParams(
         n_ctx=n_tokens,
         n_ubatch=n_tokens,
         n_seq_max=len(args.lengths),
@@ -99,7 +101,7 @@ def measure(path: Path, out: Path, args: argparse.Namespace) -> dict[str, Any]:
         flash_attn=True,
         tap=causal,
     )
-    context = library.Context(model, params, encoder=not causal)
+    context = Context(model, params, encoder=not causal)
     rng = np.random.default_rng(0)
     texts = [
         rng.integers(1000, min(model.n_vocab, 20_000), n).astype(np.int32) for n in args.lengths
