@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from gguf_embed.gguf.quants import TYPE_NAMES
 from gguf_embed.native import library
+from gguf_embed.native.quantizer import quantize_rows
 
 Floats = NDArray[np.float32]
 POINTER = ctypes.c_void_p
@@ -34,7 +35,7 @@ def ggml(name: str, *arguments: Any, result: Any = POINTER) -> Any:
     kinds = {int: ctypes.c_int64, float: ctypes.c_float, Pointer: POINTER}
     types = [kinds.get(type(a), type(a)) for a in arguments]
     values = [a.address if isinstance(a, Pointer) else a for a in arguments]
-    found = library._ggml(name, result, *types)(*values)
+    found = library.ggml(name, result, *types)(*values)
     return Pointer(found) if result is POINTER else found
 
 
@@ -72,10 +73,10 @@ class Graph:
 
     def weights(self, values: Floats, type_name: str) -> tuple[Pointer, Floats]:
         """A matrix in a quantization, and the numbers that its bytes mean."""
-        number, data = library.quantize_rows(values, type_name)
+        number, data = quantize_rows(values, type_name)
         if type_name == "F32":
             return self.floats(values), values
-        traits = library._ggml("ggml_get_type_traits", POINTER, ctypes.c_int)(number)
+        traits = library.ggml("ggml_get_type_traits", POINTER, ctypes.c_int)(number)
         # ggml_type_traits: name, block size, interleaved, type size, quantized, to_float
         offset = 8 + 8 + 8 + 8 + 8
         address = ctypes.cast(traits + offset, ctypes.POINTER(POINTER)).contents.value
@@ -390,7 +391,6 @@ RUN = {"product": product, "attention": attention, "small": small, "refused": re
 
 
 def main() -> None:
-    library._native()
     accelerated = library.accelerated()
     print(json.dumps({"kernel": accelerated.kernel, "remark": accelerated.remark}), flush=True)
     if accelerated.kernel is None:

@@ -19,14 +19,16 @@ import numpy as np
 from golden.compare import load
 
 from gguf_embed.native import library
+from gguf_embed.native.context import Context, ContextParams
+from gguf_embed.native.model import Model, Tokens
 from gguf_embed.vectors import Pooling, Vectors
 
 N_CTX = 512
 
 
 def batches(
-    sequences: list[library.Tokens], rng: np.random.Generator
-) -> Iterator[tuple[list[int], list[library.Tokens]]]:
+    sequences: list[Tokens], rng: np.random.Generator
+) -> Iterator[tuple[list[int], list[Tokens]]]:
     """Row numbers and sequences that fit a context, in random order."""
     rows: list[int] = []
     n_tokens = 0
@@ -40,10 +42,10 @@ def batches(
 
 
 def main() -> None:
-    model = library.Model(Path(sys.argv[1]), repack=False)
+    model = Model(Path(sys.argv[1]), repack=False)
     kernel = library.accelerated().kernel
     causal = "qwen3" in sys.argv[1]
-    params = library.ContextParams(
+    params = ContextParams(
         n_ctx=N_CTX,
         n_ubatch=N_CTX,
         n_seq_max=16,
@@ -54,10 +56,10 @@ def main() -> None:
     texts = load().texts[::4]
     sequences = [model.tokenize(text.encode())[: N_CTX // 2] for text in texts]
 
-    def context(n_threads: int = 1) -> library.Context:
-        return library.Context(model, replace(params, n_threads=n_threads), encoder=not causal)
+    def context(n_threads: int = 1) -> Context:
+        return Context(model, replace(params, n_threads=n_threads), encoder=not causal)
 
-    def batched(made: library.Context, seed: int) -> Vectors:
+    def batched(made: Context, seed: int) -> Vectors:
         vectors = np.empty((len(sequences), model.dim), np.float32)
         for rows, chosen in batches(sequences, np.random.default_rng(seed)):
             vectors[rows] = made.run(chosen)

@@ -7,17 +7,14 @@ off unless the environment variable GGUF_EMBED_ACCELERATOR is 1.
 from __future__ import annotations
 
 import ctypes
+import functools
 import logging
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 SWITCH = "GGUF_EMBED_ACCELERATOR"
-
-# What `library` offers: a function of ggml by name, with its result's and arguments' types.
-GgmlFunction: TypeAlias = Callable[..., Any]
 
 _log = logging.getLogger("gguf_embed.accelerator")
 
@@ -53,10 +50,12 @@ def identity(version: str) -> str:
     return f"{path.name} {stat.st_size} {stat.st_mtime_ns}"
 
 
-def load(version: str, ggml: GgmlFunction) -> Accelerator:
-    """Load it into ggml where it is wanted and fits; says in its remark why not.
+@functools.cache
+def load(version: str, ggml: Any) -> Accelerator:
+    """Load it into ggml where it is wanted and fits; its remark says why not.
 
-    To be called once, before a model is loaded.
+    `ggml` is the loaded library that has ggml's functions, `version` llama-cpp-python's. The first
+    call must come before a model is loaded; later ones say again what became of it.
     """
     if not is_wanted():
         return Accelerator(kernel=None, path=None, remark=f"off; {SWITCH}=1 turns it on")
@@ -68,14 +67,20 @@ def load(version: str, ggml: GgmlFunction) -> Accelerator:
             remark += f" (only {', '.join(others)})"
         return _refused(path=None, remark=f"{remark}; run install.py")
     pointer = ctypes.c_void_p
-    registered = ggml("ggml_backend_load", pointer, ctypes.c_char_p)(os.fsencode(path))
+    registered = _function(ggml, "ggml_backend_load", pointer, ctypes.c_char_p)(os.fsencode(path))
     if not registered:
         return _refused(path=path, remark=f"ggml refused {path.name}; this CPU may be too old")
-    device = ggml("ggml_backend_reg_dev_get", pointer, pointer, ctypes.c_size_t)(registered, 0)
-    describe = ggml("ggml_backend_dev_description", ctypes.c_char_p, pointer)
-    kernel = describe(device).decode()
+    get = _function(ggml, "ggml_backend_reg_dev_get", pointer, pointer, ctypes.c_size_t)
+    describe = _function(ggml, "ggml_backend_dev_description", ctypes.c_char_p, pointer)
+    kernel = describe(get(registered, 0)).decode()
     _log.debug("%s runs with %s", path.name, kernel)
     return Accelerator(kernel=kernel, path=path, remark="")
+
+
+def _function(ggml: Any, name: str, result: Any, *arguments: Any) -> Any:
+    function = getattr(ggml, name)
+    function.restype, function.argtypes = result, list(arguments)
+    return function
 
 
 def _refused(*, path: Path | None, remark: str) -> Accelerator:
