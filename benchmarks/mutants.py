@@ -206,6 +206,7 @@ def opened(path: Path) -> tuple[int, str]:
     if process == 0:
         os.dup2(writing, 2)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
         code = 99
         with contextlib.suppress(SystemExit):
             command = ["embed", "--no-tune", "--quiet", "--threads", "1", "--model", str(path)]
