@@ -18,19 +18,39 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_fake import DIM, FakeEmbedder
 
 from gguf_embed import __version__, cli
 from gguf_embed.cli import doctor, options
 from gguf_embed.engine.opening import Settings
+from gguf_embed.errors import NativeFailed
+from gguf_embed.testing import FakeEmbedder
 
-FAKE = [sys.executable, str(Path(__file__).with_name("cli_fake.py"))]
+DIM = 64  # of the fake engine
+FAKE_COMMAND = """
+import sys
+from gguf_embed import cli
+from gguf_embed.cli import options
+from gguf_embed.testing import FakeEmbedder
+
+def open_fake(model, settings=None, *, quiet=False):
+    return FakeEmbedder.open(model, settings=settings)
+
+options.open_embedder = open_fake
+sys.exit(cli.main())
+"""
+FAKE = [sys.executable, "-c", FAKE_COMMAND]
+
+
+def open_fake(model: str, settings: Settings | None = None, *, quiet: bool = False) -> FakeEmbedder:
+    if model == "broken":
+        raise NativeFailed("it is\nbroken")
+    return FakeEmbedder.open(model, settings=settings)
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """run(*arguments) -> (exit code, standard output, standard error), with the fake engine."""
-    monkeypatch.setattr(options, "open_embedder", FakeEmbedder)
+    monkeypatch.setattr(options, "open_embedder", open_fake)
 
     def run(*arguments: object) -> tuple[int, str, str]:
         try:
@@ -54,7 +74,8 @@ def notes(tmp_path: Path) -> Path:
 
 
 def vectors_of(texts: list[str], **choices: object) -> np.ndarray:
-    return FakeEmbedder("").encode(texts, **choices)
+    with FakeEmbedder.open() as embedder:
+        return embedder.encode(texts, **choices)
 
 
 def one_line(err: str) -> str:
@@ -94,7 +115,7 @@ def test_embed_says_what_made_the_vectors(run: Run, notes: Path, tmp_path: Path)
         "normalized": False,
         "n_ctx": 32,
         "plan": {
-            "reason": "the best quality of 5 that fit",
+            "reason": "a fake, for tests",
             "where": "CPU",
             "n_gpu_layers": 0,
             "verdict": "fits",
@@ -191,7 +212,7 @@ def test_settings_reach_the_engine(run: Run, monkeypatch: pytest.MonkeyPatch):
     opened: list[FakeEmbedder] = []
 
     def open_embedder(model: str, settings: Settings, quiet: bool) -> FakeEmbedder:
-        opened.append(FakeEmbedder(model, settings))
+        opened.append(open_fake(model, settings))
         return opened[-1]
 
     monkeypatch.setattr(options, "open_embedder", open_embedder)
@@ -221,7 +242,11 @@ def test_settings_reach_the_engine(run: Run, monkeypatch: pytest.MonkeyPatch):
         (["embed", "rows.jsonl"], 2, "rows.jsonl, line 1: no field 'text'; .*'body'"),
         (["embed", "rows.jsonl", "-o", "rows.jsonl"], 2, "is also an input"),
         (["embed", "notes.txt", "--prompt-name", "nope"], 2, "no prompt 'nope'"),
-        (["embed", "notes.txt", "--dimensions", "999"], 2, "dimensions=999: fake has 64"),
+        (
+            ["embed", "notes.txt", "--dimensions", "999"],
+            2,
+            "dimensions=999: .* 1 to 64 values",
+        ),
         (["embed", "notes.txt", "--dimensions", "0"], 2, "'0' is not a whole number from 1"),
         (["embed", "notes.txt", "--prompt", "a", "--prompt-name", "b"], 2, "not allowed with"),
         (["embed", "notes.txt", "--model", "broken"], 8, "gguf-embed: it is broken$"),
@@ -324,7 +349,7 @@ def test_search_cuts_long_texts_and_passes_over_blank_ones(run: Run, docs: Path)
     texts = [result["text"] for result in found["results"]]
     assert "" not in texts
     assert sum(text.split().count("swim") for text in texts) == 40
-    assert all(len(text.split()) + 3 <= FakeEmbedder.n_ctx for text in texts)
+    assert all(len(text.split()) + 3 <= 32 for text in texts)
     assert found["passages"] == len(texts) == 5
 
 
@@ -525,9 +550,8 @@ def test_a_terminal_gets_a_progress_bar():
 
 
 def test_without_rich_there_is_no_bar_but_all_else():
-    blocked = "import sys; sys.modules['rich'] = None; import runpy; sys.argv = sys.argv[1:]; "
-    command = [sys.executable, "-c", f"{blocked}runpy.run_path(sys.argv[0], run_name='__main__')"]
-    seen = on_terminal([*command, FAKE[1], "embed", "-"], b"text\n" * 100)
+    blocked = f"import sys; sys.modules['rich'] = None\n{FAKE_COMMAND}"
+    seen = on_terminal([sys.executable, "-c", blocked, "embed", "-"], b"text\n" * 100)
     assert seen.count(b"\n") == 1
     assert b"100 texts, 300 tokens" in seen
 

@@ -32,7 +32,7 @@ from gguf_embed.errors import GgufEmbedError
 from gguf_embed.native.library import Tokens
 from gguf_embed.system.child import take_job, tell
 
-# Tests let a text kill the child: "run:TEXT" or "tokenize:TEXT".
+# Tests let a text kill the child: "run:TEXT" or "tokenize:TEXT"; "load:" kills it at its start.
 FAULT_VARIABLE = "GGUF_EMBED_ISOLATED_FAULT"
 
 
@@ -59,7 +59,7 @@ class Host:
 
     def _tokenize(self, request: Mapping[str, Any]) -> dict[str, object]:
         if self._stage == "tokenize" and request["text"] == self._deadly:
-            os.kill(os.getpid(), signal.SIGSEGV)
+            signal.raise_signal(signal.SIGSEGV)  # to this thread: os.kill may come late
         return {"ids": self._loaded.tokenize(request["text"]).tolist()}
 
     def _run(self, request: Mapping[str, Any]) -> dict[str, object]:
@@ -68,7 +68,7 @@ class Host:
         ids = segment.tokens(sum(lengths)).copy()
         sequences: list[Tokens] = np.split(ids, np.cumsum(lengths)[:-1])
         if self._stage == "run" and any(each.tolist() == self._deadly_ids for each in sequences):
-            os.kill(os.getpid(), signal.SIGSEGV)
+            signal.raise_signal(signal.SIGSEGV)  # to this thread: os.kill may come late
         outcome = self._loaded.run(
             sequences,
             head=Head(request["head"]),
@@ -89,6 +89,8 @@ class Host:
 def _main() -> None:
     job = take_job()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C ends
+    if os.environ.get(FAULT_VARIABLE, "").startswith("load:"):
+        signal.raise_signal(signal.SIGSEGV)  # to this thread: os.kill may come late
     found, settings, run_settings = pickle.loads(base64.b64decode(job["opened"]))  # our parent's
     try:
         found, loaded = load(

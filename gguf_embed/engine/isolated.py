@@ -20,14 +20,15 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any, Final
 
 import numpy as np
 
 from gguf_embed.engine.backend import BatchLimits, Head, Outcome
+from gguf_embed.engine.gate import Gate
 from gguf_embed.engine.loaded import limits_of
 from gguf_embed.engine.opening import Found, Settings
 from gguf_embed.engine.runner import RunSettings
@@ -62,9 +63,7 @@ class Process:
     """One child. `ask` may be called from several threads."""
 
     def __init__(self, job: object, on_status: Status | None) -> None:
-        self._child = Child(
-            "gguf_embed.engine.hosted", job, environment={"GGML_NO_BACKTRACE": "1"}
-        )
+        self._child = Child("gguf_embed.engine.hosted", job, environment={"GGML_NO_BACKTRACE": "1"})
         self.segments = Segments()
         self._on_status = on_status
         self._lock = threading.Lock()
@@ -72,9 +71,7 @@ class Process:
         self._waiting: dict[int, Future[dict[str, Any]]] = {}
         self._death: Died | None = None
         self.ready: Future[dict[str, Any]] = Future()
-        self._reader = threading.Thread(
-            target=self._read, daemon=True, name="gguf-embed-isolated"
-        )
+        self._reader = threading.Thread(target=self._read, daemon=True, name="gguf-embed-isolated")
         self._reader.start()
 
     @property
@@ -131,42 +128,6 @@ class Process:
             future.set_exception(death)
         if not self.ready.done():
             self.ready.set_exception(death)
-
-
-class Gate:
-    """Many pass at a time, or one alone."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._n_inside = 0
-        self._alone = False
-
-    @contextmanager
-    def shared(self) -> Generator[None]:
-        """With others."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._alone)
-            self._n_inside += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._n_inside -= 1
-                self._changed.notify_all()
-
-    @contextmanager
-    def alone(self) -> Generator[None]:
-        """Without others."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._alone)
-            self._alone = True
-            self._changed.wait_for(lambda: not self._n_inside)
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._alone = False
-                self._changed.notify_all()
 
 
 class IsolatedModel(Closes):

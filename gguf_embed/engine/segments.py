@@ -22,7 +22,7 @@ from gguf_embed.errors import DoesNotFit
 from gguf_embed.system.closing import Closes
 from gguf_embed.system.files import free_bytes, printable
 
-_MEMORY: Final = Path("/dev/shm")
+_MEMORY: Final = Path("/dev/shm")  # noqa: S108  (a folder of our own in it)
 _LEAST_BYTES: Final = 1 << 20
 
 
