@@ -15,7 +15,8 @@ from typing import Any
 from gguf_embed import __version__
 from gguf_embed.gguf.header import Header
 from gguf_embed.machine import probe as hardware
-from gguf_embed.native import library as llama
+from gguf_embed.machine.machine import machine_to_json
+from gguf_embed.native import library
 
 PACKAGES = ("llama-cpp-python", "numpy", "sentence-transformers", "torch", "transformers")
 GEMM_SIZE = 2048
@@ -36,12 +37,12 @@ def facts(llama_server: str | None) -> dict[str, Any]:
     """The machine, the versions, the builds; plain values for JSON."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": json.loads(hardware.machine_to_json(hardware.probe())),
+        "machine": json.loads(machine_to_json(hardware.probe())),
         "load_average": os.getloadavg(),
         "python": platform.python_version(),
         "gguf_embed": __version__,
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
-        "llama_cpp": llama.system_info().strip(),
+        "llama_cpp": library.system_info().strip(),
         "llama_server": _server_version(llama_server) if llama_server else None,
     }
 

@@ -26,7 +26,8 @@ from gguf_embed.catalog import catalog
 from gguf_embed.engine.runner import Meaning, Runner, RunSettings
 from gguf_embed.gguf.header import ENCODERS, read_header
 from gguf_embed.machine import probe as hardware
-from gguf_embed.native import library as llama
+from gguf_embed.native import library
+from gguf_embed.native.model import Model
 from gguf_embed.plan.plan import HOST, MIB, Limits, make_plan, variant
 
 REPORTED = (
@@ -77,9 +78,9 @@ def measure(path: Path, limits: Limits) -> dict[str, Any]:
         tap=not encoder,
     )
     process = psutil.Process()
-    free_before = {d.name: d.free_bytes for d in llama.devices() if d.kind != "cpu"}
+    free_before = {d.name: d.free_bytes for d in library.devices() if d.kind != "cpu"}
     rss_before = process.memory_info().rss
-    model = llama.Model(path, n_gpu_layers=plan.n_gpu_layers, repack=False)
+    model = Model(path, n_gpu_layers=plan.n_gpu_layers, repack=False)
     rng = np.random.default_rng(0)
     with Runner(model, meaning, settings) as runner:
         lengths = [plan.max_batch_tokens] * plan.n_contexts
@@ -90,7 +91,7 @@ def measure(path: Path, limits: Limits) -> dict[str, Any]:
         for future in futures:
             future.result()
         grown = process.memory_info().rss - rss_before
-        free_after = {d.name: d.free_bytes for d in llama.devices() if d.kind != "cpu"}
+        free_after = {d.name: d.free_bytes for d in library.devices() if d.kind != "cpu"}
     model.close()
     predicted = {
         (name, part): getattr(memory, f"{part}_bytes") / MIB

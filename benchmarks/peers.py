@@ -38,7 +38,7 @@ from contenders import Load
 from workloads import Workload
 
 from gguf_embed.gguf.header import Header, read_header
-from gguf_embed.native.library import Model
+from gguf_embed.native.model import Model
 from gguf_embed.vectors import Pooling
 
 Vectors = npt.NDArray[np.float32]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gguf_embed.catalog import catalog
 from gguf_embed.errors import DoesNotFit
-from gguf_embed.machine.probe import Machine, machine_from_json
+from gguf_embed.machine.machine import Machine, machine_from_json
 from gguf_embed.plan.plan import Plan, gpus_of, mib, plan_auto, plan_for
 
 ROOT = Path(__file__).parents[1]

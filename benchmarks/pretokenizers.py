@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from gguf_embed.engine.stacks import call_with_stack
-from gguf_embed.native.library import Model
+from gguf_embed.native.model import Model
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 tiny: Any = importlib.import_module("tiny")

@@ -32,7 +32,8 @@ from gguf_embed.catalog import catalog
 from gguf_embed.gguf import layout
 from gguf_embed.gguf.header import TensorInfo
 from gguf_embed.gguf.quants import FILE_TYPES
-from gguf_embed.native import library as llama
+from gguf_embed.native import quantizer
+from gguf_embed.native.quantizer import QuantizeParams
 
 CHUNK_ELEMENTS = 1 << 24  # random numbers made at a time: 64 MiB of float32
 DTYPES = {"F16": np.dtype(np.float16), "F32": np.dtype(np.float32)}
@@ -193,7 +194,7 @@ def quantize(source: Path, out: Path, quant: str, *, n_threads: int) -> None:
     levels = FILE_TYPES.values()
     if quant not in levels:
         raise SystemExit(f"no quantization level {quant!r}; llama.cpp has {', '.join(levels)}")
-    params = llama.QuantizeParams(
+    params = QuantizeParams(
         level=quant,
         token_embedding_type=None,
         output_type=None,
@@ -205,7 +206,7 @@ def quantize(source: Path, out: Path, quant: str, *, n_threads: int) -> None:
         metadata={},
     )
     partial = out.with_suffix(".part")
-    llama.quantize(source, partial, params, _show_warning)
+    quantizer.quantize(source, partial, params, _show_warning)
     partial.replace(out)
 
 

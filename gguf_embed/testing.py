@@ -26,10 +26,10 @@ from gguf_embed.engine.embedder import Embedder
 from gguf_embed.engine.opening import Choice, Found, Settings
 from gguf_embed.engine.runner import Meaning
 from gguf_embed.gguf.header import Header
+from gguf_embed.machine.machine import Machine
 from gguf_embed.machine.measured import LevelFigures
-from gguf_embed.machine.probe import Machine
 from gguf_embed.machine.selftest import Working
-from gguf_embed.native.library import Tokens
+from gguf_embed.native.model import Tokens
 from gguf_embed.plan import plan
 from gguf_embed.plan.plan import Candidate, Plan, Run
 from gguf_embed.store import hub

@@ -23,7 +23,7 @@ from gguf_embed.errors import BadOption
 from gguf_embed.gguf import layout
 from gguf_embed.gguf.header import read_header
 from gguf_embed.lab import bench
-from gguf_embed.native.library import Model
+from gguf_embed.native.model import Model
 from gguf_embed.vectors import Pooling
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))

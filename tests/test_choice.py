@@ -35,8 +35,9 @@ from gguf_embed.errors import BadInput, BadModelFile, BadOption, DoesNotFit, Mod
 from gguf_embed.gguf.header import read_header
 from gguf_embed.machine import measured, selftest
 from gguf_embed.machine import probe as hardware
-from gguf_embed.machine.probe import Machine, machine_from_json
-from gguf_embed.native import library as llama
+from gguf_embed.machine.machine import Machine, machine_from_json
+from gguf_embed.native import context as native_context
+from gguf_embed.native.model import Model
 from gguf_embed.plan import plan
 from gguf_embed.plan.plan import MIB, Limits
 from gguf_embed.store import hub
@@ -489,7 +490,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """The choices with which each model was loaded."""
     loaded: list[dict[str, Any]] = []
 
-    class Watched(llama.Model):
+    class Watched(Model):
         def __init__(self, path: Path, **choices: Any) -> None:
             loaded.append(choices)
             super().__init__(path, **choices)
@@ -570,7 +571,7 @@ def test_the_pooled_path_needs_memory_for_the_head(world: World):
 
 
 def test_without_a_tap_it_is_planned_anew(world: World, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(llama, "TAPPED_TENSOR", b"of another architecture")
+    monkeypatch.setattr(native_context, "TAPPED_TENSOR", b"of another architecture")
     path = world.files["F16"]
     world.with_ram(enough_for("F16"))
     tapped, pooled = world.choose(path).plan, world.choose(path, tap=False).plan

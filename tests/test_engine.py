@@ -28,8 +28,9 @@ from gguf_embed.engine import loaded, runner, tune
 from gguf_embed.engine.embedder import Block, Embedder
 from gguf_embed.engine.opening import Settings
 from gguf_embed.errors import BadInput, BadModelFile, BadOption, BadText, NativeFailed, TextTooLong
-from gguf_embed.native import library as llama
-from gguf_embed.native.library import Context, Tokens
+from gguf_embed.native import context as native_context
+from gguf_embed.native.context import Context, ContextParams
+from gguf_embed.native.model import Model, Tokens
 from gguf_embed.vectors import Pooling, Vectors
 
 CAT, DOG = "the cat sat on the mat", "a dog in the river"
@@ -566,7 +567,7 @@ def nan_for_cats(monkeypatch: pytest.MonkeyPatch) -> None:
             vectors[[cat in sequence for sequence in sequences]] = np.nan
             return vectors
 
-    def of(model: llama.Model, params: llama.ContextParams, encoder: bool) -> Context:
+    def of(model: Model, params: ContextParams, encoder: bool) -> Context:
         nonlocal cat
         cat = int(model.tokenize(b" cat")[0])
         return Broken(model, params, encoder)
@@ -645,7 +646,7 @@ def test_without_a_tap_the_pooled_path_serves(
 ):
     texts = [CAT, DOG, "\x01" * 600]  # the last one longer than a microbatch
     tapped = qwen3.encode(texts)
-    monkeypatch.setattr(llama, "TAPPED_TENSOR", b"of another architecture")
+    monkeypatch.setattr(native_context, "TAPPED_TENSOR", b"of another architecture")
     with Embedder.open(
         tiny_model("qwen3"), settings=Settings(tune=False, n_threads=1, tap=True)
     ) as embedder:
@@ -680,10 +681,10 @@ def test_the_first_use_is_measured_once(
 
 def test_a_model_that_cannot_run_is_freed(tiny_model: Write, monkeypatch: pytest.MonkeyPatch):
     """Whoever tries again with smaller settings needs the memory."""
-    opened: list[llama.Model] = []
-    closed: list[llama.Model] = []
+    opened: list[Model] = []
+    closed: list[Model] = []
 
-    class Watched(llama.Model):
+    class Watched(Model):
         def __init__(self, *args: Any, **choices: Any) -> None:
             super().__init__(*args, **choices)
             opened.append(self)

@@ -20,21 +20,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gguf_embed.errors import BadInput
-from gguf_embed.machine import probe as hardware
-from gguf_embed.machine.probe import (
+from gguf_embed.errors import BadInput, NativeFailed
+from gguf_embed.machine import linux as of_linux
+from gguf_embed.machine.advice import REQUIREMENT, advised
+from gguf_embed.machine.build import Native, read_native
+from gguf_embed.machine.host import Host
+from gguf_embed.machine.machine import (
     CPU_FEATURES,
-    REQUIREMENT,
     Device,
-    Host,
     Machine,
-    Native,
     machine_from_json,
     machine_to_json,
-    probe,
     summary,
 )
-from gguf_embed.native import library as llama
+from gguf_embed.machine.probe import probe
+from gguf_embed.native import library
 
 MIB, GIB = 2**20, 2**30
 MACHINES = Path(__file__).parent / "machines"
@@ -80,7 +80,7 @@ def host(
     return Host(
         system=system,
         arch=arch,
-        processor="Some CPU",
+        processor=lambda: "Some CPU",
         run=lambda command: known.get(" ".join(command)),
         memory=lambda: (16 * GIB, 10 * GIB),
         cores=lambda: (8, 6),
@@ -117,8 +117,10 @@ def linux(
 
 
 def read(tmp_path: Path, files: Mapping[str, str], **keywords: Any) -> Machine:
-    keywords = {"host": host(), "native": CPU_ONLY} | keywords
-    return probe(root=tree(tmp_path, files), **keywords)
+    """That machine, with its remarks."""
+    keywords = {"host": host(), "native": CPU_ONLY, "root": tree(tmp_path, files)} | keywords
+    of_probe = {key: value for key, value in keywords.items() if key != "store"}
+    return advised(probe(**keywords), **of_probe)
 
 
 # -- cores ---------------------------------------------------------------------------------------
@@ -577,18 +579,17 @@ def test_a_backend_without_a_device_is_still_in_the_build(tmp_path):
 
 def test_a_library_that_does_not_load_is_a_remark(tmp_path, monkeypatch):
     def broken():
-        raise OSError("libcudart.so.12:\n cannot open shared object file")
+        raise NativeFailed("llama.cpp cannot be loaded (libcudart.so.12);\n reinstall it")
 
-    monkeypatch.setattr(llama, "devices", broken)
+    monkeypatch.setattr(library, "devices", broken)
     machine = read(tmp_path, linux(), native=None)
     assert (machine.build, machine.devices) == (None, ())
-    assert "(libcudart.so.12: cannot open shared object file)" in machine.remarks[0]
-    assert "pip install" in machine.remarks[0]
+    assert machine.remarks[0] == "llama.cpp cannot be loaded (libcudart.so.12); reinstall it"
 
 
 def test_native_devices_are_translated(monkeypatch):
-    def seen(name: str, kind: llama.Kind, free: int) -> llama.NativeDevice:
-        return llama.NativeDevice(
+    def seen(name: str, kind: library.Kind, free: int) -> library.NativeDevice:
+        return library.NativeDevice(
             name=name,
             description="Apple\x1b[31m M4  Max",
             kind=kind,
@@ -598,8 +599,8 @@ def test_native_devices_are_translated(monkeypatch):
             device_id=None,
         )
 
-    monkeypatch.setattr(llama, "devices", lambda: (seen("MTL0", "gpu", 9), seen("M", "meta", 1)))
-    (device,) = hardware.read_native().devices  # the wrapper around other devices is left out
+    monkeypatch.setattr(library, "devices", lambda: (seen("MTL0", "gpu", 9), seen("M", "meta", 1)))
+    (device,) = read_native().devices  # the wrapper around other devices is left out
     assert (device.backend, device.free_bytes) == ("Metal", 8)
     assert device.description == "Apple[31m M4 Max"
 
@@ -619,7 +620,7 @@ def test_probe_of_this_machine():
     assert cpu.free_bytes == machine.ram_available_bytes
     assert machine.build is not None
     assert machine.build.startswith("llama-cpp-python ")
-    assert llama.build_id() in machine.build
+    assert library.build_id() in machine.build
     assert machine_from_json(machine_to_json(machine)) == machine
 
 
@@ -627,7 +628,9 @@ def probe_in_child(prepare: str) -> Machine:
     """What a process sees of this machine after running `prepare`."""
     script = (
         f"import os\n{prepare}\n"
-        "from gguf_embed.machine.probe import *\n"
+        "from gguf_embed.machine.build import Native\n"
+        "from gguf_embed.machine.machine import machine_to_json\n"
+        "from gguf_embed.machine.probe import probe\n"
         "print(machine_to_json(probe(native=Native())))"
     )
     done = subprocess.run(
@@ -653,7 +656,7 @@ def test_real_affinity_and_address_space():
 @contextmanager
 def cpu_cgroup(quota: float) -> Iterator[Path]:
     """A new child of this process's own cgroup; OSError where that is not allowed."""
-    groups, is_v1 = hardware._groups(Path("/"), "cpu")
+    groups, is_v1 = of_linux.cgroups(Path("/"), "cpu")
     if not groups:
         raise OSError("no cgroup")
     group = groups[0] / f"gguf-embed-test-{os.getpid()}"
@@ -898,3 +901,41 @@ def test_summary_of_limits():
 def test_the_reinstall_command_asks_for_what_we_depend_on():
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
     assert REQUIREMENT in project["project"]["dependencies"]
+
+
+# -- on the way to a model -----------------------------------------------------------------------
+
+
+def test_opening_the_builtin_model_starts_no_tool_and_loads_no_hub_client(tmp_path):
+    """A machine without network or GPU tools opens it as fast as any other."""
+    script = (
+        "import sys\n"
+        "started = []\n"
+        "def watch(event, details):\n"
+        "    if event in ('subprocess.Popen', 'os.posix_spawn', 'os.system'):\n"
+        "        started.append(str(details[0]))\n"
+        "sys.addaudithook(watch)\n"
+        "from gguf_embed import Embedder, Settings\n"
+        "with Embedder.open(settings=Settings(tune=False)) as embedder:\n"
+        "    embedder.encode('a text')\n"
+        "print(sorted({name for name in started if name != sys.executable}))\n"
+        "print('huggingface_hub' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "GGUF_EMBED_HOME": str(tmp_path)},
+    )
+    assert done.stdout == "[]\nFalse\n", done.stdout + done.stderr
+
+
+def test_a_machine_is_probed_without_a_remark(tmp_path):
+    bare = {"sys/bus/pci/devices/0/class": "0x030000", "sys/bus/pci/devices/0/vendor": "0x10de"}
+
+    def refuse(command: object) -> str:
+        pytest.fail(f"started {command}")
+
+    files = tree(tmp_path, linux() | bare)
+    assert probe(root=files, host=replace(host(), run=refuse), native=CPU_ONLY).remarks == ()

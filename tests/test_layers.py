@@ -42,9 +42,6 @@ LONG: Mapping[str, str] = {
     "catalog/catalog.py": "to be split into catalog and card_file",
     "engine/tune.py": "to be split",
     "gguf/header.py": "to be split into header and check",
-    "io/read.py": "to be split into read and write",
-    "machine/probe.py": "to be split into machine, probe, advice and linux",
-    "native/library.py": "to be split into library, context and quantizer",
     "plan/plan.py": "to be split into settings, memory, plan and reasons",
     "store/hub.py": "to be split",
 }

@@ -10,8 +10,11 @@ import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,9 +25,11 @@ import pytest
 from conftest import Write
 from tiny import EOS
 
-from gguf_embed.errors import BadModelFile, NativeFailed
-from gguf_embed.native import library as llama
-from gguf_embed.native.library import MAX_SEQS, Context, ContextParams, Model, Tokens
+from gguf_embed.errors import BadInput, BadModelFile, NativeFailed
+from gguf_embed.native import library
+from gguf_embed.native.context import MAX_SEQS, Context, ContextParams
+from gguf_embed.native.model import Model, Tokens
+from gguf_embed.native.quantizer import quantize_rows
 from gguf_embed.vectors import Pooling
 
 # ---------------------------------------------------------------------------- refusals
@@ -167,7 +172,7 @@ def _child(causal: str, encoder: str) -> None:
         try:
             attempt(lab)
             said = "nothing"
-        except ValueError as error:
+        except (ValueError, BadInput) as error:
             said = str(error)
         print(json.dumps([case, said]), flush=True)
 
@@ -220,9 +225,9 @@ def test_a_context_that_cannot_be_had_says_what_to_do(
     qwen3: Model, monkeypatch: pytest.MonkeyPatch
 ):
     def out_of_memory(*_: object) -> None:
-        llama._on_log(4, b"failed to allocate buffer\n", None)
+        library._on_log(4, b"failed to allocate buffer\n", None)
 
-    monkeypatch.setattr(llama._native(), "llama_init_from_model", out_of_memory)
+    monkeypatch.setattr(library.bindings(), "llama_init_from_model", out_of_memory)
     with pytest.raises(NativeFailed, match=r"64 tokens: failed to allocate .*smaller n_ctx"):
         Context(qwen3, PARAMS, encoder=False)
 
@@ -233,6 +238,111 @@ def test_closing_twice_is_harmless(tiny_model: Write):
         context.close()
     model.close()
     model.close()
+
+
+def until_refused(step: Callable[[], object], said: list[BaseException]) -> None:
+    try:
+        while True:
+            step()
+    except BaseException as error:
+        said.append(error)
+
+
+def test_closing_waits_for_the_call_in_flight(qwen3: Model):
+    """Threads decode, tokenize and ask while their context and model are closed."""
+    for _ in range(10):
+        model = Model(qwen3.path)
+        context = Context(model, replace(PARAMS, n_ctx=512, n_ubatch=512), encoder=False)
+        said: list[BaseException] = []
+
+        steps = [
+            partial(context.run, [ids(100)]),
+            partial(model.tokenize, b"a text " * 500),
+            partial(model.token_text, 3),
+            model.special_tokens,
+        ]
+        threads = [threading.Thread(target=until_refused, args=(step, said)) for step in steps]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.01)
+        context.close()
+        model.close()
+        for thread in threads:
+            thread.join(timeout=30)
+        assert [type(error) for error in said] == [BadInput] * len(threads)
+        assert all("is closed" in str(error) for error in said)
+
+
+def test_a_model_is_freed_after_its_contexts_whatever_is_closed_first(tiny_model: Write):
+    model = Model(tiny_model("qwen3"))
+    context = Context(model, PARAMS, encoder=False)
+    expected = context.run([ids(5)])
+    model.close()
+    with pytest.raises(BadInput, match="is closed"):
+        model.tokenize(b"a text")
+    assert np.array_equal(context.run([ids(5)]), expected)
+    context.close()
+    with pytest.raises(BadInput, match="is closed"):
+        context.forget()
+
+
+_DROPPED = """
+import gc, sys
+from pathlib import Path
+import numpy as np, psutil
+from gguf_embed.errors import NativeFailed
+from gguf_embed.native.context import Context, ContextParams
+from gguf_embed.native.library import bindings
+from gguf_embed.native.model import Model
+from gguf_embed.vectors import Pooling
+
+params = ContextParams(n_ctx=512, n_ubatch=512, n_seq_max=4, n_threads=1, pooling=Pooling.LAST,
+                       tap=True)
+
+def dropped():
+    model = Model(Path(sys.argv[1]))
+    Context(model, params, encoder=False).run([np.arange(100, dtype=np.int32)])
+    context = Context(model, params, encoder=False)
+    context.model = (context, model)  # a circle: only the collector frees it, in any order
+
+def half_way():
+    native, get = bindings(), bindings().llama_get_memory
+    def fail(_):
+        raise MemoryError
+    native.llama_get_memory = fail
+    try:
+        Context(Model(Path(sys.argv[1])), params, encoder=False)
+    except MemoryError:
+        pass
+    finally:
+        native.llama_get_memory = get
+
+def rss():
+    gc.collect()
+    return psutil.Process().memory_info().rss
+
+for step in (dropped, half_way):
+    for _ in range(20):
+        step()
+    before = rss()
+    for _ in range(200):
+        step()
+        gc.collect()
+    print(step.__name__, (rss() - before) // 2**20)
+"""
+
+
+def test_what_is_dropped_without_close_is_freed(tiny_model: Write):
+    done = subprocess.run(
+        [sys.executable, "-c", _DROPPED, str(tiny_model("qwen3"))],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    grown = dict(line.split() for line in done.stdout.splitlines())
+    assert set(grown) == {"dropped", "half_way"}
+    assert all(int(mib) < 50 for mib in grown.values()), grown  # one open takes a MiB or more
 
 
 # ------------------------------------------------------------------------- files and log
@@ -283,7 +393,7 @@ def test_llama_cpp_speaks_through_logging(
 
 
 def test_the_cpu_is_a_device():
-    (cpu,) = [device for device in llama.devices() if device.kind == "cpu"]
+    (cpu,) = [device for device in library.devices() if device.kind == "cpu"]
     assert cpu.name == "CPU"
     assert cpu.backend == "CPU"
     assert cpu.total_bytes > 1 << 28
@@ -292,14 +402,45 @@ def test_the_cpu_is_a_device():
 def test_unknown_weight_types_are_refused():
     for weight_type, n_row in (("Q9_9", 256), ("Q4_K", 255), ("Q8_0", 33)):
         with pytest.raises(NativeFailed, match=f"rows of {n_row} values as {weight_type}"):
-            llama.quantize_rows(np.zeros((2, n_row), np.float32), weight_type)
+            quantize_rows(np.zeros((2, n_row), np.float32), weight_type)
 
 
 def test_another_build_has_another_id(monkeypatch: pytest.MonkeyPatch):
-    ours = llama.build_id()
-    assert llama.build_id.__wrapped__() == ours
-    monkeypatch.setattr(llama, "version", lambda: "another")
-    assert llama.build_id.__wrapped__() != ours
+    ours = library.build_id()
+    assert library.build_id.__wrapped__() == ours
+    monkeypatch.setattr(library, "version", lambda: "another")
+    assert library.build_id.__wrapped__() != ours
+
+
+def in_child(code: str, folder: Path) -> str:
+    """What a process prints whose libraries are those of `folder`."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"from gguf_embed.native import library\n{code}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, library.LIBRARY_VARIABLE: str(folder)},
+    )
+    return done.stdout + done.stderr.rpartition("\n")[0].rpartition("\n")[2]
+
+
+def test_the_id_is_that_of_the_library_that_is_loaded(tmp_path: Path):
+    for path in library.library_path().parent.iterdir():
+        shutil.copy(path, tmp_path)  # of today: another build, as far as one can see
+    said = in_child("print(library.build_id(), library.library_path().parent)", tmp_path)
+    build_id, _, folder = said.strip().partition(" ")
+    assert folder == str(tmp_path)
+    assert build_id != library.build_id()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a library"])
+@pytest.mark.parametrize("call", ["devices", "system_info", "version", "build_id"])
+def test_a_library_that_does_not_load_says_so(call: str, content: bytes | None, tmp_path: Path):
+    if content is not None:
+        (tmp_path / library.library_path().name).write_bytes(content)
+    said = in_child(f"library.{call}()", tmp_path)
+    assert re.search(r"NativeFailed: llama\.cpp cannot be loaded \(.*LLAMA_CPP_LIB_PATH is", said)
+    assert "unset it" in said
 
 
 # ------------------------------------------------------------------------------- tokens

@@ -24,7 +24,7 @@ from gguf_embed.machine.measured import (
     keep,
     load,
 )
-from gguf_embed.native import library as llama
+from gguf_embed.native import library
 from gguf_embed.system import paths
 from gguf_embed.vectors import Pooling
 
@@ -157,11 +157,11 @@ def test_what_is_kept_is_found_again_on_the_same_machine():
 
 def test_another_build_cpu_or_gpu_is_another_machine(monkeypatch: pytest.MonkeyPatch):
     keep(measured_run("F16"), 2)
-    gpu = replace(llama.devices()[0], kind="gpu", description="a card")
+    gpu = replace(library.devices()[0], kind="gpu", description="a card")
     for module, name, value in (
-        (measured.llama, "build_id", lambda: "another"),
+        (library, "build_id", lambda: "another"),
         (measured.selftest, "cpu_id", lambda: "another"),
-        (measured.llama, "devices", lambda: (gpu,)),
+        (library, "devices", lambda: (gpu,)),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, value)

@@ -34,10 +34,11 @@ from gguf_embed.gguf.header import read_header
 from gguf_embed.lab.metrics import as_good
 from gguf_embed.machine import measured
 from gguf_embed.machine import probe as hardware
+from gguf_embed.machine.machine import Device, Machine, machine_from_json
 from gguf_embed.machine.measured import LevelFigures, LevelQuality, Loss, MeasuredRun
-from gguf_embed.machine.probe import Device, Machine, machine_from_json
 from gguf_embed.machine.selftest import Working
-from gguf_embed.native.library import Context, Model
+from gguf_embed.native.context import Context
+from gguf_embed.native.model import Model
 from gguf_embed.plan import plan
 from gguf_embed.plan.plan import (
     MIB,

@@ -19,8 +19,9 @@ from gguf_embed.engine import runner
 from gguf_embed.engine.backend import Head
 from gguf_embed.engine.runner import LONG_STEP, Meaning, Runner, RunSettings, tap_works
 from gguf_embed.errors import BadInput, NativeFailed
-from gguf_embed.native import library as llama
-from gguf_embed.native.library import Context, ContextParams, Model, Tokens
+from gguf_embed.native import context as native_context
+from gguf_embed.native.context import MAX_SEQS, Context, ContextParams
+from gguf_embed.native.model import Model, Tokens
 from gguf_embed.vectors import Pooling, Vectors
 
 LAST = Meaning(pooling=Pooling.LAST, causal=True, encoder=False)
@@ -233,7 +234,7 @@ def test_the_tap_is_proved_before_it_is_used(
 ):
     model = load("qwen3")
     assert tap_works(model, LAST, RunSettings())
-    monkeypatch.setattr(llama, "TAPPED_TENSOR", b"of another architecture")
+    monkeypatch.setattr(native_context, "TAPPED_TENSOR", b"of another architecture")
     assert not tap_works(model, LAST, RunSettings())
 
 
@@ -241,7 +242,7 @@ def test_a_tap_at_the_wrong_tensor_is_not_used(
     load: Callable[..., Model], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     """A tensor of the right shape that is not the one pooled."""
-    monkeypatch.setattr(llama, "TAPPED_TENSOR", b"ffn_out-1")
+    monkeypatch.setattr(native_context, "TAPPED_TENSOR", b"ffn_out-1")
     assert not tap_works(load("qwen3"), LAST, RunSettings())
     assert "differs" in caplog.text
 
@@ -456,7 +457,7 @@ def test_ordinary_contexts_hold_a_full_microbatch(
         params = lab.made[0].params
     assert params.n_ubatch >= max_batch_tokens
     assert params.n_ctx >= max_batch_tokens
-    assert min(max_batch_seqs, max_batch_tokens) <= params.n_seq_max <= llama.MAX_SEQS
+    assert min(max_batch_seqs, max_batch_tokens) <= params.n_seq_max <= MAX_SEQS
 
 
 def test_closing_waits_for_what_is_under_way(lab: Lab):

@@ -13,7 +13,7 @@ from gguf_embed.engine.backend import BatchLimits, Head, Outcome
 from gguf_embed.engine.scheduler import Scheduler, Ticket
 from gguf_embed.engine.turns import Caller, Priority
 from gguf_embed.errors import BadInput, NativeFailed
-from gguf_embed.native.library import Tokens
+from gguf_embed.native.model import Tokens
 from gguf_embed.testing import FakeBackend
 
 POISON = 666

@@ -13,7 +13,7 @@ from gguf_embed.engine.opening import Settings
 from gguf_embed.errors import NativeFailed
 from gguf_embed.gguf.header import read_header
 from gguf_embed.machine import selftest
-from gguf_embed.native import library as llama
+from gguf_embed.native import library
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +60,7 @@ def test_the_verdict_is_kept_per_build(monkeypatch: pytest.MonkeyPatch):
     selftest.check(["Q8_0"])
     monkeypatch.setattr(selftest, "_child", lambda *_: pytest.fail("ran again"))
     selftest.check(["Q8_0"])
-    monkeypatch.setattr(llama, "build_id", lambda: "another build")
+    monkeypatch.setattr(library, "build_id", lambda: "another build")
     with pytest.raises(pytest.fail.Exception, match="ran again"):
         selftest.check(["Q8_0"])
 

@@ -23,7 +23,7 @@ import sys, threading
 from pathlib import Path
 from gguf_embed.engine.tokenizer import RunTooLong, Tokenizer
 from gguf_embed.gguf.header import read_header
-from gguf_embed.native.library import Model
+from gguf_embed.native.model import Model
 
 path = Path(sys.argv[1])
 model = Model(path)

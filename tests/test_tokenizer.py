@@ -11,7 +11,7 @@ import tiny
 
 from gguf_embed.engine.tokenizer import Tokenizer
 from gguf_embed.gguf.header import read_header
-from gguf_embed.native.library import Model
+from gguf_embed.native.model import Model
 
 DECOMPOSED = [
     "Cafe\u0301 cre\u0300me",

@@ -39,8 +39,8 @@ from gguf_embed.gguf.header import Header, read_header
 from gguf_embed.machine import measured, selftest
 from gguf_embed.machine import probe as hardware
 from gguf_embed.machine.selftest import Working
-from gguf_embed.native import library as llama
-from gguf_embed.native.library import Tokens
+from gguf_embed.native import library
+from gguf_embed.native.model import Tokens
 from gguf_embed.plan import plan
 from gguf_embed.system import paths
 from gguf_embed.vectors import Pooling, Vectors
@@ -617,7 +617,7 @@ def test_a_measurement_holds_for_its_machine_build_and_model(
     # IQ4_NL and Q4_0, for one, are of the same size.
     retyped = tuple(replace(tensor, type="IQ4_NL") for tensor in header.tensors)
     assert load(replace(header, tensors=retyped), 2) is None
-    for module, name in ((llama, "build_id"), (selftest, "cpu_id")):
+    for module, name in ((library, "build_id"), (selftest, "cpu_id")):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, lambda: "another")
             assert load(header, 2) is None

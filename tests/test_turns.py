@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gguf_embed.engine.backend import BatchLimits, Head
 from gguf_embed.engine.schedule import body_tokens, pack_rows
 from gguf_embed.engine.turns import PATIENCE, Caller, Done, Job, Priority, Turns, Work, split
-from gguf_embed.native.library import Tokens
+from gguf_embed.native.model import Tokens
 
 PREFIX = np.arange(100, 130, dtype=np.int32)
 

@@ -41,13 +41,15 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the report; returns 0 where embedding works, else 1."""
-    from gguf_embed.machine import probe as hardware
     from gguf_embed.machine import selftest
+    from gguf_embed.machine.advice import advised
+    from gguf_embed.machine.machine import machine_to_json, summary
+    from gguf_embed.machine.probe import probe
     from gguf_embed.system import paths
 
     versions = {"gguf-embed": __version__, "python": platform.python_version()}
     versions |= {name: _version(name) for name in PACKAGES}
-    machine = hardware.probe(store=paths.home())
+    machine = advised(probe(store=paths.home()))
     # Where the library cannot be loaded there is nothing to test; the remarks say why.
     verdicts = selftest.run(WEIGHT_TYPES) if machine.build is not None else {}
     works, embedding = _embed_one()
@@ -61,14 +63,14 @@ def run(args: argparse.Namespace) -> int:
             "works": works,
             "embedding": embedding,
             "versions": versions,
-            "machine": json.loads(hardware.machine_to_json(machine)),
+            "machine": json.loads(machine_to_json(machine)),
             "self_test": {v.weight_type: _stages(v) for v in verdicts.values()},
             "advice": advice,
         }
         console.print_json(report)
         return 0 if works else 1
     rows = [("versions", ", ".join(f"{name} {version}" for name, version in versions.items()))]
-    rows += [line for line in hardware.summary(machine) if line[0] != "remark"]
+    rows += [line for line in summary(machine) if line[0] != "remark"]
     for verdict in verdicts.values():
         stages = ", ".join(f"{stage} {result}" for stage, result in _stages(verdict).items())
         rows.append(("self-test", f"{verdict.weight_type}: {stages}"))

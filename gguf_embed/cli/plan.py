@@ -10,7 +10,7 @@ from gguf_embed.cli import console, options
 from gguf_embed.errors import BadInput, BadOption
 
 if TYPE_CHECKING:
-    from gguf_embed.machine.probe import Machine
+    from gguf_embed.machine.machine import Machine
     from gguf_embed.plan.plan import Plan
 
 DESCRIPTION = """\
@@ -100,13 +100,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _machine(path: Path | None) -> Machine:
-    from gguf_embed.machine import probe as hardware
+    from gguf_embed.machine.machine import machine_from_json
+    from gguf_embed.machine.probe import probe
     from gguf_embed.system import paths
 
     if path is None:
-        return hardware.probe(store=paths.home())
+        return probe(store=paths.home())
     try:
-        return hardware.machine_from_json(path.read_text(encoding="utf-8"))
+        return machine_from_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: cannot be read: {error}; make it with `probe --json`") from None
     except BadInput as error:

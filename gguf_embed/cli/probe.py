@@ -28,13 +28,15 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the machine; returns 0."""
-    from gguf_embed.machine import probe as hardware
+    from gguf_embed.machine.advice import advised
+    from gguf_embed.machine.machine import machine_to_json, summary
+    from gguf_embed.machine.probe import probe
     from gguf_embed.system import paths
 
-    machine = hardware.probe(store=paths.home())
+    machine = advised(probe(store=paths.home()))
     if args.json:
-        console.out(hardware.machine_to_json(machine).rstrip())
+        console.out(machine_to_json(machine).rstrip())
         return 0
-    for name, value in hardware.summary(machine):
+    for name, value in summary(machine):
         console.out(f"{name:<14}{value}")
     return 0

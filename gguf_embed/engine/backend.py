@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from gguf_embed.native.library import Tokens
+from gguf_embed.native.model import Tokens
 from gguf_embed.vectors import Vectors
 
 

@@ -29,7 +29,7 @@ from gguf_embed.engine.segments import Segment
 from gguf_embed.engine.stacks import stack_pool
 from gguf_embed.engine.tokenizer import RunTooLong
 from gguf_embed.errors import GgufEmbedError
-from gguf_embed.native.library import Tokens
+from gguf_embed.native.model import Tokens
 from gguf_embed.system.child import take_job, tell
 
 # Tests let a text kill the child: "run:TEXT" or "tokenize:TEXT"; "load:" kills it at its start.

@@ -35,7 +35,7 @@ from gguf_embed.engine.runner import RunSettings
 from gguf_embed.engine.segments import Segments
 from gguf_embed.engine.tokenizer import RunTooLong
 from gguf_embed.errors import BadInput, BadModelFile, GgufEmbedError, NativeFailed
-from gguf_embed.native.library import Tokens
+from gguf_embed.native.model import Tokens
 from gguf_embed.system.child import Child, Ending
 from gguf_embed.system.closing import Closes
 from gguf_embed.system.files import printable

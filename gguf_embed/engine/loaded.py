@@ -11,7 +11,7 @@ from gguf_embed.engine.backend import BatchLimits, Head, Outcome
 from gguf_embed.engine.opening import Found, Settings, end_token, wanted
 from gguf_embed.engine.runner import Meaning, Runner, RunSettings, max_prefix, tap_works
 from gguf_embed.engine.tokenizer import Tokenizer
-from gguf_embed.native.library import Model, Tokens
+from gguf_embed.native.model import Model, Tokens
 from gguf_embed.system.closing import Closes
 
 

@@ -24,10 +24,10 @@ from gguf_embed.gguf import layout, quants
 from gguf_embed.gguf.header import ENCODERS, Header, check_embedder, needs_pooling, read_header
 from gguf_embed.machine import measured, selftest
 from gguf_embed.machine import probe as hardware
+from gguf_embed.machine.machine import Machine
 from gguf_embed.machine.measured import MeasuredRun
-from gguf_embed.machine.probe import Machine
 from gguf_embed.machine.selftest import Working
-from gguf_embed.native.library import MAX_SEQS
+from gguf_embed.native.context import MAX_SEQS
 from gguf_embed.plan import plan
 from gguf_embed.plan.plan import Limits, Plan, Run, Variant
 from gguf_embed.store import hub
@@ -163,7 +163,9 @@ def _known(machine: Machine, limits: Limits, *, here: bool) -> Sequence[Measured
 def _in_reach(sources: Sequence[Source], *, here: bool) -> Sequence[Source]:
     """Offline: those on this machine; all, where there are none, so that what to bring is named."""
     local = [source for source in sources if source.path]
-    return local if local and here and hub.places().offline else sources
+    if not local or len(local) == len(sources) or not here:
+        return sources  # the Hub's client need not be loaded to ask whether we are offline
+    return local if hub.places().offline else sources
 
 
 def _offers(sources: Sequence[Source], *, here: bool) -> list[_Offer]:
@@ -285,7 +287,8 @@ def find_model(
         hub.check_licence(source)
         if on_status is not None:
             on_status(f"fetching {source.label_with_size}, once")
-    path = hub.fetch(source, progress=on_download)
+    in_package = source.path if source.where == "package" else None
+    path = in_package or hub.fetch(source, progress=on_download)
     return found_file(chosen, path, settings, on_status)
 
 

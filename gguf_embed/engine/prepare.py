@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from gguf_embed.engine.tokenizer import RunTooLong
 from gguf_embed.errors import BadText, NativeFailed
-from gguf_embed.native.library import Tokens
+from gguf_embed.native.model import Tokens
 
 Truncate: TypeAlias = Literal["error", "end", "start"]
 

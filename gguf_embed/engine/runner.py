@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from gguf_embed.engine.backend import Head, Outcome
 from gguf_embed.errors import BadInput
-from gguf_embed.native import library as llama
-from gguf_embed.native.library import MAX_SEQS, Context, ContextParams, Model, Tokens
+from gguf_embed.native.context import MAX_SEQS, Context, ContextParams, TapUnavailable
+from gguf_embed.native.model import Model, Tokens
 from gguf_embed.system.closing import Closes
 from gguf_embed.vectors import Pooling
 
@@ -265,7 +265,7 @@ def tap_works(model: Model, meaning: Meaning, settings: RunSettings) -> bool:
     try:
         with Context(model, replace(params, tap=True), encoder=False) as context:
             tapped = context.run(texts)
-    except llama.TapUnavailable as error:
+    except TapUnavailable as error:
         _log.info("no tap: %s", error)
         return False
     cosine = np.einsum("nd,nd->n", expected, tapped)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gguf_embed.engine.backend import BatchLimits, Head
-from gguf_embed.native.library import Tokens
+from gguf_embed.native.model import Tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

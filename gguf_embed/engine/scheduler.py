@@ -22,7 +22,7 @@ from gguf_embed.engine.backend import Backend, Head
 from gguf_embed.engine.schedule import pack_rows
 from gguf_embed.engine.turns import Caller, Done, Job, Turns, Work, split
 from gguf_embed.errors import BadInput
-from gguf_embed.native.library import Tokens
+from gguf_embed.native.model import Tokens
 from gguf_embed.system.closing import Closes
 
 MAX_WAITING_TOKENS: Final = 1 << 20  # of one caller

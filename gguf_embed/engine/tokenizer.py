@@ -22,7 +22,7 @@ import numpy as np
 from gguf_embed.engine import wordpiece
 from gguf_embed.engine.stacks import call_with_stack, stack_bytes
 from gguf_embed.gguf.header import Header, read_header
-from gguf_embed.native.library import Model, Tokens
+from gguf_embed.native.model import Model, Tokens
 
 _NFC_BEFORE = frozenset({"qwen2"})  # values of tokenizer.ggml.pre
 

@@ -20,7 +20,8 @@ from gguf_embed.engine import canaries
 from gguf_embed.engine.tokenizer import RunTooLong, Tokenizer
 from gguf_embed.errors import BadModelFile, GgufEmbedError, NativeFailed
 from gguf_embed.gguf.header import read_header
-from gguf_embed.native.library import Context, ContextParams, Model, TapUnavailable, Tokens
+from gguf_embed.native.context import Context, ContextParams, TapUnavailable
+from gguf_embed.native.model import Model, Tokens
 from gguf_embed.system.child import take_job, tell
 from gguf_embed.vectors import Pooling, Vectors
 

@@ -27,8 +27,9 @@ from gguf_embed.machine import measured, selftest
 from gguf_embed.machine import probe as hardware
 from gguf_embed.machine.measured import LevelFigures, MeasuredRun
 from gguf_embed.machine.selftest import Working
-from gguf_embed.native import library as llama
-from gguf_embed.native.library import Context, ContextParams, Model, Tokens
+from gguf_embed.native import library
+from gguf_embed.native.context import Context, ContextParams
+from gguf_embed.native.model import Model, Tokens
 from gguf_embed.plan.plan import Tier
 from gguf_embed.system import paths
 from gguf_embed.vectors import Vectors, finish
@@ -445,7 +446,7 @@ def _file(header: Header, n_cores: int, room: Room = ANYTHING) -> Path:
     digest.update(f"{room.tier} {room.gpus}".encode())
     for tensor in header.tensors:
         digest.update(f"{tensor.name} {tensor.shape} {tensor.type}".encode())
-    name = f"{llama.build_id()}-{selftest.cpu_id()}-{n_cores}-{digest.hexdigest()[:16]}.json"
+    name = f"{library.build_id()}-{selftest.cpu_id()}-{n_cores}-{digest.hexdigest()[:16]}.json"
     return paths.home() / "tune" / name
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from gguf_embed.engine.backend import BatchLimits, Head
 from gguf_embed.engine.schedule import Microbatch, body_tokens, n_common, prefix_cost
-from gguf_embed.native.library import Tokens
+from gguf_embed.native.model import Tokens
 from gguf_embed.vectors import Vectors
 
 

@@ -35,6 +35,7 @@ from gguf_embed.lab.quality import LevelVectors, Quality, QualityMeter, dims_of
 from gguf_embed.lab.tasks import Task
 from gguf_embed.machine import measured
 from gguf_embed.machine import probe as hardware
+from gguf_embed.machine.machine import machine_to_json
 from gguf_embed.machine.measured import LevelFigures, LevelQuality, MeasuredRun
 from gguf_embed.native import library
 from gguf_embed.store.local import mib
@@ -160,7 +161,7 @@ def run(
         rounds=options.rounds,
         results=results,
         remarks=tuple(remarks),
-        machine=json.loads(hardware.machine_to_json(machine)),
+        machine=json.loads(machine_to_json(machine)),
         versions={
             "gguf_embed": __version__,
             "llama_cpp_python": library.version(),

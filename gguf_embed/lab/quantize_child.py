@@ -13,7 +13,8 @@ from typing import Any, Final
 
 from gguf_embed.errors import GgufEmbedError, NativeFailed
 from gguf_embed.gguf.imatrix import Imatrix, read_imatrix
-from gguf_embed.native import library
+from gguf_embed.native import quantizer
+from gguf_embed.native.quantizer import QuantizeParams
 from gguf_embed.system.child import Child, take_job, tell
 
 # [  7/ 101] blk.0.attn_k.weight - [384, 384, 1, 1], type = f16, size = 0.28 MiB -> 0.10 MiB (q5_0)
@@ -58,13 +59,13 @@ def run_quantizer(
 
 
 def _quantize(task: dict[str, Any]) -> None:
-    """In the child: tells library.cpp's log line by line, and why it was refused."""
+    """In the child: tells llama.cpp's log line by line, and why it was refused."""
     metadata: dict[str, str | int] = {}
     try:
         imatrix = read_imatrix(Path(task["imatrix"])) if task["imatrix"] else None
         if imatrix:
             metadata = _provenance(Path(task["imatrix"]), imatrix)
-        params = library.QuantizeParams(
+        params = QuantizeParams(
             level=task["level"],
             token_embedding_type=task["token_embedding_type"],
             output_type=task["output_type"],
@@ -75,7 +76,7 @@ def _quantize(task: dict[str, Any]) -> None:
             imatrix=imatrix.values if imatrix else {},
             metadata=metadata,
         )
-        library.quantize(
+        quantizer.quantize(
             Path(task["source"]), Path(task["target"]), params, lambda line: tell({"log": line})
         )
     except GgufEmbedError as error:

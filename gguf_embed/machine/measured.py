@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeAlias
 
 from gguf_embed.gguf.layout import Shape
 from gguf_embed.machine import selftest
-from gguf_embed.native import library as llama
+from gguf_embed.native import library
 from gguf_embed.system import paths
 from gguf_embed.vectors import Pooling
 
@@ -170,9 +170,9 @@ def _covers(new: MeasuredRun, old: MeasuredRun) -> bool:
 
 def _file(n_cores: int) -> Path:
     """One file per build, CPU, number of cores and set of GPUs."""
-    gpus = sorted(d.description for d in llama.devices() if d.kind in ("gpu", "igpu"))
+    gpus = sorted(d.description for d in library.devices() if d.kind in ("gpu", "igpu"))
     on_gpus = f"-{hashlib.sha256(repr(gpus).encode()).hexdigest()[:8]}" if gpus else ""
-    name = f"{llama.build_id()}-{selftest.cpu_id()}-{n_cores}{on_gpus}.json"
+    name = f"{library.build_id()}-{selftest.cpu_id()}-{n_cores}{on_gpus}.json"
     return paths.home() / "measured" / name
 
 

@@ -27,7 +27,10 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from gguf_embed.errors import NativeFailed
-from gguf_embed.native import library as llama
+from gguf_embed.native import library
+from gguf_embed.native.context import Context, ContextParams
+from gguf_embed.native.model import Model
+from gguf_embed.native.quantizer import quantize_rows
 from gguf_embed.system import paths
 from gguf_embed.vectors import Pooling
 
@@ -160,7 +163,7 @@ def _fields(verdict: Verdict) -> dict[str, str]:
 
 def _file(gpus: Sequence[str] = ()) -> Path:
     device = hashlib.sha256(", ".join(gpus).encode()).hexdigest()[:16] if gpus else "cpu"
-    return paths.home() / "selftest" / f"{llama.build_id()}-{cpu_id()}-{device}.json"
+    return paths.home() / "selftest" / f"{library.build_id()}-{cpu_id()}-{device}.json"
 
 
 def cpu_id() -> str:
@@ -237,8 +240,8 @@ def _vector(
     path: Path, *, flash: bool = False, repack: bool = False, n_gpu_layers: int = 0
 ) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
     """A unit vector from 33 tokens: an odd number runs the tiled and the single-row kernels."""
-    model = llama.Model(path, repack=repack, n_gpu_layers=n_gpu_layers)
-    params = llama.ContextParams(
+    model = Model(path, repack=repack, n_gpu_layers=n_gpu_layers)
+    params = ContextParams(
         n_ctx=256,
         n_ubatch=64,
         n_seq_max=1,
@@ -247,7 +250,7 @@ def _vector(
         causal=True,
         flash_attn=flash,
     )
-    with llama.Context(model, params, encoder=False) as context:
+    with Context(model, params, encoder=False) as context:
         vector = context.run([np.arange(33, dtype=np.int32)])[0]
     model.close()
     return vector / np.linalg.norm(vector)
@@ -291,7 +294,7 @@ def write_tiny_model(path: Path, weight_type: str) -> None:
             kind, raw = 0, np.ones(shape, np.float32).tobytes()
         else:
             values = rng.normal(0, _ROW**-0.5, shape).astype(np.float32)
-            kind, raw = llama.quantize_rows(values, weight_type)
+            kind, raw = quantize_rows(values, weight_type)
         infos += _string(name) + struct.pack("<I", len(shape))
         infos += struct.pack(f"<{len(shape)}Q", *reversed(shape))
         infos += struct.pack("<IQ", kind, len(data))

@@ -22,8 +22,8 @@ from gguf_embed.gguf import layout, quants
 from gguf_embed.gguf.header import ENCODERS, Header, TensorInfo
 from gguf_embed.gguf.layout import Shape
 from gguf_embed.machine import measured
+from gguf_embed.machine.machine import Device, Machine
 from gguf_embed.machine.measured import LevelFigures, MeasuredRun
-from gguf_embed.machine.probe import Device, Machine
 from gguf_embed.vectors import Pooling
 
 Prefer: TypeAlias = Literal["quality", "speed", "memory"]

@@ -128,12 +128,12 @@ def offered(
     if quant and in_name and quants.parse(quant) != quants.parse(in_name):
         raise BadOption(f"{name} says {in_name}, but {quant} was asked for; give one of them")
     quant = quant or in_name
-    at = at or places()
     card = catalog.find(bare)
     if card is not None:
         builtin = tuple(store.from_card(card, file) for file in card.files if file.builtin)
         if fitting := _fitting(builtin, quant):
             return fitting
+    at = at or places()
     match = _HUB_NAME.fullmatch(bare)
     if here and match and not match["file"] and not card:
         found = store.repository_here(match["repo"], match["revision"], at)

@@ -20,7 +20,7 @@ from gguf_embed.engine.bert_text import bert_normalize, bert_words
 from gguf_embed.engine.embedder import Embedder
 from gguf_embed.engine.opening import Settings
 from gguf_embed.engine.wordpiece import MAX_WORD
-from gguf_embed.native.library import Model
+from gguf_embed.native.model import Model
 
 
 def reason(text: str) -> str:

@@ -1,0 +1,383 @@
+"""A stream of computation over a model.
+
+llama.cpp aborts the process where a precondition does not hold (GGML_ASSERT), so each one is
+checked here first.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gguf_embed.errors import NativeFailed
+from gguf_embed.native.handle import Handle
+from gguf_embed.native.library import bindings, forget_reason, ggml, reason
+from gguf_embed.native.model import Model, Tokens
+from gguf_embed.system.closing import Closes
+from gguf_embed.vectors import Pooling, Vectors, output_mask, pool
+
+MAX_SEQS = 256  # LLAMA_MAX_SEQ
+_BATCH_FIELDS = ("token", "pos", "n_seq_id", "seq_id", "logits")  # llama_batch
+TAPPED_TENSOR = b"result_norm"  # the last hidden state, before the language-model head
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContextParams:
+    """How a context is made. Fields are llama.cpp's, except `tap`.
+
+    `tap` reads the last hidden state from inside the graph and leaves out the language-model head;
+    it needs a model with a KV cache. None leaves the choice to the model or to llama.cpp.
+    """
+
+    n_ctx: int
+    n_ubatch: int
+    n_seq_max: int
+    n_threads: int
+    pooling: Pooling
+    causal: bool | None = None
+    flash_attn: bool | None = None
+    tap: bool = False
+
+
+class Context(Closes):
+    """One stream of computation over a model; used by one thread at a time."""
+
+    def __init__(self, model: Model, params: ContextParams, encoder: bool) -> None:
+        """`encoder`: the architecture runs without a KV cache and sees a batch whole."""
+        if not 1 <= params.n_seq_max <= MAX_SEQS:
+            raise ValueError(f"n_seq_max={params.n_seq_max} is not within 1..{MAX_SEQS}")
+        for name in ("n_ctx", "n_ubatch", "n_threads"):
+            if getattr(params, name) < 1:
+                raise ValueError(f"{name}={getattr(params, name)} is not at least 1")
+        if encoder and params.tap:
+            raise ValueError("an encoder has no language-model head to leave out")
+        native = bindings()
+        self.model = model
+        self.params = params
+        self.encoder = encoder
+        # llama.cpp reserves a graph for equal sequences and aborts where they do not fill it.
+        n_ubatch = -(-params.n_ubatch // params.n_seq_max) * params.n_seq_max
+        n_ctx = max(params.n_ctx, n_ubatch)
+        # A batch is split into microbatches by llama.cpp itself, but an encoder sees it whole.
+        self.n_batch = n_ubatch if encoder else n_ctx
+        self._seq_pointers = _SeqPointers(params.n_seq_max)
+        self._n_outputs_max = self.n_batch  # tokens whose vectors one decode can give
+        self._tap = _Tap(model.dim)
+        self._prefix: Tokens | None = None
+
+        native_params = native.llama_context_default_params()
+        native_params.n_ctx = n_ctx
+        native_params.n_batch = self.n_batch
+        native_params.n_ubatch = n_ubatch
+        native_params.n_seq_max = params.n_seq_max
+        native_params.n_threads = params.n_threads
+        native_params.n_threads_batch = params.n_threads
+        native_params.pooling_type = int(params.pooling)
+        native_params.attention_type = -1 if params.causal is None else int(not params.causal)
+        native_params.flash_attn_type = -1 if params.flash_attn is None else int(params.flash_attn)
+        native_params.embeddings = not params.tap
+        native_params.kv_unified = True
+        native_params.no_perf = True
+        # Kept on self: ctypes frees a callback that nothing refers to. It does not refer to self,
+        # so that a context is freed as soon as it is dropped.
+        self._callback = native.ggml_backend_sched_eval_callback(self._tap.on_tensor)
+        if params.tap:
+            native_params.cb_eval = self._callback
+            native_params.pooling_type = int(Pooling.NONE)
+            last_only = params.pooling in (Pooling.LAST, Pooling.CLS)
+            self._n_outputs_max = params.n_seq_max if last_only else self.n_batch
+            native_params.n_outputs_max = self._n_outputs_max
+        forget_reason()
+        with model.handle.in_use() as of_model:
+            pointer: Any = native.llama_init_from_model(of_model, native_params)
+            if not pointer:
+                raise NativeFailed(
+                    f"{model.path}: no context of {params.n_ctx} tokens: {reason()}; "
+                    "use a smaller n_ctx or max_batch_tokens"
+                )
+            shown = f"this context of {model.path}"
+            self._handle = Handle(pointer, native.llama_free, shown=shown, parent=model.handle)
+        weakref.finalize(self, self._handle.close, wait=False)
+        self._memory: Any = native.llama_get_memory(pointer)
+
+    def close(self) -> None:
+        """Free the buffers, after the call in flight."""
+        self._handle.close()
+
+    @contextmanager
+    def threads(self, n_threads: int) -> Generator[None]:
+        """Compute with so many threads for a while."""
+        if n_threads == self.params.n_threads:
+            yield
+            return
+        set_threads, usual = bindings().llama_set_n_threads, self.params.n_threads
+        with self._handle.in_use() as pointer:
+            set_threads(pointer, n_threads, n_threads)
+            try:
+                yield
+            finally:
+                set_threads(pointer, usual, usual)
+
+    def forget(self) -> None:
+        """Zero the KV cache: a NaN left in it would spread to every later text."""
+        self._prefix = None
+        if self._memory:
+            with self._handle.in_use():
+                bindings().llama_memory_clear(self._memory, True)
+
+    def run(self, sequences: Sequence[Tokens], *, n_prefix: int = 0) -> Vectors:
+        """Pooled vectors, shape (len(sequences), dim), float32, not normalized.
+
+        The first `n_prefix` tokens, the same in every sequence, are computed once and kept for the
+        next call with the same prefix; causal models with a tap only. With Pooling.NONE the rows
+        are all token vectors end to end; with RANK they are n_cls_out scores.
+        """
+        with self._handle.in_use() as pointer:
+            return self._run(pointer, sequences, n_prefix)
+
+    @property
+    def gives_tokens(self) -> bool:
+        """Whether `token_vectors` works: in a tapped context, or one with Pooling.NONE."""
+        params = self.params
+        if not params.tap:
+            return params.pooling is Pooling.NONE
+        return params.causal is True or params.pooling in (Pooling.MEAN, Pooling.NONE)
+
+    def token_vectors(self, sequence: Tokens) -> Vectors:
+        """One vector per token, shape (len(sequence), dim), before any pooling."""
+        if not self.gives_tokens:
+            raise ValueError(f"{self.params} gives no token vectors")
+        if not self.params.tap:
+            return self.run([sequence])
+        with self._handle.in_use() as pointer:
+            self._prefix = None
+            bindings().llama_memory_clear(self._memory, False)
+            self._check([sequence], np.array([len(sequence)], np.int32), 0)
+            # Where pooling needs few outputs, there is memory for so many. A causal text can be
+            # decoded in pieces: each sees those before it in the cache.
+            step = self._n_outputs_max if self.params.causal else len(sequence)
+            pieces: list[Vectors] = []
+            for start in range(0, len(sequence), step):
+                piece = sequence[start : start + step]
+                n = len(piece)
+                positions, seqs = np.arange(start, start + n), np.zeros(n, np.int32)
+                self._decode(pointer, piece, positions, seqs, np.ones(n, np.int8))
+                pieces.append(self._outputs(n))
+            return np.concatenate(pieces)
+
+    def _run(self, pointer: Any, sequences: Sequence[Tokens], n_prefix: int) -> Vectors:
+        if n_prefix:
+            self._check_sharing()
+            self._hold_prefix(pointer, sequences[0][:n_prefix])
+        elif self._memory:
+            self._prefix = None
+            bindings().llama_memory_clear(self._memory, False)
+        bodies = [sequence[n_prefix:] for sequence in sequences]
+        lengths = np.fromiter(map(len, bodies), np.int32, len(bodies))
+        self._check(bodies, lengths, n_prefix)
+        if not self.params.tap:
+            return self._pooled(pointer, bodies, lengths)
+        outputs = self._decode_tapped(pointer, bodies, lengths, n_prefix)
+        return pool(outputs, lengths, self.params.pooling)
+
+    def _check(self, bodies: Sequence[Tokens], lengths: npt.NDArray[np.int32], before: int) -> None:
+        """What llama.cpp would abort the process for."""
+        n_tokens, n_seqs, params = int(lengths.sum()), len(bodies), self.params
+        limit = params.n_ctx - before if self._memory else self.n_batch
+        if not params.tap:
+            # llama.cpp's own pooling is wrong for a sequence that spans two microbatches.
+            limit = min(limit, params.n_ubatch)
+        elif params.causal is False:
+            limit = min(limit, params.n_ubatch)
+        n_seq_max = params.n_seq_max - (before > 0)
+        shortest, longest = (int(lengths.min()), int(lengths.max())) if n_seqs else (0, 0)
+        if not 1 <= n_seqs <= n_seq_max or n_tokens > limit or shortest < 1:
+            raise ValueError(
+                f"{n_seqs} sequences of {n_tokens} tokens (shortest {shortest}): this context "
+                f"takes 1..{n_seq_max} sequences, {limit} tokens, none empty"
+            )
+        if self.encoder and longest > self.model.n_ctx_train:
+            raise ValueError(
+                f"a sequence of {longest} tokens: {self.model.path} has "
+                f"{self.model.n_ctx_train} positions"
+            )
+        for body in bodies:
+            if int(body.max()) >= self.model.n_vocab or int(body.min()) < 0:
+                raise ValueError(f"a token id is not within 0..{self.model.n_vocab - 1}")
+
+    def _check_sharing(self) -> None:
+        """Elsewhere a prefix computed once would silently give other vectors."""
+        params = self.params
+        if not (params.tap and params.causal is not False and params.pooling is Pooling.LAST):
+            raise ValueError("a shared prefix needs a tap, causal attention and pooling LAST")
+
+    def _hold_prefix(self, pointer: Any, prefix: Tokens) -> None:
+        """Leave exactly `prefix` in the cache, as sequence 0."""
+        native = bindings()
+        if self._prefix is not None and np.array_equal(self._prefix, prefix):
+            for seq in range(1, self.params.n_seq_max):
+                native.llama_memory_seq_rm(self._memory, seq, -1, -1)
+            return
+        native.llama_memory_clear(self._memory, False)
+        self._prefix = None
+        length = np.array([len(prefix)], np.int32)
+        self._check([prefix], length, 0)
+        self._decode(pointer, prefix, np.arange(len(prefix)), np.zeros(len(prefix), np.int32), None)
+        self._prefix = prefix.copy()
+
+    def _decode_tapped(
+        self,
+        pointer: Any,
+        bodies: Sequence[Tokens],
+        lengths: npt.NDArray[np.int32],
+        n_prefix: int,
+    ) -> Vectors:
+        native = bindings()
+        first_seq = 1 if n_prefix else 0
+        if n_prefix:
+            for seq in range(1, len(bodies) + 1):
+                native.llama_memory_seq_cp(self._memory, 0, seq, -1, -1)
+        positions, seqs = _end_to_end(lengths)
+        mask = output_mask(lengths, self.params.pooling)
+        self._decode(pointer, np.concatenate(bodies), positions + n_prefix, seqs + first_seq, mask)
+        return self._outputs(int(mask.sum()))
+
+    def _outputs(self, n: int) -> Vectors:
+        """What the tap took out of the last decode, which asked for `n` tokens."""
+        outputs = self._tap.take()
+        if outputs.shape != (n, self.model.dim):
+            raise TapUnavailable(
+                f"{self.model.path}: the graph gave {outputs.shape} outputs at "
+                f"{TAPPED_TENSOR.decode()}, not {(n, self.model.dim)}"
+            )
+        return outputs
+
+    def _pooled(
+        self, pointer: Any, bodies: Sequence[Tokens], lengths: npt.NDArray[np.int32]
+    ) -> Vectors:
+        native = bindings()
+        n_tokens = int(lengths.sum())
+        positions, seqs = _end_to_end(lengths)
+        self._decode(pointer, np.concatenate(bodies), positions, seqs, np.ones(n_tokens, np.int8))
+        if self.params.pooling is Pooling.NONE:
+            rows = native.llama_get_embeddings(pointer)
+            return _copy(rows, n_tokens * self.model.dim).reshape(n_tokens, self.model.dim)
+        dim = self.model.n_cls_out if self.params.pooling is Pooling.RANK else self.model.dim
+        vectors = np.empty((len(bodies), dim), np.float32)
+        for seq in range(len(bodies)):
+            vectors[seq] = _copy(native.llama_get_embeddings_seq(pointer, seq), dim)
+        return vectors
+
+    def _decode(
+        self,
+        pointer: Any,
+        tokens: Tokens,
+        positions: npt.NDArray[np.int64],
+        seqs: npt.NDArray[np.int32],
+        mask: npt.NDArray[np.int8] | None,
+    ) -> None:
+        """One native call; the GIL is released while it computes."""
+        native = bindings()
+        n_tokens = len(tokens)
+        arrays = (
+            np.ascontiguousarray(tokens, np.int32),
+            positions.astype(np.int32),
+            np.ones(n_tokens, np.int32),
+            self._seq_pointers.of(seqs),
+            np.zeros(n_tokens, np.int8) if mask is None else mask,
+        )
+        batch = native.llama_batch()
+        batch.n_tokens = n_tokens
+        for field, array in zip(_BATCH_FIELDS, arrays, strict=True):
+            current: Any = getattr(batch, field)
+            setattr(batch, field, ctypes.cast(array.ctypes.data, current.__class__))
+        self._tap.begin()
+        forget_reason()
+        status = native.llama_decode(pointer, batch)
+        self._tap.check()
+        if status != 0:
+            raise NativeFailed(
+                f"{self.model.path}: llama_decode gave {status} for {n_tokens} tokens: {reason()}"
+            )
+
+
+class TapUnavailable(NativeFailed):
+    """This architecture's graph has no tensor to tap; the pooled path serves instead."""
+
+
+class _Tap:
+    """Takes rows out of the graph at TAPPED_TENSOR, in a callback of ggml's scheduler."""
+
+    def __init__(self, dim: int) -> None:
+        self._dim = dim
+        self._taken: list[Vectors] = []
+        self._error: BaseException | None = None
+        pointer, size = ctypes.c_void_p, ctypes.c_size_t
+        self._get_name = ggml("ggml_get_name", ctypes.c_char_p, pointer)
+        self._get_rows = ggml("ggml_nrows", ctypes.c_int64, pointer)
+        self._get_data = ggml("ggml_backend_tensor_get", None, pointer, pointer, size, size)
+
+    def begin(self) -> None:
+        """Forget what an earlier decode gave."""
+        self._taken = []
+
+    def check(self) -> None:
+        """Raise what was raised inside the callback."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def take(self) -> Vectors:
+        """The rows of the last decode, in order; shape (0, 0) where the tensor never came."""
+        return np.concatenate(self._taken) if self._taken else np.empty((0, 0), np.float32)
+
+    def on_tensor(self, tensor: int, ask: bool, _data: object) -> bool:
+        """Called by ggml's scheduler for each node; True to `ask` stops after that node.
+
+        Returning False after the tapped tensor ends the graph there: the head is not computed.
+        """
+        try:
+            if ask:
+                return self._get_name(tensor) == TAPPED_TENSOR
+            rows = np.empty((self._get_rows(tensor), self._dim), np.float32)
+            if rows.size:
+                self._get_data(tensor, rows.ctypes.data, 0, rows.nbytes)
+            self._taken.append(rows)
+        except BaseException as error:  # an exception must not unwind through C
+            self._error = error
+        return False
+
+
+class _SeqPointers:
+    """llama_batch wants, per token, a pointer to its sequence ids; one table serves all batches."""
+
+    def __init__(self, n_seq_max: int) -> None:
+        self._ids = np.arange(n_seq_max, dtype=np.int32)
+        self._addresses = self._ids.ctypes.data + 4 * self._ids.astype(np.uintp)
+
+    def of(self, seqs: npt.NDArray[np.int32]) -> npt.NDArray[np.uintp]:
+        """Addresses of one-element id lists, shape (n_tokens,)."""
+        return self._addresses[seqs]
+
+
+def _end_to_end(
+    lengths: npt.NDArray[np.int32],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+    """Position and sequence number, from 0, of each token of sequences laid end to end."""
+    starts = np.cumsum(lengths) - lengths
+    positions = np.arange(int(lengths.sum())) - np.repeat(starts, lengths)
+    return positions, np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+
+
+def _copy(pointer: Any, n: int) -> npt.NDArray[np.float32]:
+    """A copy of n floats that llama.cpp owns until the next call."""
+    if not pointer:
+        raise NativeFailed(f"llama.cpp returned no embedding: {reason()}")
+    return np.ctypeslib.as_array(pointer, shape=(n,)).astype(np.float32, copy=True)
