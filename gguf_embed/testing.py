@@ -114,6 +114,7 @@ class FakeEmbedder(Embedder):
         settings: Settings | None = None,
         on_status: Callable[[str], None] | None = None,
         on_download: download.Progress | None = None,
+        isolated: bool = False,
         dim: int = 64,
         n_ctx: int = 32,
         prompts: Mapping[str, str] = PROMPTS,

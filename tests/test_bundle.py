@@ -44,7 +44,7 @@ from gguf_embed.errors import (
     OutputFailed,
 )
 from gguf_embed.gguf.header import Header, read_header
-from gguf_embed.store import hub
+from gguf_embed.store import download, names
 from gguf_embed.store import local as store
 from gguf_embed.store.local import Places, Source
 from gguf_embed.system import files
@@ -90,7 +90,7 @@ def written(qwen3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle") / "carry"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wheels, "collect", fake_collect)
-        write(hub.resolve(qwen3), folder, at=places(folder.parent))
+        write(names.resolve(qwen3), folder, at=places(folder.parent))
     return folder
 
 
@@ -132,14 +132,14 @@ def test_a_file_arrives_under_its_name(
     tiny_model: Write, tmp_path: Path, at: Places, architecture: str, outtype: str, required: float
 ):
     path = tiny_model(architecture, outtype)
-    made = write(hub.resolve(path), tmp_path / "carry", at=at)
+    made = write(names.resolve(path), tmp_path / "carry", at=at)
     opened = unbundle(tmp_path / "carry", at=at)
     assert opened.name == path.stem
     assert (opened.source.where, opened.source.sha256) == ("store", hash_of(path))
     assert opened.source.path
     assert opened.source.path.is_relative_to(at.store)
     assert opened.source.path.read_bytes() == path.read_bytes()
-    assert hub.resolve(opened.name, at=replace(at, offline=True)).path == opened.source.path
+    assert names.resolve(opened.name, at=replace(at, offline=True)).path == opened.source.path
     assert opened.n_files == made.n_files == len(check.files_in(tmp_path / "carry")[0])
     assert opened.sums_sha256 == made.sums_sha256 == hash_of(tmp_path / "carry" / SUMS)
     assert opened.n_canaries == len(canaries.ALL)
@@ -194,7 +194,7 @@ def test_the_vectors_carried_are_those_of_the_plainest_path(
     qwen3: Path, tmp_path: Path, at: Places, name: str
 ):
     """Short and longish texts in several languages, each alone."""
-    source = hub.resolve(qwen3 if name == "qwen3" else name)
+    source = names.resolve(qwen3 if name == "qwen3" else name)
     write(source, tmp_path / "carry", packages_for=None, at=at)
     said = json.loads((tmp_path / "carry" / "canaries.json").read_text())
     assert said["texts"] == list(canaries.ALL)
@@ -208,7 +208,7 @@ def test_the_vectors_carried_are_those_of_the_plainest_path(
 
 def test_the_built_in_model(tmp_path: Path, at: Places):
     folder = tmp_path / "carry"
-    made = write(hub.resolve(catalog.BUILTIN), folder, at=at)
+    made = write(names.resolve(catalog.BUILTIN), folder, at=at)
     assert (folder / "card.toml").read_bytes() == (
         catalog.models_dir() / f"{catalog.BUILTIN}.toml"
     ).read_bytes()
@@ -225,7 +225,7 @@ def test_the_built_in_model(tmp_path: Path, at: Places):
 def test_a_copy_of_a_known_file_is_known(tmp_path: Path, at: Places):
     copy = tmp_path / "renamed.gguf"
     shutil.copyfile(catalog.builtin_path(), copy)
-    made = write(hub.resolve(copy), tmp_path / "carry", packages_for=None, at=at)
+    made = write(names.resolve(copy), tmp_path / "carry", packages_for=None, at=at)
     assert made.source.name == catalog.BUILTIN
 
 
@@ -238,7 +238,7 @@ def test_from_the_hub(
         here = places(tmp_path / "here", fake.url)
         seen: list[tuple[int, int]] = []
         made = write(
-            hub.resolve(REPO, at=here),
+            names.resolve(REPO, at=here),
             tmp_path / "carry",
             progress=lambda *bytes_here: seen.append(bytes_here),
             at=here,
@@ -249,7 +249,7 @@ def test_from_the_hub(
     opened = unbundle(tmp_path / "carry", at=at)
     offline = replace(at, offline=True)
     for name in (REPO, f"{REPO}:Q8_0", f"hf:{REPO}/q8/tiny-Q8_0.gguf"):
-        assert hub.resolve(name, at=offline).path == opened.source.path
+        assert names.resolve(name, at=offline).path == opened.source.path
     assert (opened.name, opened.licence) == (REPO, made.licence)
 
 
@@ -264,7 +264,7 @@ def test_from_the_catalog(tiny_model: Write, tmp_path: Path, at: Places):
         repo = fake.repos[file.repo]
         repo.commits[file.revision] = repo.commits.pop(repo.branches["main"])
         here = places(tmp_path / "here", fake.url)
-        source = hub.resolve(f"{catalog.BUILTIN}:Q4_K_M", at=here)
+        source = names.resolve(f"{catalog.BUILTIN}:Q4_K_M", at=here)
         write(replace(source, n_bytes=None), tmp_path / "carry", at=here)
     opened = unbundle(tmp_path / "carry", at=at)
     assert opened.name == f"{catalog.BUILTIN}:Q4_K_M"
@@ -284,14 +284,14 @@ def test_a_path_to_a_file_of_the_catalog(
     file = replace(card.file("Q4_K_M"), sha256=hash_of(path))
     monkeypatch.setattr(store, "catalog_files", lambda: [(card, file)])
     assert catalog.by_header(read_header(path)) is None
-    assert write(hub.resolve(path), tmp_path / "carry", at=at).source.name == card.id
+    assert write(names.resolve(path), tmp_path / "carry", at=at).source.name == card.id
     assert unbundle(tmp_path / "carry", at=at).source.card == card
 
 
 def test_a_file_called_like_a_model_that_it_is_not(qwen3: Path, tmp_path: Path, at: Places):
     path = tmp_path / "bge-m3.gguf"
     shutil.copyfile(qwen3, path)
-    write(hub.resolve(path), tmp_path / "carry", at=at)
+    write(names.resolve(path), tmp_path / "carry", at=at)
     opened = unbundle(tmp_path / "carry", at=at)
     assert opened.name == f"bge-m3-{hash_of(qwen3)[:8]}"
 
@@ -300,13 +300,13 @@ def test_a_file_called_like_a_model_that_it_is_not(qwen3: Path, tmp_path: Path, 
 def test_file_names_that_are_no_good_inside(qwen3: Path, tmp_path: Path, at: Places, name: str):
     path = tmp_path / name
     shutil.copyfile(qwen3, path)
-    write(hub.resolve(path), tmp_path / "carry", packages_for=None, at=at)
+    write(names.resolve(path), tmp_path / "carry", packages_for=None, at=at)
     opened = unbundle(tmp_path / "carry", at=at)
-    assert hub.resolve(opened.name, at=replace(at, offline=True)).path == opened.source.path
+    assert names.resolve(opened.name, at=replace(at, offline=True)).path == opened.source.path
 
 
 def test_without_and_for_other_packages(qwen3: Path, tmp_path: Path, at: Places):
-    source = hub.resolve(qwen3)
+    source = names.resolve(qwen3)
     write(source, tmp_path / "none", packages_for=None, at=at)
     assert not (tmp_path / "none" / "wheels").exists()
     assert "holds no Python packages" in (tmp_path / "none" / "README.md").read_text()
@@ -647,7 +647,7 @@ raise SystemExit(main(["unbundle", {str(carry)!r}, "--json"]))
 
 @pytest.fixture
 def source(qwen3: Path) -> Source:
-    return hub.resolve(qwen3)
+    return names.resolve(qwen3)
 
 
 def test_targets_that_make_no_sense(
@@ -736,13 +736,13 @@ def test_killed_half_way(source: Source, tmp_path: Path, at: Places):
 import sys, time
 from pathlib import Path
 from gguf_embed.bundle import bundle, wheels
-from gguf_embed.store import hub
+from gguf_embed.store import download, names
 def hang(folder, about):
     print("hanging", flush=True)
     time.sleep(60)
 wheels.collect = lambda folder, platform, *, on_status: folder.mkdir()
 bundle._seal = hang
-bundle.write(hub.resolve({str(source.path)!r}), Path({str(tmp_path / "carry")!r}))
+bundle.write(names.resolve({str(source.path)!r}), Path({str(tmp_path / "carry")!r}))
 """
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert child.stdout
@@ -763,14 +763,14 @@ bundle.write(hub.resolve({str(source.path)!r}), Path({str(tmp_path / "carry")!r}
 
 def test_a_reranker(tmp_path: Path, at: Places):
     with pytest.raises(BadInput, match="is a reranker: it gives no vectors"):
-        write(hub.resolve("qwen3-reranker-0.6b", at=at), tmp_path / "carry", at=at)
+        write(names.resolve("qwen3-reranker-0.6b", at=at), tmp_path / "carry", at=at)
 
 
 def test_a_licence_is_not_agreed_to_by_itself(
     tmp_path: Path, at: Places, monkeypatch: pytest.MonkeyPatch
 ):
     """Nothing is fetched, packages included, before the caller agreed."""
-    source = hub.resolve("jina-embeddings-v5-nano:Q8_0", at=at)
+    source = names.resolve("jina-embeddings-v5-nano:Q8_0", at=at)
     monkeypatch.setattr(wheels, "collect", None)
     with pytest.raises(BadInput, match=r"CC-BY-NC-4\.0, no commercial use.*--accept-licence"):
         write(source, tmp_path / "carry", at=at)
@@ -867,7 +867,7 @@ def test_a_licence_is_agreed_to_first(
         asked.append(source)
         raise FetchFailed("stop")
 
-    monkeypatch.setattr(hub, "fetch", fetch)
+    monkeypatch.setattr(download, "fetch", fetch)
     output = ["-o", tmp_path / "carry"] if command == "bundle" else []
     code, _, err = run(command, name, *output)
     assert (code, asked) == (2, [])

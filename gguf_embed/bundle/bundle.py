@@ -1,6 +1,6 @@
 """All that a machine without internet needs for one model, in one folder, with its own proof.
 
-    written = write(hub.resolve("qwen3-embedding:0.6b"), Path("carry"))
+    written = write(names.resolve("qwen3-embedding:0.6b"), Path("carry"))
 
 What lies in the folder is told in `format`; `unbundle` reads it on the other machine.
 """
@@ -44,7 +44,7 @@ from gguf_embed.errors import (
 )
 from gguf_embed.gguf.header import Header, read_header
 from gguf_embed.machine.probe import probe
-from gguf_embed.store import hub, local
+from gguf_embed.store import download, hub, local
 from gguf_embed.store.local import Places, Source, file_sha256, mib
 from gguf_embed.system.files import check_free, free_bytes, whole_folder
 
@@ -69,7 +69,7 @@ def write(
     *,
     packages_for: str | None = wheels.HERE,
     accept_licence: bool = False,
-    progress: hub.Progress | None = None,
+    progress: download.Progress | None = None,
     on_status: Status | None = None,
     at: Places | None = None,
 ) -> Written:
@@ -93,11 +93,11 @@ def write(
             "its file alone (gguf-embed pull)"
         )
     if not accept_licence and local.located(source, at).path is None:
-        hub.check_licence(source)
+        download.check_licence(source)
     with _appearing(target) as folder:
         if packages_for is not None:  # first: they fail sooner than gigabytes move
             wheels.collect(folder / "wheels", packages_for, on_status=say)
-        path = hub.fetch(source, progress=progress, accept_licence=accept_licence, at=at)
+        path = download.fetch(source, progress=progress, accept_licence=accept_licence, at=at)
         _check_room(target, path.stat().st_size)
         source, licence = _fill(folder, source, path, at, say)
         about: dict[str, object] = {

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from gguf_embed.catalog import catalog
-from gguf_embed.catalog.catalog import ModelCard
+from gguf_embed.catalog.card import ModelCard
 from gguf_embed.engine.embedder import Embedder
 from gguf_embed.engine.opening import Settings, choose_file, found_file
 from gguf_embed.errors import BadModelFile, DoesNotFit, GgufEmbedError, NativeFailed

@@ -31,6 +31,7 @@ from gguf_embed.errors import BadInput, FetchFailed, GgufEmbedError, NativeFaile
 from gguf_embed.gguf.header import read_header
 from gguf_embed.lab.metrics import CosineStats, cosine_stats, cosines
 from gguf_embed.store import hub, local
+from gguf_embed.store import names as store_names
 from gguf_embed.store.local import Places, Source, file_sha256
 from gguf_embed.vectors import Vectors
 
@@ -168,6 +169,6 @@ def _name(stored: Source, at: Places) -> str:
         names.append(f"hf:{stored.repo}/{stored.file}")
     for name in names:
         with suppress(GgufEmbedError):
-            if hub.resolve(name, at=at).path == stored.path:
+            if store_names.resolve(name, at=at).path == stored.path:
                 return name
     return str(stored.path)

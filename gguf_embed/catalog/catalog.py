@@ -17,7 +17,6 @@ from gguf_embed.gguf import quants
 from gguf_embed.gguf.header import Header
 
 
-
 def models_dir() -> Path:
     """Where the cards and the built-in model are, in an installation or in a checkout."""
     package = Path(str(resources.files("gguf_embed")))

@@ -62,9 +62,9 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the bundle; returns 0."""
     from gguf_embed.bundle import bundle, wheels
-    from gguf_embed.store import hub
+    from gguf_embed.store import names
 
-    source = hub.resolve(args.model, args.quant)
+    source = names.resolve(args.model, args.quant)
     options.agree_to_licence(source, accepted=args.accept_licence)
     with console.transfer(source.label, quiet=args.quiet) as moved:
         written = bundle.write(

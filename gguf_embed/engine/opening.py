@@ -17,7 +17,7 @@ from pathlib import Path
 
 from gguf_embed.catalog import catalog
 from gguf_embed.catalog.card import ModelCard
-from gguf_embed.engine import tune
+from gguf_embed.engine import proof, tune
 from gguf_embed.engine.runner import Meaning, RunSettings
 from gguf_embed.errors import BadModelFile, BadOption
 from gguf_embed.gguf import layout, quants
@@ -290,16 +290,36 @@ def find_model(
             on_status(f"fetching {source.label_with_size}, once")
     in_package = source.path if source.where == "package" else None
     path = in_package or download.fetch(source, progress=on_download)
-    return found_file(chosen, path, settings)
+    return found_file(chosen, path, settings, on_status)
 
 
-def found_file(chosen: Choice, path: Path, settings: Settings) -> Found:
+def found_file(
+    chosen: Choice,
+    path: Path,
+    settings: Settings,
+    on_status: Callable[[str], None] | None = None,
+) -> Found:
     """A chosen file that is here; planned anew where its GPU or flash attention fails here."""
     header = (chosen.source.path and chosen.header) or read_header(path)
     meaning = meaning_of(header, chosen.card, settings.pooling)
     working = selftest.check(header.matrix_types, gpus=chosen.gpus)
     if not working.gpu or not working.flash:
         chosen = chosen.without(gpus=not working.gpu, flash_attn=not working.flash)
+    proof.prove(
+        path,
+        proof.ProofSettings(
+            pooling=meaning.pooling,
+            causal=meaning.causal,
+            encoder=meaning.encoder,
+            end_token=end_token(header, chosen.card, meaning.pooling),
+            n_ctx=chosen.plan.n_ctx,
+            n_threads=settings.n_threads or chosen.machine.usable_cores,
+            n_gpu_layers=chosen.plan.n_gpu_layers,
+            repack=working.repack if settings.repack is None else settings.repack,
+            flash_attn=working.flash and chosen.limits.flash_attn is not False,
+        ),
+        on_status=on_status,
+    )
     return Found(choice=chosen, path=path, header=header, meaning=meaning, working=working)
 
 
