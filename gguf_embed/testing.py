@@ -34,7 +34,7 @@ from gguf_embed.plan.contexts import EmbedMode
 from gguf_embed.plan.plan import Plan
 from gguf_embed.plan.settings import RunSettings, Settings
 from gguf_embed.plan.variants import variants_of
-from gguf_embed.store import hub
+from gguf_embed.store import download
 from gguf_embed.store.local import Source
 from gguf_embed.vectors import Pooling
 
@@ -115,7 +115,8 @@ class FakeEmbedder(Embedder):
         *,
         settings: Settings | None = None,
         on_status: Callable[[str], None] | None = None,
-        on_download: hub.Progress | None = None,
+        on_download: download.Progress | None = None,
+        isolated: bool = False,
         dim: int = 64,
         n_ctx: int = 32,
         prompts: Mapping[str, str] = PROMPTS,

@@ -26,7 +26,7 @@ from test_cli import on_terminal
 
 from gguf_embed.catalog import catalog
 from gguf_embed.cli import main
-from gguf_embed.engine import loaded as engine
+from gguf_embed.engine import loaded as engine_loaded
 from gguf_embed.engine import tune
 from gguf_embed.engine.embedder import Embedder
 from gguf_embed.engine.opening import Choice, choose
@@ -42,7 +42,7 @@ from gguf_embed.plan.fitter import BATCH_TOKENS_TIGHT, MARGIN_SHARE
 from gguf_embed.plan.memory import MIB, predict
 from gguf_embed.plan.settings import BATCH_TOKENS, RunSettings, Settings
 from gguf_embed.plan.variants import variants_of
-from gguf_embed.store import hub
+from gguf_embed.store import download, hub, names
 from gguf_embed.store import local as store
 from gguf_embed.store.local import Places
 from gguf_embed.system import paths
@@ -94,7 +94,7 @@ add_eos = true
 eos_token = "{header.metadata["tokenizer.ggml.tokens"][header.eos_id or 0]}"
 eos_id = {header.eos_id}
 dim = 256
-max_tokens = 2048
+max_seq_length = 2048
 languages = "none"
 notes = "random weights"
 
@@ -147,7 +147,7 @@ class World:
 
     def pull(self, *quants: str) -> None:
         for quant in quants:
-            hub.fetch(hub.resolve(MODEL, quant))
+            download.fetch(names.resolve(MODEL, quant))
 
     def choose(self, name: str | Path = MODEL, **limits: Any) -> Choice:
         return choose(name, self.machine, Settings(**limits))
@@ -497,7 +497,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
             loaded.append(choices)
             super().__init__(path, **choices)
 
-    for module in (engine, tune):
+    for module in (engine_loaded, tune):
         monkeypatch.setattr(module, "Model", Watched)
     return loaded
 

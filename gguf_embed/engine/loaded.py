@@ -9,10 +9,11 @@ from dataclasses import replace
 from gguf_embed.engine import tune
 from gguf_embed.engine.backend import BatchLimits, Head, Outcome
 from gguf_embed.engine.opening import Found, end_token
-from gguf_embed.engine.runner import Runner, tap_works
+from gguf_embed.engine.runner import Runner, max_prefix, tap_works
 from gguf_embed.engine.tokenizer import Tokenizer
 from gguf_embed.native.model import Model, Tokens
-from gguf_embed.plan.settings import Settings
+from gguf_embed.plan.contexts import EmbedMode
+from gguf_embed.plan.settings import RunSettings, Settings
 from gguf_embed.system.closing import Closes
 
 
@@ -25,12 +26,7 @@ class LoadedModel(Closes):
         self.runner = runner
         self.tokenizer = tokenizer
         settings = runner.settings
-        self._limits = BatchLimits(
-            max_tokens=settings.batch_tokens,
-            max_seqs=1 if exact else settings.max_batch_seqs,
-            max_prefix=0 if exact else runner.max_prefix,
-            n_contexts=settings.n_contexts,
-        )
+        self._limits = limits_of(settings, runner.meaning, exact=exact)
         self._specials = model.special_tokens()
 
     @property
@@ -73,14 +69,28 @@ class LoadedModel(Closes):
         self.model.close()
 
 
+def limits_of(settings: RunSettings, meaning: EmbedMode, *, exact: bool) -> BatchLimits:
+    """How microbatches are packed for a model that runs so; `exact`: each text alone."""
+    return BatchLimits(
+        max_tokens=settings.batch_tokens,
+        max_seqs=1 if exact else settings.max_batch_seqs,
+        max_prefix=0 if exact else max_prefix(settings, meaning),
+        n_contexts=settings.n_contexts,
+    )
+
+
 def load(
-    found: Found, settings: Settings, on_status: Callable[[str], None] | None = None
+    found: Found,
+    settings: Settings,
+    on_status: Callable[[str], None] | None = None,
+    *,
+    run_settings: RunSettings | None = None,
 ) -> tuple[Found, LoadedModel]:
     """Tune on first use, load, and prove the tap; planned anew where there is none.
 
-    Nothing stays loaded when a step fails.
+    With `run_settings` it runs as it did before. Nothing stays loaded when a step fails.
     """
-    run_settings = tune.best_run(
+    run_settings = run_settings or tune.best_run(
         found.target,
         settings,
         budget_s=tune.FIRST_USE_S if settings.tune else 0,

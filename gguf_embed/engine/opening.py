@@ -16,11 +16,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gguf_embed.catalog import catalog
-from gguf_embed.catalog.catalog import ModelCard
-from gguf_embed.engine import tune
+from gguf_embed.catalog.card import ModelCard
+from gguf_embed.engine import proof, tune
 from gguf_embed.errors import BadModelFile
 from gguf_embed.gguf import layout, quants
-from gguf_embed.gguf.header import ENCODERS, Header, check_embedder, needs_pooling, read_header
+from gguf_embed.gguf.check import check_embedder, needs_pooling
+from gguf_embed.gguf.header import ENCODERS, Header, read_header
 from gguf_embed.machine import measured, selftest
 from gguf_embed.machine import probe as hardware
 from gguf_embed.machine.machine import Machine
@@ -32,7 +33,7 @@ from gguf_embed.plan.memory import gpus_of
 from gguf_embed.plan.plan import Plan
 from gguf_embed.plan.settings import RunSettings, Settings
 from gguf_embed.plan.variants import Variant, variant_of, variants_of
-from gguf_embed.store import hub
+from gguf_embed.store import download, hub, names
 from gguf_embed.store.local import Source
 from gguf_embed.vectors import Pooling
 
@@ -96,7 +97,7 @@ def choose(name: str | Path, machine: Machine, settings: Settings, *, here: bool
     if name == plan.AUTO:
         return _choose_auto(machine, settings, here=here)
     known = _known(machine, settings, here=here)
-    offered = hub.offered(name, settings.quant, here=here)
+    offered = names.offered(name, settings.quant, here=here)
     sources = _in_reach(offered, here=here)
     offers = _offers(sources, here=here)
     # The name of a file may differ from what its header says.
@@ -125,7 +126,7 @@ def choose_file(path: Path, card: ModelCard | None, machine: Machine, settings: 
 
 def _choose_auto(machine: Machine, settings: Settings, *, here: bool) -> Choice:
     family = plan.auto_family()
-    sources = [source for card in family for source in hub.offered(card.id, here=here)]
+    sources = [source for card in family for source in names.offered(card.id, here=here)]
     if settings.quant:
         settings = replace(settings, quant=quants.parse(settings.quant))
         sources = [source for source in sources if source.quant == settings.quant]
@@ -257,7 +258,7 @@ def find_model(
     name: str | Path,
     settings: Settings,
     on_status: Callable[[str], None] | None = None,
-    on_download: hub.Progress | None = None,
+    on_download: download.Progress | None = None,
 ) -> Found:
     """The file that a name means here, downloaded if need be; see `Embedder.open`."""
     chosen = choose(name, hardware.probe(), settings)
@@ -269,21 +270,42 @@ def find_model(
     if on_status is not None and source.where != "package":
         on_status(chosen.plan.in_short)
     if source.path is None and not hub.places().offline:
-        hub.check_licence(source)
+        download.check_licence(source)
         if on_status is not None:
             on_status(f"fetching {source.label_with_size}, once")
     in_package = source.path if source.where == "package" else None
-    path = in_package or hub.fetch(source, progress=on_download)
-    return found_file(chosen, path, settings)
+    path = in_package or download.fetch(source, progress=on_download)
+    return found_file(chosen, path, settings, on_status)
 
 
-def found_file(chosen: Choice, path: Path, settings: Settings) -> Found:
+def found_file(
+    chosen: Choice,
+    path: Path,
+    settings: Settings,
+    on_status: Callable[[str], None] | None = None,
+) -> Found:
     """A chosen file that is here; planned anew where its GPU or flash attention fails here."""
     header = (chosen.source.path and chosen.header) or read_header(path)
     mode = mode_of(header, chosen.card, settings)
     working = selftest.check(header.matrix_types, gpus=chosen.gpus)
     if not working.gpu or not working.flash:
         chosen = chosen.without(gpus=not working.gpu, flash_attn=not working.flash)
+    run = tune.safe_run(chosen.plan.run, working)
+    proof.prove(
+        path,
+        proof.ProofSettings(
+            pooling=mode.pooling,
+            causal=mode.causal,
+            encoder=mode.encoder,
+            end_token=end_token(header, chosen.card, mode.pooling),
+            n_ctx=run.n_ctx,
+            n_threads=settings.n_threads or chosen.machine.usable_cores,
+            n_gpu_layers=run.n_gpu_layers,
+            repack=working.repack if settings.repack is None else settings.repack,
+            flash_attn=run.flash_attn,
+        ),
+        on_status=on_status,
+    )
     return Found(choice=chosen, path=path, header=header, mode=mode, working=working)
 
 
@@ -298,7 +320,7 @@ def mode_of(header: Header, card: ModelCard | None, settings: Settings) -> Embed
     chosen = (settings.pooling, card.pooling if card else None, header.pooling)
     pooling = next((p for p in chosen if p is not None), None)
     check_embedder(header, pooling=pooling)
-    if pooling is None:
+    if pooling in (None, Pooling.NONE):
         raise BadModelFile(needs_pooling(header) or f"{header.source}: no pooling")
     if pooling is Pooling.RANK:
         raise BadModelFile(_RERANKER.format(header.source))

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from gguf_embed.catalog import catalog
-from gguf_embed.catalog.catalog import ModelCard, ModelFile
+from gguf_embed.catalog.card import ModelCard, ModelFile
 from gguf_embed.errors import BadOption
 from gguf_embed.gguf import quants
 from gguf_embed.machine import measured

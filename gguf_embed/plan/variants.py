@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from gguf_embed.catalog.catalog import ModelCard, ModelFile
+from gguf_embed.catalog.card import ModelCard, ModelFile
 from gguf_embed.errors import BadModelFile, BadOption
 from gguf_embed.gguf import layout, quants
-from gguf_embed.gguf.header import ENCODERS, Header, TensorInfo
+from gguf_embed.gguf.header import ENCODERS, Header
 from gguf_embed.gguf.layout import Shape
+from gguf_embed.gguf.tensors import TensorInfo
 from gguf_embed.plan.contexts import EmbedMode
 from gguf_embed.plan.settings import Settings
 from gguf_embed.vectors import Pooling
