@@ -34,7 +34,7 @@ from gguf_embed.engine.stacks import stack_pool
 from gguf_embed.engine.turns import Caller, Priority
 from gguf_embed.errors import BadInput, BadOption, NativeFailed, TextTooLong
 from gguf_embed.plan.plan import Plan
-from gguf_embed.store import hub
+from gguf_embed.store import download
 from gguf_embed.system.closing import Closes
 from gguf_embed.vectors import Vectors, check_dimensions, finish
 
@@ -104,7 +104,7 @@ class Embedder(Closes):
         *,
         settings: Settings | None = None,
         on_status: Callable[[str], None] | None = None,
-        on_download: hub.Progress | None = None,
+        on_download: download.Progress | None = None,
         isolated: bool = False,
     ) -> Embedder:
         """Open a model by catalog name, Hub repository, path, or "auto"; downloads it if need be.
