@@ -82,7 +82,7 @@ class GgufEmbed:
         from gguf_embed.engine.opening import Settings
 
         self._embedder = Embedder.open(Path(load.model), settings=Settings(**load.settings))
-        chosen = self._embedder._runner.settings  # what the tuner found is not public
+        chosen = self._embedder.run_settings
         self.facts: dict[str, Any] = {"run_settings": repr(chosen)}
 
     def embed(self, texts: Sequence[str], prompt: str) -> Vectors:

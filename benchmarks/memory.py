@@ -84,7 +84,7 @@ def measure(path: Path, limits: Limits) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     with Runner(model, meaning, settings) as runner:
         lengths = [plan.max_batch_tokens] * plan.n_contexts
-        lengths += [plan.n_ctx] if plan.n_ctx > runner._room else []  # pyright: ignore[reportPrivateUsage]
+        lengths += [plan.n_ctx] if plan.n_ctx > runner.ordinary_tokens else []
         futures = [
             runner.submit([rng.integers(0, model.n_vocab, n).astype(np.int32)]) for n in lengths
         ]

@@ -17,7 +17,9 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from gguf_embed.engine.embedder import Block as Block
     from gguf_embed.engine.embedder import Embedder as Embedder
+    from gguf_embed.engine.embedder import EncodeOptions as EncodeOptions
     from gguf_embed.engine.opening import Settings as Settings
+    from gguf_embed.engine.turns import Priority as Priority
     from gguf_embed.errors import BadInput as BadInput
     from gguf_embed.errors import BadModelFile as BadModelFile
     from gguf_embed.errors import BadOption as BadOption
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 _PLACES = {
     "Block": "gguf_embed.engine.embedder",
     "Embedder": "gguf_embed.engine.embedder",
+    "EncodeOptions": "gguf_embed.engine.embedder",
+    "Priority": "gguf_embed.engine.turns",
     "Settings": "gguf_embed.engine.opening",
     "Pooling": "gguf_embed.vectors",
     "BadInput": "gguf_embed.errors",
@@ -58,12 +62,14 @@ __all__ = [
     "Block",
     "DoesNotFit",
     "Embedder",
+    "EncodeOptions",
     "FetchFailed",
     "GgufEmbedError",
     "ModelNotFound",
     "NativeFailed",
     "OutputFailed",
     "Pooling",
+    "Priority",
     "Settings",
     "TextTooLong",
     "__version__",

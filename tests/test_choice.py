@@ -524,7 +524,7 @@ def test_the_longest_text_is_what_there_is_memory_for(world: World):
 
 
 def used(embedder: Embedder) -> RunSettings:
-    return embedder._runner.settings
+    return embedder.run_settings
 
 
 def test_a_tight_plan_is_not_exceeded_by_what_was_measured(world: World):

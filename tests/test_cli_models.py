@@ -29,7 +29,7 @@ def test_tune_prints_what_it_keeps_and_the_next_open_uses_it(
     assert tuned["trials"][0]["changed"] == "start"
     assert sum(trial["kept"] for trial in tuned["trials"]) >= 1
     with Embedder.open(path, settings=Settings(tune=False)) as embedder:
-        used = embedder._runner.settings  # what was decided is not part of the interface
+        used = embedder.run_settings
     assert used.max_batch_tokens == tuned["settings"]["max_batch_tokens"]
     assert used.n_contexts == tuned["settings"]["n_contexts"]
 

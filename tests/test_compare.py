@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_fake import DIM, FakeEmbedder
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +21,7 @@ from gguf_embed.lab.forecast import forecast
 from gguf_embed.lab.parallel import parallel_sentences
 from gguf_embed.lab.quantize import make
 from gguf_embed.lab.quantize_child import Recipe
+from gguf_embed.testing import FakeEmbedder
 from gguf_embed.vectors import Pooling, Vectors
 
 
@@ -203,12 +203,17 @@ def test_a_row_without_direction(tmp_path: Path, value: float):
 # -------------------------------------------------------------------------------- the command
 
 Run = Callable[..., tuple[int, str, str]]
+DIM = 64  # of the fake engine
+
+
+def open_fake(model: str, settings: Settings | None = None, *, quiet: bool = False) -> FakeEmbedder:
+    return FakeEmbedder.open(model, settings=settings)
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """run(*arguments) -> (exit code, standard output, standard error), with the fake engine."""
-    monkeypatch.setattr(options, "open_embedder", FakeEmbedder)
+    monkeypatch.setattr(options, "open_embedder", open_fake)
 
     def run(*arguments: object) -> tuple[int, str, str]:
         code = cli.main(["compare", *map(str, arguments)])
@@ -235,12 +240,19 @@ def test_the_command_on_one_model(run: Run):
     }
 
 
-def test_the_command_says_what_differs_and_no_is_exit_code_1(run: Run):
-    code, out, _ = run("one", "other", "--prompt-name-b", "query", "--dimensions-b", 9)
+def test_the_command_says_what_differs_and_no_is_exit_code_1(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+):
+    def open_embedder(model: str, settings: Settings, *, quiet: bool) -> FakeEmbedder:
+        prompts = {"query": "query: " * 8}
+        return FakeEmbedder.open(model, settings=settings, n_ctx=64, prompts=prompts)
+
+    monkeypatch.setattr(options, "open_embedder", open_embedder)
+    code, out, _ = run("one", "other", "--prompt-name-b", "query", "--dimensions-b", 60)
     assert code == 1
     lines = [line.split() for line in out.splitlines()]
-    assert ["prompt", "''", "query:", "differs"] in lines
-    assert ["dim", str(DIM), "9", "differs"] in lines
+    assert ["prompt", "''", *["query:"] * 8, "differs"] in lines
+    assert ["dim", str(DIM), "60", "differs"] in lines
     assert ["quant", "F32", "F32"] in lines
     assert lines[-1][0] == "no:"
 
@@ -250,7 +262,7 @@ def test_choices_reach_their_own_side(run: Run, monkeypatch: pytest.MonkeyPatch)
 
     def open_embedder(model: str, settings: Settings, *, quiet: bool) -> FakeEmbedder:
         opened.append((model, settings))
-        return FakeEmbedder(model, settings)
+        return open_fake(model, settings)
 
     monkeypatch.setattr(options, "open_embedder", open_embedder)
     run("one", "other", "--pooling-a", "cls", "--dimensions-a", 5, "--prompt-name-b", "document")

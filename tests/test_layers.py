@@ -40,10 +40,8 @@ MAX_LINES = 400
 LONG: Mapping[str, str] = {
     "bundle/bundle.py": "to be split into format, bundle and unbundle",
     "catalog/catalog.py": "to be split into catalog and card_file",
-    "engine/embedder.py": "to be split into embedder and prepare",
     "engine/tune.py": "to be split",
     "gguf/header.py": "to be split into header and check",
-    "io/read.py": "to be split into read and write",
     "plan/plan.py": "to be split into settings, memory, plan and reasons",
     "store/hub.py": "to be split",
 }

@@ -16,8 +16,9 @@ import pytest
 from conftest import Write
 
 from gguf_embed.engine import runner
+from gguf_embed.engine.backend import Head
 from gguf_embed.engine.runner import LONG_STEP, Meaning, Runner, RunSettings, tap_works
-from gguf_embed.errors import NativeFailed
+from gguf_embed.errors import BadInput, NativeFailed
 from gguf_embed.native import context as native_context
 from gguf_embed.native.context import MAX_SEQS, Context, ContextParams
 from gguf_embed.native.model import Model, Tokens
@@ -174,13 +175,55 @@ def test_token_vectors_are_those_before_pooling(load: Callable[..., Model]):
     (tokens,) = texts(77)
     settings = RunSettings(max_batch_tokens=32)
     with Runner(load("qwen3"), LAST, settings) as run:
-        vectors = run.token_vectors(tokens)
+        vectors = run.run([tokens], head=Head.TOKENS).vectors
         assert vectors.shape == (77, 256)
         assert distance(vectors[-1:], run.run([tokens]).vectors) < 1e-5
     with Runner(load("bert"), CLS, RunSettings(tap=False)) as run:
-        vectors = run.token_vectors(tokens)
+        vectors = run.run([tokens], head=Head.TOKENS).vectors
         assert vectors.shape == (77, 96)
         assert distance(vectors[:1], run.run([tokens]).vectors) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("architecture", "mode"),
+    [
+        ("qwen3", LAST),
+        ("qwen3", replace(LAST, pooling=Pooling.MEAN)),
+        ("qwen2_bidirectional", replace(LAST, causal=False)),
+        ("qwen2_bidirectional", replace(LAST, causal=False, pooling=Pooling.MEAN)),
+        ("bert", CLS),
+    ],
+)
+@pytest.mark.parametrize("n_tokens", [5, 100, 400])
+def test_token_vectors_on_contexts_that_pool(
+    architecture: str, mode: Meaning, n_tokens: int, load: Callable[..., Model]
+):
+    """As in a context that pools nothing, also where a text is decoded in pieces."""
+    model = load(architecture)
+    (tokens,) = texts(min(n_tokens, 128) if mode.encoder else n_tokens)
+    settings = RunSettings(max_batch_tokens=128, max_batch_seqs=8, tap=not mode.encoder)
+    params = replace(PARAMS, n_ctx=512, n_ubatch=512, pooling=Pooling.NONE, causal=mode.causal)
+    with Context(model, params, mode.encoder) as context:
+        whole = context.run([tokens])
+    with Runner(model, mode, settings) as run:
+        before = run.run(texts(9)).vectors
+        for _ in range(2):
+            vectors = run.run([tokens], head=Head.TOKENS).vectors
+            assert vectors.shape == whole.shape
+            assert distance(vectors, whole) < 1e-4
+        np.testing.assert_array_equal(run.run(texts(9)).vectors, before)
+
+
+def test_a_reranker_scores_and_others_do_not(load: Callable[..., Model]):
+    pair = texts(20)
+    rank = replace(LAST, pooling=Pooling.RANK)
+    with Runner(load("qwen3_reranker"), rank, RunSettings(tap=False)) as run:
+        assert run.run(pair, head=Head.RANK).vectors.shape == (1, 2)
+        with pytest.raises(BadInput, match="no pooled"):
+            run.run(pair)
+    other = Runner(load("qwen3"), LAST, RunSettings())
+    with other, pytest.raises(BadInput, match="no rank"):
+        other.run(pair, head=Head.RANK)
 
 
 # ------------------------------------------------------------------------ is there a tap?
@@ -248,6 +291,14 @@ class FakeContext:
     runs: list[int] = field(default_factory=list)  # rows of each call
     n_threads: list[int] = field(default_factory=list)  # of each call that was given some
 
+    @property
+    def gives_tokens(self) -> bool:
+        return self.params.pooling is Pooling.NONE or (self.params.tap and self.params.causal)
+
+    def token_vectors(self, sequence: Tokens) -> Vectors:
+        assert self.gives_tokens
+        return self.run([np.array([token]) for token in sequence])
+
     @contextmanager
     def threads(self, n_threads: int) -> Generator[None]:
         self.n_threads.append(n_threads)
@@ -308,7 +359,7 @@ def test_contexts_compute_at_the_same_time(lab: Lab):
 def test_a_microbatch_may_have_the_threads_of_several_contexts(lab: Lab):
     with fake_runner(n_contexts=3, n_threads=2) as run:
         for share in (3, 1, 2):
-            run.run(texts(3), share=share)
+            run.run(texts(3), n_contexts=share)
     assert sorted(n for context in lab.made for n in context.n_threads) == [2, 4, 6]
 
 
@@ -317,8 +368,8 @@ def test_takers_of_several_contexts_do_not_wait_for_one_another(share: int, lab:
     """Two that each hold a part of what they need would."""
     lab.takes_s = 0.001
     with fake_runner(n_contexts=3) as run, ThreadPoolExecutor(6) as callers:
-        long = texts(run._room + 1)
-        jobs = [callers.submit(run.run, texts(3), share=share) for _ in range(40)]
+        long = texts(run.ordinary_tokens + 1)
+        jobs = [callers.submit(run.run, texts(3), n_contexts=share) for _ in range(40)]
         jobs += [callers.submit(run.run, long) for _ in range(10)]
         jobs += [callers.submit(run.run, texts(4)) for _ in range(40)]
         done, _ = wait(jobs, timeout=20)
@@ -357,12 +408,27 @@ def test_a_long_text_gets_a_larger_context_and_the_others_stay(
     assert lab.open == []
 
 
+@pytest.mark.parametrize(
+    ("meaning", "n_made"), [(LAST, 1), (replace(LAST, causal=False), 2), (CLS, 2)]
+)
+def test_token_vectors_make_no_context_for_each_text(meaning: Meaning, n_made: int, lab: Lab):
+    """One is made, and kept, where the ordinary ones cannot give them."""
+    with fake_runner(meaning) as run:
+        for n in (5, 60, 7):
+            (tokens,) = texts(n)
+            vectors = run.run([tokens], head=Head.TOKENS).vectors
+            np.testing.assert_array_equal(vectors[:, 0], tokens)
+        assert len(lab.made) == n_made
+        assert run.contexts_for(9, Head.TOKENS) == 1
+    assert lab.open == []
+
+
 def test_a_shared_prefix_counts_once(lab: Lab):
     """40 tokens of prefix and three times 20: fits; computed in full it would not."""
     (prefix,) = texts(40)
     rows = [np.concatenate([prefix, text]) for text in texts(20, 20, 20)]
     with fake_runner() as run:
-        assert run.can_share
+        assert run.max_prefix
         run.run(rows, n_prefix=40)
         assert len(lab.made) == 1
         run.run(rows)
@@ -378,7 +444,7 @@ def test_who_can_share_a_prefix(lab: Lab):
         (CLS, False, False),
     ):
         with fake_runner(meaning, tap=tap) as run:
-            assert run.can_share is can
+            assert bool(run.max_prefix) is can
 
 
 @pytest.mark.parametrize("meaning", [LAST, CLS, replace(LAST, causal=False)])

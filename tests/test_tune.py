@@ -387,7 +387,7 @@ def test_a_tuned_model_works(
     assert (kept.by, kept.shape) == ("tune", key)
     assert kept.levels == {"F32": measured.LevelFigures(tokens_per_s=tuned.tokens_per_s)}
     with Embedder.open(path, settings=Settings(n_threads=2)) as embedder:
-        run = embedder._runner.settings
+        run = embedder.run_settings
         assert run == tuned.settings
         cosines = np.einsum("nd,nd->n", embedder.encode(texts), expected)
         assert cosines.min() > 0.99999

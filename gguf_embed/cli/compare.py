@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +54,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--field", metavar="NAME", help="field of .jsonl or .csv with the text (default: text)"
     )
+    options.add_include(parser)
     for name in "ab":
         group = parser.add_argument_group(f"vectors of {name.upper()}")
         group.add_argument(
@@ -139,13 +139,12 @@ def _embedded(args: argparse.Namespace) -> list[_Side]:
 
 def _records(args: argparse.Namespace) -> list[Record]:
     """The texts to compare on: each once, none blank, not too many."""
-    from gguf_embed.io import read as formats
+    from gguf_embed.io.read import Reading, read
     from gguf_embed.lab.compare import MIN_TEXTS, evenly
 
-    sources = formats.find(args.texts, field=args.field)
-    reading = formats.Reading(field=args.field)
-    found = formats.read(sources, reading, stdin=sys.stdin.buffer)
-    different = list({record.text: record for record in found if record.text.strip()}.values())
+    sources = options.find(args.texts, args, quiet=args.json)
+    records = read(sources, Reading(field=args.field), stdin=console.stdin())
+    different = list({record.text: record for record in records if record.text.strip()}.values())
     if len(different) < MIN_TEXTS:
         raise BadInput(
             f"{', '.join(args.texts)}: {len(different)} different texts; at least {MIN_TEXTS} are "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gguf_embed.cli import console
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from gguf_embed.bundle.bundle import Licence
     from gguf_embed.engine.embedder import Embedder
     from gguf_embed.engine.opening import Settings
+    from gguf_embed.io.sources import Sources
     from gguf_embed.store.local import Source
     from gguf_embed.vectors import Pooling
 
@@ -124,7 +126,8 @@ def add_limits(parser: argparse.ArgumentParser, *, batch: bool = True) -> None:
 
 
 def add_fields(parser: argparse.ArgumentParser) -> None:
-    """Which field of structured files is the text."""
+    """Which files of a directory are read, and which field of structured files is the text."""
+    add_include(parser)
     parser.add_argument(
         "--field", metavar="NAME", help="field of .jsonl or .csv with the text (default: text)"
     )
@@ -133,6 +136,27 @@ def add_fields(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="field with the id of each text (default: the id is file:line)",
     )
+
+
+def add_include(parser: argparse.ArgumentParser) -> None:
+    """--include, for `find`."""
+    parser.add_argument(
+        "--include",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="read files with other endings too, as .md is read, such as '*.rst'; may be repeated",
+    )
+
+
+def find(inputs: Sequence[str], args: argparse.Namespace, *, quiet: bool = False) -> Sources:
+    """The sources that `inputs` stand for; tells how many other files are passed over."""
+    from gguf_embed.io import sources
+
+    here = sources.find(inputs, field=args.field, include=args.include)
+    if here.remark and not quiet:
+        console.say(here.remark)
+    return here
 
 
 def add_accept_licence(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""Runs microbatches on one or more contexts over one model, each context in its own thread."""
+"""Runs microbatches on one or more contexts over one model, each context for one at a time."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from gguf_embed.engine.backend import Head, Outcome
+from gguf_embed.errors import BadInput
 from gguf_embed.native.context import MAX_SEQS, Context, ContextParams, TapUnavailable
 from gguf_embed.native.model import Model, Tokens
 from gguf_embed.system.closing import Closes
-from gguf_embed.vectors import Pooling, Vectors
+from gguf_embed.vectors import Pooling
 
 _log = logging.getLogger(__name__)
 
@@ -53,16 +55,8 @@ class Meaning:
     encoder: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """Vectors of one microbatch, shape (rows, dim); `bad` are rows that stayed NaN."""
-
-    vectors: Vectors
-    bad: tuple[int, ...] = ()
-
-
 class Runner(Closes):
-    """A model with its contexts. `submit` may be called from any thread."""
+    """A model with its contexts. `run` may be called from several threads."""
 
     def __init__(self, model: Model, meaning: Meaning, settings: RunSettings) -> None:
         """Make the contexts; the model stays the caller's to close."""
@@ -72,8 +66,9 @@ class Runner(Closes):
         self._contexts: queue.SimpleQueue[Context] = queue.SimpleQueue()
         self._taking = threading.Lock()
         self._long: Context | None = None
+        self._for_tokens: Context | None = None
         self._opened: list[Context] = []
-        self._threads = ThreadPoolExecutor(settings.n_contexts, thread_name_prefix="gguf-embed")
+        self._threads = ThreadPoolExecutor(settings.n_contexts, thread_name_prefix="gguf-embed-run")
         params = self._params(settings.max_batch_tokens)
         try:
             for _ in range(settings.n_contexts):
@@ -81,49 +76,77 @@ class Runner(Closes):
                 self._opened.append(context)
                 self._contexts.put(context)
         except BaseException:
-            self.close()
+            self._free()
             raise
 
     def close(self) -> None:
         """Wait for the microbatches in flight and free the contexts."""
         self._threads.shutdown(wait=True, cancel_futures=True)
-        for context in (*self._opened, self._long):
+        if self._opened:
+            with self._taken(self.settings.n_contexts):
+                self._free()
+
+    def _free(self) -> None:
+        for context in (*self._opened, self._long, self._for_tokens):
             if context is not None:
                 context.close()
-        self._opened, self._long = [], None
-
-    @property
-    def can_share(self) -> bool:
-        """Whether a shared prefix can be computed once: a cache, causal attention, a tap."""
-        return self.settings.tap and self.meaning.causal and self.meaning.pooling is Pooling.LAST
+        self._opened, self._long, self._for_tokens = [], None, None
 
     @property
     def max_prefix(self) -> int:
-        """Tokens of a shared prefix that leave room for a full microbatch."""
-        return self.settings.max_batch_tokens
+        """Tokens of a shared prefix that leave room for a full microbatch; 0: none can be shared.
+
+        It takes a cache, causal attention and a tap.
+        """
+        settings, meaning = self.settings, self.meaning
+        can_share = settings.tap and meaning.causal and meaning.pooling is Pooling.LAST
+        return settings.max_batch_tokens if can_share else 0
+
+    def contexts_for(self, n_tokens: int, head: Head) -> int:
+        """How many of the contexts a microbatch occupies.
+
+        One in a context of its own has it alone: threads beside those of others would wait at each
+        barrier.
+        """
+        own = n_tokens > self.ordinary_tokens or (
+            head is Head.TOKENS and not self._opened[0].gives_tokens
+        )
+        return self.settings.n_contexts if own else 1
+
+    def run(
+        self,
+        sequences: Sequence[Tokens],
+        *,
+        head: Head = Head.POOLED,
+        n_prefix: int = 0,
+        n_contexts: int = 1,
+    ) -> Outcome:
+        """Decode one microbatch, with the threads of `n_contexts` contexts.
+
+        Rows that come back NaN are tried again alone.
+        """
+        if head is not Head.TOKENS and (head is Head.RANK) != (
+            self.meaning.pooling is Pooling.RANK
+        ):
+            raise BadInput(f"{self.model.path} is run with {self.meaning.pooling}: no {head.value}")
+        n_tokens = sum(map(len, sequences)) - n_prefix * (len(sequences) - 1)
+        n_contexts = max(n_contexts, self.contexts_for(n_tokens, head))
+        with self._taken(n_contexts) as context:
+            if head is Head.TOKENS:
+                (tokens,) = sequences
+                if n_tokens > self.ordinary_tokens or not context.gives_tokens:
+                    context = self._token_context(n_tokens)
+                return Outcome(vectors=context.token_vectors(tokens))
+            if n_tokens > self.ordinary_tokens:
+                return self._guarded(self._long_context(n_tokens), sequences, n_prefix)
+            with context.threads(n_contexts * self.settings.n_threads):
+                return self._guarded(context, sequences, n_prefix)
 
     def submit(
-        self, sequences: Sequence[Tokens], *, n_prefix: int = 0, share: int = 1
+        self, sequences: Sequence[Tokens], *, n_prefix: int = 0, n_contexts: int = 1
     ) -> Future[Outcome]:
-        """Decode one microbatch as soon as `share` contexts are free, with the threads of all."""
-        return self._threads.submit(self.run, sequences, n_prefix=n_prefix, share=share)
-
-    def run(self, sequences: Sequence[Tokens], *, n_prefix: int = 0, share: int = 1) -> Outcome:
-        """Decode one microbatch here and now; rows that come back NaN are tried again alone."""
-        n_tokens = sum(map(len, sequences)) - n_prefix * (len(sequences) - 1)
-        if n_tokens > self._room:
-            # Alone: threads of its own beside those of others would wait at each barrier.
-            with self._taken(self.settings.n_contexts):
-                return self._guarded(self._long_context(n_tokens), sequences, n_prefix)
-        with self._taken(share) as context, context.threads(share * self.settings.n_threads):
-            return self._guarded(context, sequences, n_prefix)
-
-    def token_vectors(self, tokens: Tokens) -> Vectors:
-        """One vector per token, shape (len(tokens), dim), before any pooling."""
-        meaning = replace(self.meaning, pooling=Pooling.NONE)
-        params = self._params(_round_up(len(tokens), LONG_STEP), meaning)
-        with Context(self.model, params, meaning.encoder) as context:
-            return context.run([tokens])
+        """`run` in a thread of its own: for whoever measures contexts without a scheduler."""
+        return self._threads.submit(self.run, sequences, n_prefix=n_prefix, n_contexts=n_contexts)
 
     @contextmanager
     def _taken(self, n_contexts: int) -> Generator[Context]:
@@ -169,7 +192,7 @@ class Runner(Closes):
             return context.run([sequence])[0]
 
     @property
-    def _room(self) -> int:
+    def ordinary_tokens(self) -> int:
         """Tokens that an ordinary context takes, prefix included."""
         if self.settings.tap and self.meaning.causal:
             return 2 * self.settings.max_batch_tokens
@@ -184,6 +207,20 @@ class Runner(Closes):
             params = self._params(_round_up(n_tokens, LONG_STEP))
             self._long = Context(self.model, params, self.meaning.encoder)
         return self._long
+
+    def _token_context(self, n_tokens: int) -> Context:
+        """A context that gives the token vectors of one text; the last one is kept."""
+        if self._opened[0].gives_tokens:
+            return self._long_context(n_tokens)
+        kept = self._for_tokens
+        if kept is None or kept.params.n_ctx < n_tokens:
+            if kept is not None:
+                kept.close()
+                self._for_tokens = None
+            meaning = replace(self.meaning, pooling=Pooling.NONE)
+            params = self._params(_round_up(n_tokens, LONG_STEP), meaning)
+            kept = self._for_tokens = Context(self.model, params, meaning.encoder)
+        return kept
 
     def _params(self, n_tokens: int, meaning: Meaning | None = None) -> ContextParams:
         """A context for microbatches of up to `n_tokens`."""

@@ -1,14 +1,20 @@
-"""Which rows are decoded together, and in which order. Pure: no model, no clock, no thread."""
+"""Which rows of one caller are computed together, and in which order.
+
+Pure: no model, no clock, no thread. Whose rows come next is decided in `turns`.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
+
+from gguf_embed.engine.backend import BatchLimits, Head
+from gguf_embed.native.model import Tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +47,42 @@ class Cost:
         if self.pair_s <= 0:
             return max_tokens
         return max(1, min(max_tokens, round(math.sqrt(max(self.fixed_s, 0.0) / self.pair_s))))
+
+
+def pack_rows(
+    tokens: Sequence[Tokens], limits: BatchLimits, head: Head = Head.POOLED
+) -> list[Microbatch]:
+    """All rows of a caller in microbatches, rows that share a prefix with one another."""
+    if head is Head.TOKENS:
+        return [Microbatch(rows=(row,), n_tokens=len(ids)) for row, ids in enumerate(tokens)]
+    groups = [Shared(rows=tuple(range(len(tokens))), n_prefix=0)]
+    if limits.max_prefix and len(tokens) > 1:
+        groups = shared_prefixes(tokens, group_cost=prefix_cost(limits))
+    batches: list[Microbatch] = []
+    for group in groups:
+        n_prefix = min(group.n_prefix, limits.max_prefix)
+        for batch in pack(
+            [len(tokens[row]) - n_prefix for row in group.rows],
+            max_tokens=body_tokens(limits, n_prefix),
+            max_seqs=limits.max_seqs,
+            n_prefix=n_prefix,
+            n_contexts=limits.n_contexts,
+        ):
+            batches.append(replace(batch, rows=tuple(group.rows[i] for i in batch.rows)))
+    return batches
+
+
+def body_tokens(limits: BatchLimits, n_prefix: int) -> int:
+    """Tokens of a microbatch beside its prefix.
+
+    Attention runs over the prefix as well; a long one must still leave room for texts.
+    """
+    return limits.max_tokens - min(n_prefix, limits.max_tokens // 2)
+
+
+def prefix_cost(limits: BatchLimits) -> int:
+    """What the separate call for a prefix costs, in tokens."""
+    return limits.max_tokens // 8
 
 
 LEAST_TOKENS = 128  # of a microbatch made small only to keep another context busy
@@ -102,7 +144,7 @@ def shared_prefixes(
     # Big-endian bytes sort as the token ids do, at the speed of memcmp.
     keys = [text.tobytes() for text in tokens]
     order = sorted(range(len(texts)), key=keys.__getitem__)
-    common = [_common(tokens[a], tokens[b]) for a, b in pairwise(order)]
+    common = [n_common(tokens[a], tokens[b]) for a, b in pairwise(order)]
 
     # In sorted order, rows that share a prefix are neighbours, and such runs are nested. A stack
     # closes them from the inside out.
@@ -149,7 +191,7 @@ class _Run:
             self.loose = []
 
 
-def _common(a: npt.NDArray[np.int32], b: npt.NDArray[np.int32]) -> int:
+def n_common(a: npt.NDArray[np.int32], b: npt.NDArray[np.int32]) -> int:
     """Length of the common prefix, leaving each row at least one token of its own."""
     limit = max(min(len(a), len(b)) - 1, 0)
     differs = np.flatnonzero(a[:limit] != b[:limit])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
@@ -11,7 +10,8 @@ from typing import cast
 import numpy as np
 
 from gguf_embed.errors import BadInput, BadOption
-from gguf_embed.io import read
+from gguf_embed.io.read import Reading, read
+from gguf_embed.io.sources import find
 from gguf_embed.lab.docstrings import docstring_task
 from gguf_embed.lab.tasks import Judgement, Task, Text, join
 
@@ -41,8 +41,8 @@ def read_task(texts: Path | None, queries: Path | None, qrels: Path | None) -> T
 def _read(path: Path) -> list[Text]:
     if path.suffix.lower() == ".jsonl":
         return read_jsonl(path)
-    sources = read.find([str(path)])
-    records = read.read(sources, read.Reading(), stdin=sys.stdin.buffer)
+    sources = find([str(path)])
+    records = read(sources, Reading())
     alone = len(sources) == 1
     return [Text(id=str(r.position) if alone else r.id, text=r.text) for r in records]
 

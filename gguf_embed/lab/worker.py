@@ -129,7 +129,7 @@ def _do_speed(job: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, A
             "seconds": seconds,
             "n_texts": len(texts),
             "n_tokens": int(sum(block.token_counts.sum() for block in blocks)),
-            "n_gpu_layers": embedder.model.n_gpu_layers,
+            "n_gpu_layers": embedder.run_settings.n_gpu_layers,
             "latencies": latencies[1:] or latencies,  # the first one warms up
             "python_bytes": python_bytes,
             "peak_bytes": peak_bytes(),

@@ -68,6 +68,7 @@ class Context(Closes):
         # A batch is split into microbatches by llama.cpp itself, but an encoder sees it whole.
         self.n_batch = n_ubatch if encoder else n_ctx
         self._seq_pointers = _SeqPointers(params.n_seq_max)
+        self._n_outputs_max = self.n_batch  # tokens whose vectors one decode can give
         self._tap = _Tap(model.dim)
         self._prefix: Tokens | None = None
 
@@ -91,7 +92,8 @@ class Context(Closes):
             native_params.cb_eval = self._callback
             native_params.pooling_type = int(Pooling.NONE)
             last_only = params.pooling in (Pooling.LAST, Pooling.CLS)
-            native_params.n_outputs_max = params.n_seq_max if last_only else self.n_batch
+            self._n_outputs_max = params.n_seq_max if last_only else self.n_batch
+            native_params.n_outputs_max = self._n_outputs_max
         forget_reason()
         with model.handle.in_use() as of_model:
             pointer: Any = native.llama_init_from_model(of_model, native_params)
@@ -139,6 +141,36 @@ class Context(Closes):
         """
         with self._handle.in_use() as pointer:
             return self._run(pointer, sequences, n_prefix)
+
+    @property
+    def gives_tokens(self) -> bool:
+        """Whether `token_vectors` works: in a tapped context, or one with Pooling.NONE."""
+        params = self.params
+        if not params.tap:
+            return params.pooling is Pooling.NONE
+        return params.causal is True or params.pooling in (Pooling.MEAN, Pooling.NONE)
+
+    def token_vectors(self, sequence: Tokens) -> Vectors:
+        """One vector per token, shape (len(sequence), dim), before any pooling."""
+        if not self.gives_tokens:
+            raise ValueError(f"{self.params} gives no token vectors")
+        if not self.params.tap:
+            return self.run([sequence])
+        with self._handle.in_use() as pointer:
+            self._prefix = None
+            bindings().llama_memory_clear(self._memory, False)
+            self._check([sequence], np.array([len(sequence)], np.int32), 0)
+            # Where pooling needs few outputs, there is memory for so many. A causal text can be
+            # decoded in pieces: each sees those before it in the cache.
+            step = self._n_outputs_max if self.params.causal else len(sequence)
+            pieces: list[Vectors] = []
+            for start in range(0, len(sequence), step):
+                piece = sequence[start : start + step]
+                n = len(piece)
+                positions, seqs = np.arange(start, start + n), np.zeros(n, np.int32)
+                self._decode(pointer, piece, positions, seqs, np.ones(n, np.int8))
+                pieces.append(self._outputs(n))
+            return np.concatenate(pieces)
 
     def _run(self, pointer: Any, sequences: Sequence[Tokens], n_prefix: int) -> Vectors:
         if n_prefix:
@@ -215,11 +247,15 @@ class Context(Closes):
         positions, seqs = _end_to_end(lengths)
         mask = output_mask(lengths, self.params.pooling)
         self._decode(pointer, np.concatenate(bodies), positions + n_prefix, seqs + first_seq, mask)
+        return self._outputs(int(mask.sum()))
+
+    def _outputs(self, n: int) -> Vectors:
+        """What the tap took out of the last decode, which asked for `n` tokens."""
         outputs = self._tap.take()
-        if outputs.shape != (int(mask.sum()), self.model.dim):
+        if outputs.shape != (n, self.model.dim):
             raise TapUnavailable(
                 f"{self.model.path}: the graph gave {outputs.shape} outputs at "
-                f"{TAPPED_TENSOR.decode()}, not {(int(mask.sum()), self.model.dim)}"
+                f"{TAPPED_TENSOR.decode()}, not {(n, self.model.dim)}"
             )
         return outputs
 

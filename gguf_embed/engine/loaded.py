@@ -1,0 +1,112 @@
+"""A model that llama.cpp has loaded, as the engine uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+
+from gguf_embed.engine import tune
+from gguf_embed.engine.backend import BatchLimits, Head, Outcome
+from gguf_embed.engine.opening import Found, Settings, end_token, wanted
+from gguf_embed.engine.runner import Runner, tap_works
+from gguf_embed.engine.tokenizer import Tokenizer
+from gguf_embed.native.model import Model, Tokens
+from gguf_embed.system.closing import Closes
+
+
+class LoadedModel(Closes):
+    """The `Backend` of native code: model, contexts and tokenizer."""
+
+    def __init__(self, model: Model, runner: Runner, tokenizer: Tokenizer, *, exact: bool) -> None:
+        """All three are this object's to close; `exact`: each text is decoded alone."""
+        self.model = model
+        self.runner = runner
+        self.tokenizer = tokenizer
+        settings = runner.settings
+        self._limits = BatchLimits(
+            max_tokens=settings.batch_tokens,
+            max_seqs=1 if exact else settings.max_batch_seqs,
+            max_prefix=0 if exact else runner.max_prefix,
+            n_contexts=settings.n_contexts,
+        )
+        self._specials = model.special_tokens()
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return self.model.dim
+
+    @property
+    def specials(self) -> frozenset[int]:
+        """The model's special tokens."""
+        return self._specials
+
+    @property
+    def limits(self) -> BatchLimits:
+        """As the run settings say."""
+        return self._limits
+
+    def tokenize(self, text: str) -> Tokens:
+        """Token ids as the model's reference tokenizer gives them."""
+        return self.tokenizer.encode(text)
+
+    def contexts_for(self, n_tokens: int, head: Head) -> int:
+        """See `Runner.contexts_for`."""
+        return self.runner.contexts_for(n_tokens, head)
+
+    def run(
+        self,
+        sequences: Sequence[Tokens],
+        *,
+        head: Head = Head.POOLED,
+        n_prefix: int = 0,
+        n_contexts: int = 1,
+    ) -> Outcome:
+        """See `Runner.run`."""
+        return self.runner.run(sequences, head=head, n_prefix=n_prefix, n_contexts=n_contexts)
+
+    def close(self) -> None:
+        """Free contexts and weights."""
+        self.runner.close()
+        self.model.close()
+
+
+def load(
+    found: Found, settings: Settings, on_status: Callable[[str], None] | None = None
+) -> tuple[Found, LoadedModel]:
+    """Tune on first use, load, and prove the tap; planned anew where there is none.
+
+    Nothing stays loaded when a step fails.
+    """
+    run_settings = tune.choose(
+        found.path,
+        found.header,
+        found.meaning,
+        found.working,
+        wanted(settings),
+        room=found.room,
+        budget_s=tune.FIRST_USE_S if settings.tune else 0,
+        on_status=on_status,
+    )
+    with ExitStack() as opened:
+        model = Model(
+            found.path, n_gpu_layers=run_settings.n_gpu_layers, repack=run_settings.repack
+        )
+        opened.callback(model.close)
+        if run_settings.tap and not tap_works(model, found.meaning, run_settings):
+            found = replace(found, choice=found.choice.without(tap=True))
+            n_tokens = min(run_settings.max_batch_tokens, found.choice.plan.max_batch_tokens)
+            run_settings = replace(
+                run_settings,
+                tap=False,
+                max_batch_tokens=n_tokens,
+                batch_tokens=min(run_settings.batch_tokens, n_tokens),
+            )
+        runner = Runner(model, found.meaning, run_settings)
+        opened.callback(runner.close)
+        last = end_token(found.header, found.choice.card, found.meaning.pooling)
+        tokenizer = Tokenizer(found.path, found.header, model, end_token=last)
+        loaded = LoadedModel(model, runner, tokenizer, exact=settings.exact)
+        opened.pop_all()
+    return found, loaded

@@ -1,0 +1,118 @@
+"""The first half of a text's way: prompt, tokenize, cut. Knows nothing of microbatches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from itertools import repeat
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from gguf_embed.engine.tokenizer import RunTooLong
+from gguf_embed.errors import BadText
+from gguf_embed.native.model import Tokens
+
+Truncate: TypeAlias = Literal["error", "end", "start"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """Texts tokenized together: each different text once, `place` leads back to every row."""
+
+    start: int
+    tokens: list[Tokens]  # of the different texts
+    first_rows: list[int]  # the row where each was seen first
+    place: npt.NDArray[np.intp]  # (n rows,) -> index into tokens
+    truncated: npt.NDArray[np.bool_]  # (different texts,)
+    too_long: tuple[tuple[int, int], ...]  # (row, tokens) of those that may not be cut
+
+
+class Preparer:
+    """Turns texts into rows of tokens. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        tokenize: Callable[[str], Tokens],
+        *,
+        specials: frozenset[int],
+        n_ctx: int,
+        threads: Executor,
+    ) -> None:
+        """`tokenize` gives token ids with the special tokens; `threads` is where it is called."""
+        self._tokenize = tokenize
+        self._specials = specials
+        self._n_ctx = n_ctx
+        self._threads = threads
+
+    def ids(self, text: str, row: int, prompt: str = "") -> Tokens:
+        """Token ids of one text; raises BadText with its row."""
+        try:
+            return self._tokenize(prompt + text)
+        except UnicodeEncodeError as error:
+            raise BadText(
+                row,
+                f"character {error.start - len(prompt)} is a lone surrogate "
+                f"(U+{ord(error.object[error.start]):04X}), which is no text; fix the decoding or "
+                "use errors='replace'",
+            ) from None
+        except RunTooLong as error:
+            raise BadText(row, str(error)) from None
+
+    def count(self, texts: Sequence[str]) -> npt.NDArray[np.int32]:
+        """Number of tokens of each text, shape (n,)."""
+        ids = self._threads.map(self.ids, texts, range(len(texts)), chunksize=64)
+        return np.fromiter(map(len, ids), np.int32, len(texts))
+
+    def rows(
+        self, texts: Sequence[str], start: int, *, prompt: str = "", truncate: Truncate = "error"
+    ) -> Prepared:
+        """Tokenize each different text once, in several threads, and cut what is too long.
+
+        The first of the texts is row `start` of the caller's.
+        """
+        for row, text in enumerate(texts):
+            if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise BadText(start + row, f"is a {type(text).__name__}, not a str")
+        unique: dict[str, int] = {}
+        place = np.fromiter(
+            (unique.setdefault(text, len(unique)) for text in texts), np.intp, len(texts)
+        )
+        first_rows = [0] * len(unique)
+        for row in range(len(texts) - 1, -1, -1):
+            first_rows[place[row]] = start + row
+        tokens = list(self._threads.map(self.ids, unique, first_rows, repeat(prompt), chunksize=64))
+        truncated = np.fromiter((len(ids) > self._n_ctx for ids in tokens), np.bool_, len(tokens))
+        too_long: list[tuple[int, int]] = []
+        for index in np.flatnonzero(truncated):
+            if truncate == "error":
+                rows = np.flatnonzero(place == index)
+                too_long.extend((start + int(row), len(tokens[index])) for row in rows)
+            else:
+                tokens[index] = self._cut(tokens[index], prompt, truncate)
+        return Prepared(
+            start=start,
+            tokens=tokens,
+            first_rows=first_rows,
+            place=place,
+            truncated=truncated,
+            too_long=tuple(too_long),
+        )
+
+    def _cut(self, tokens: Tokens, prompt: str, truncate: Truncate) -> Tokens:
+        """Cut to n_ctx from the end or the start of the text; prompt and special tokens stay."""
+        tail = 1 if int(tokens[-1]) in self._specials else 0
+        if truncate == "end":
+            return np.concatenate([tokens[: self._n_ctx - tail], tokens[len(tokens) - tail :]])
+        head = _n_agreeing(tokens, self.ids(prompt, row=0)) if prompt else 0
+        head = max(head, 1 if int(tokens[0]) in self._specials else 0)
+        return np.concatenate([tokens[:head], tokens[len(tokens) - (self._n_ctx - head) :]])
+
+
+def _n_agreeing(a: Tokens, b: Tokens) -> int:
+    """Length of the common prefix."""
+    n = min(len(a), len(b))
+    differs = np.flatnonzero(a[:n] != b[:n])
+    return int(differs[0]) if len(differs) else n

@@ -1,0 +1,155 @@
+"""Computes the rows of all callers of one model, in microbatches that they share.
+
+caller = scheduler.caller(Priority.QUERY)
+try:
+    for done in scheduler.submit(caller, tokens).results():
+        ...
+finally:
+    scheduler.cancel(caller)
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Final
+
+from gguf_embed.engine.backend import Backend, Head
+from gguf_embed.engine.schedule import pack_rows
+from gguf_embed.engine.turns import Caller, Done, Job, Turns, Work, split
+from gguf_embed.errors import BadInput
+from gguf_embed.native.model import Tokens
+from gguf_embed.system.closing import Closes
+
+MAX_WAITING_TOKENS: Final = 1 << 20  # of one caller
+
+
+class Ticket:
+    """The results of rows that were submitted, for one thread to take."""
+
+    def __init__(self, n_rows: int) -> None:
+        self._n_rows = n_rows
+        self._arrived: queue.SimpleQueue[Done | BaseException] = queue.SimpleQueue()
+
+    def deliver(self, result: Done | BaseException) -> None:
+        """For the scheduler: the results of some rows, or why there are none."""
+        self._arrived.put(result)
+
+    def results(self) -> Iterator[Done]:
+        """All rows, as they are done; raises what the computation raised."""
+        while self._n_rows:
+            result = self._arrived.get()
+            if isinstance(result, BaseException):
+                raise result
+            self._n_rows -= len(result.rows)
+            yield result
+
+
+class Scheduler(Closes):
+    """Who is next is decided by `Turns`; here are the threads."""
+
+    def __init__(self, backend: Backend, *, max_waiting_tokens: int = MAX_WAITING_TOKENS) -> None:
+        """A caller whose waiting rows have `max_waiting_tokens` waits before it submits more."""
+        self._backend = backend
+        self._max_waiting_tokens = max_waiting_tokens
+        self._turns = Turns(backend.limits, backend.contexts_for)
+        self._changed = threading.Condition()  # around all below
+        self._n_free = self._n_contexts = backend.limits.n_contexts
+        self._n_looking = 0  # threads on their way to look for work
+        self._closed = False
+        self._threads = ThreadPoolExecutor(self._n_contexts, thread_name_prefix="gguf-embed")
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Tokens of all callers that no microbatch has taken yet: for a server to refuse by."""
+        with self._changed:
+            return self._turns.waiting_tokens
+
+    def submit(self, caller: Caller, tokens: Sequence[Tokens], head: Head = Head.POOLED) -> Ticket:
+        """Have rows computed; waits while the caller has too many tokens waiting already."""
+        ticket = Ticket(len(tokens))
+        planned = pack_rows(tokens, self._backend.limits, head)
+        job = Job(
+            caller=caller,
+            tokens=tokens,
+            planned=deque(planned),
+            deliver=ticket.deliver,
+            head=head,
+            # Where there are fewer microbatches than contexts, each gets the threads of several.
+            n_contexts=max(1, self._n_contexts // max(1, len(planned))),
+        )
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._closed or caller.waiting_tokens < self._max_waiting_tokens
+            )
+            self._turns.add(job)
+            if self._closed:
+                self._refuse_all()
+            self._start_threads()
+        return ticket
+
+    def cancel(self, caller: Caller) -> None:
+        """Forget the rows of a caller that wait; those in a microbatch are still computed."""
+        with self._changed:
+            self._turns.cancel(caller)
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Refuse the rows that wait; wait for the microbatches in flight."""
+        with self._changed:
+            self._closed = True
+            self._refuse_all()
+            self._changed.notify_all()
+        self._threads.shutdown(wait=True)
+
+    def _refuse_all(self) -> None:
+        for job in self._turns.cancel_all():
+            job.deliver(BadInput("the model was closed before all texts were done; open it again"))
+
+    def _start_threads(self) -> None:
+        """A thread for each context that could work; they end when there is nothing to do."""
+        n_useful = min(self._n_free, self._turns.n_planned(self._n_free))
+        try:
+            while self._n_looking < n_useful:
+                self._threads.submit(self._work)
+                self._n_looking += 1
+        except RuntimeError:  # Python itself is ending
+            self._refuse_all()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._n_looking -= 1
+                work = self._turns.next(self._n_free)
+                if work is None:
+                    return
+                self._n_free -= work.n_contexts
+                self._changed.notify_all()
+            self._compute(work)
+            with self._changed:
+                self._n_free += work.n_contexts
+                self._n_looking += 1
+                self._start_threads()
+
+    def _compute(self, work: Work) -> None:
+        try:
+            outcome = self._backend.run(
+                work.sequences,
+                head=work.head,
+                n_prefix=work.n_prefix,
+                n_contexts=work.n_contexts,
+            )
+        except BaseException as error:
+            if len(work.parts) == 1:
+                work.parts[0].job.deliver(error)
+                return
+            # One caller's rows must not fail for those of another.
+            for part in work.parts:
+                self._compute(replace(work, parts=(part,)))
+            return
+        for job, done in split(work, outcome.vectors, outcome.bad):
+            job.deliver(done)

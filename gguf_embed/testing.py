@@ -1,0 +1,213 @@
+"""An Embedder that needs no model and no native code, for tests of what is built on one.
+
+    from gguf_embed.testing import FakeEmbedder
+
+    with FakeEmbedder.open() as embedder:
+        vectors = embedder.encode(["one text", "another"])  # always the same ones
+
+Prompts, truncation, order, progress and errors are those of `Embedder`: only the model is not
+there. A text has as many tokens as words, and one at each end. Its vector counts its words, those
+of the prompt included, so texts with the same words are near one another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+from zlib import crc32
+
+import numpy as np
+
+from gguf_embed.catalog import catalog
+from gguf_embed.engine.backend import BatchLimits, Head, Outcome
+from gguf_embed.engine.embedder import Embedder
+from gguf_embed.engine.opening import Choice, Found, Settings
+from gguf_embed.engine.runner import Meaning
+from gguf_embed.gguf.header import Header
+from gguf_embed.machine.machine import Machine
+from gguf_embed.machine.measured import LevelFigures
+from gguf_embed.machine.selftest import Working
+from gguf_embed.native.model import Tokens
+from gguf_embed.plan import plan
+from gguf_embed.plan.plan import Candidate, Plan, Run
+from gguf_embed.store import hub
+from gguf_embed.store.local import Source
+from gguf_embed.vectors import Pooling
+
+NAME: Final = "fake"
+PROMPTS: Final[Mapping[str, str]] = {"query": "query: ", "document": "document: "}
+
+_START, _END = 0, 1  # special tokens
+
+
+class FakeBackend:
+    """Computes vectors from the ids of tokens, which are hashes of words.
+
+    `microbatches` are those computed so far: the tokens of each text.
+    """
+
+    def __init__(self, *, dim: int = 64, limits: BatchLimits | None = None) -> None:
+        self._dim = dim
+        self._limits = limits or BatchLimits(max_tokens=512, max_seqs=64)
+        self.microbatches: list[list[Tokens]] = []
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return self._dim
+
+    @property
+    def specials(self) -> frozenset[int]:
+        """The tokens at the ends of a text."""
+        return frozenset({_START, _END})
+
+    @property
+    def limits(self) -> BatchLimits:
+        """As given."""
+        return self._limits
+
+    def tokenize(self, text: str) -> Tokens:
+        """A token for each word, and one at each end."""
+        words = text.lower().encode().split()
+        ids = [max(crc32(word) & 0x7FFFFFFF, _END + 1) for word in words]
+        return np.array([_START, *ids, _END], np.int32)
+
+    def contexts_for(self, n_tokens: int, head: Head) -> int:
+        """One, for whatever microbatch."""
+        return 1
+
+    def run(
+        self,
+        sequences: Sequence[Tokens],
+        *,
+        head: Head = Head.POOLED,
+        n_prefix: int = 0,
+        n_contexts: int = 1,
+    ) -> Outcome:
+        """A vector for each text; with Head.TOKENS for each token."""
+        self.microbatches.append(list(sequences))
+        if head is Head.TOKENS:
+            sequences = [ids[i : i + 1] for ids in sequences for i in range(len(ids))]
+        return Outcome(vectors=np.stack([self._vector(ids) for ids in sequences]))
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _vector(self, ids: Tokens) -> np.ndarray:
+        # The ends weigh little, but no text is without direction.
+        weights = np.where(ids > _END, 1, 1e-3)
+        return np.bincount(ids % self._dim, weights, self._dim).astype(np.float32)
+
+
+class FakeEmbedder(Embedder):
+    """An `Embedder` around a `FakeBackend`."""
+
+    backend: FakeBackend
+
+    @classmethod
+    def open(
+        cls,
+        model: str | Path = NAME,
+        *,
+        settings: Settings | None = None,
+        on_status: Callable[[str], None] | None = None,
+        on_download: hub.Progress | None = None,
+        dim: int = 64,
+        n_ctx: int = 32,
+        prompts: Mapping[str, str] = PROMPTS,
+        limits: BatchLimits | None = None,
+    ) -> FakeEmbedder:
+        """What `Embedder.open` gives, whatever the model: of `dim` values, for `n_ctx` tokens."""
+        settings = settings or Settings()
+        backend = FakeBackend(dim=dim, limits=limits)
+        found = _found(dim=dim, n_ctx=n_ctx, prompts=prompts, settings=settings)
+        embedder = cls(found, settings, on_status, backend=backend)
+        embedder.backend = backend
+        return embedder
+
+
+def _found(*, dim: int, n_ctx: int, prompts: Mapping[str, str], settings: Settings) -> Found:
+    """A model in F32 that pools the mean, on a CPU."""
+    builtin = next(card for card in catalog.cards() if card.id == catalog.BUILTIN)
+    card = replace(builtin, id=NAME, aliases=(), files=(), prompts=prompts, dim=dim)
+    header = Header(
+        source=f"{NAME}.gguf",
+        version=3,
+        metadata={"general.architecture": card.architecture, "general.file_type": 0},
+        tensors=(),
+        header_bytes=0,
+        file_bytes=0,
+    )
+    run = Run(n_ctx=n_ctx, max_batch_tokens=512)
+    row = Candidate(
+        quant="F32",
+        tier="cpu",
+        where="CPU",
+        verdict="fits",
+        needed_bytes=0,
+        free_bytes=0,
+        reason="takes no memory",
+        run=run,
+        memory={},
+        measured=LevelFigures(),
+    )
+    made = Plan(
+        model=NAME,
+        quant="F32",
+        reason="a fake, for tests",
+        file=None,
+        tier="cpu",
+        verdict="fits",
+        devices=("CPU",),
+        n_gpu_layers=0,
+        n_ctx=n_ctx,
+        max_batch_tokens=run.max_batch_tokens,
+        n_contexts=1,
+        n_threads=1,
+        memory={},
+        considered=(row,),
+        why=("a fake, for tests",),
+    )
+    choice = Choice(
+        source=Source(name=NAME, card=card, file=header.source),
+        header=header,
+        card=card,
+        variant=plan.variants(builtin)[0],
+        machine=_machine(),
+        limits=settings,
+        plan=made,
+    )
+    pooling = settings.pooling or Pooling.MEAN
+    return Found(
+        choice=choice,
+        path=Path(header.source),
+        header=header,
+        meaning=Meaning(pooling=pooling, causal=False, encoder=True),
+        working=Working(flash=True, repack=True, remark=None),
+    )
+
+
+def _machine() -> Machine:
+    return Machine(
+        name=NAME,
+        source="specification",
+        os="linux",
+        arch="x86_64",
+        cpu_model=NAME,
+        cpu_features=(),
+        physical_cores=1,
+        performance_cores=1,
+        usable_cores=1,
+        cpu_quota=None,
+        ram_total_bytes=2**33,
+        ram_available_bytes=2**32,
+        memory_limit_bytes=None,
+        unified_memory=False,
+        devices=(),
+        store_free_bytes=None,
+        backends=("CPU",),
+        build=None,
+        remarks=(),
+    )
