@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gguf_embed.system.kept import check_kept, keep, read_kept
@@ -146,6 +146,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(json_values)
 def test_any_json_is_a_value_or_absent(tmp_path_factory: pytest.TempPathFactory, value: object):
     path = tmp_path_factory.getbasetemp() / "any.json"

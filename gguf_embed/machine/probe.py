@@ -42,7 +42,7 @@ def probe(
     else:
         system = "windows"
         cpu = Cpu(model=host.processor(), features=())
-    cores, memory = _read_cores(root, host), _read_memory(root, host)
+    cores, memory = read_cores(root, host), _read_memory(root, host)
     unified = (host.system, host.arch) == ("Darwin", "arm64") or _only_integrated(native.devices)
     return Machine(
         name="this machine",
@@ -69,7 +69,18 @@ def probe(
 
 def usable_cores() -> int:
     """`probe().usable_cores` without the rest of the probe, at the start of every run."""
-    return _read_cores(Path("/"), this_host()).usable
+    return read_cores().usable
+
+
+def read_cores(root: Path = Path("/"), host: Host | None = None) -> Cores:
+    """Cores and those of them that this process may use; the arguments are those of `probe`."""
+    host = host or this_host()
+    if host.system == "Linux":
+        return linux.read_cores(root, host)
+    if host.system == "Darwin":
+        return macos.read_cores(host)
+    physical, allowed = host.cores()
+    return Cores(physical=physical, performance=physical, usable=min(physical, allowed))
 
 
 def _each_once(devices: Sequence[Device]) -> Iterator[Device]:
@@ -97,15 +108,6 @@ def _settled(device: Device, memory: Memory, unified: bool) -> Device:
         # ggml asks the driver, which does not count what other processes hold of the RAM.
         return replace(device, free_bytes=min(device.free_bytes, memory.available))
     return device
-
-
-def _read_cores(root: Path, host: Host) -> Cores:
-    if host.system == "Linux":
-        return linux.read_cores(root, host)
-    if host.system == "Darwin":
-        return macos.read_cores(host)
-    physical, allowed = host.cores()
-    return Cores(physical=physical, performance=physical, usable=min(physical, allowed))
 
 
 def _read_memory(root: Path, host: Host) -> Memory:

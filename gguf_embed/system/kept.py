@@ -49,13 +49,34 @@ def check_kept(path: Path, shape: type[T]) -> T | None:
         raise ValueError("nested too deep") from None
 
 
-def keep(path: Path, value: object) -> None:
-    """Keep the value; where it cannot be written the log says so, and work goes on."""
+def keep(path: Path, value: object) -> bool:
+    """Keep the value; where it cannot be written the log says so, and False comes back."""
     try:
         text = json.dumps(value, default=_plain, indent=1, allow_nan=False)
         write_whole(path, text + "\n", make_folder=True)
     except (OutputFailed, ValueError) as error:
         _log.info("not kept: %s", error)
+        return False
+    return True
+
+
+def remove_damaged(folder: Path, *shapes: Any) -> list[Path]:
+    """Remove the JSON files of a folder that are of none of these shapes; returns them."""
+    removed: list[Path] = []
+    with suppress(OSError):
+        for path in sorted(folder.glob("*.json")):
+            if not any(_fits(path, shape) for shape in shapes):
+                path.unlink()
+                removed.append(path)
+    return removed
+
+
+def _fits(path: Path, shape: Any) -> bool:
+    try:
+        check_kept(path, shape)
+    except ValueError:
+        return False
+    return True
 
 
 def _plain(value: object) -> object:
