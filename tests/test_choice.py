@@ -26,7 +26,7 @@ from test_cli import on_terminal
 
 from gguf_embed.catalog import catalog
 from gguf_embed.cli import main
-from gguf_embed.engine import embedder as engine
+from gguf_embed.engine import loaded as engine_loaded
 from gguf_embed.engine import tune
 from gguf_embed.engine.embedder import Embedder
 from gguf_embed.engine.opening import Choice, Settings, choose
@@ -40,7 +40,7 @@ from gguf_embed.native import context as native_context
 from gguf_embed.native.model import Model
 from gguf_embed.plan import plan
 from gguf_embed.plan.plan import MIB, Limits
-from gguf_embed.store import hub
+from gguf_embed.store import download, hub, names
 from gguf_embed.store import local as store
 from gguf_embed.store.local import Places
 from gguf_embed.system import paths
@@ -92,7 +92,7 @@ add_eos = true
 eos_token = "{header.metadata["tokenizer.ggml.tokens"][header.eos_id or 0]}"
 eos_id = {header.eos_id}
 dim = 256
-max_tokens = 2048
+max_seq_length = 2048
 languages = "none"
 notes = "random weights"
 
@@ -145,7 +145,7 @@ class World:
 
     def pull(self, *quants: str) -> None:
         for quant in quants:
-            hub.fetch(hub.resolve(MODEL, quant))
+            download.fetch(names.resolve(MODEL, quant))
 
     def choose(self, name: str | Path = MODEL, **limits: Any) -> Choice:
         return choose(name, self.machine, Limits(**limits))
@@ -495,7 +495,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
             loaded.append(choices)
             super().__init__(path, **choices)
 
-    for module in (engine, tune):
+    for module in (engine_loaded, tune):
         monkeypatch.setattr(module, "Model", Watched)
     return loaded
 

@@ -94,13 +94,8 @@ class Runner(Closes):
 
     @property
     def max_prefix(self) -> int:
-        """Tokens of a shared prefix that leave room for a full microbatch; 0: none can be shared.
-
-        It takes a cache, causal attention and a tap.
-        """
-        settings, meaning = self.settings, self.meaning
-        can_share = settings.tap and meaning.causal and meaning.pooling is Pooling.LAST
-        return settings.max_batch_tokens if can_share else 0
+        """See `max_prefix`."""
+        return max_prefix(self.settings, self.meaning)
 
     def contexts_for(self, n_tokens: int, head: Head) -> int:
         """How many of the contexts a microbatch occupies.
@@ -239,6 +234,15 @@ class Runner(Closes):
             flash_attn=settings.flash_attn,
             tap=tap,
         )
+
+
+def max_prefix(settings: RunSettings, meaning: Meaning) -> int:
+    """Tokens of a shared prefix that leave room for a full microbatch; 0: none can be shared.
+
+    It takes a cache, causal attention and a tap.
+    """
+    can_share = settings.tap and meaning.causal and meaning.pooling is Pooling.LAST
+    return settings.max_batch_tokens if can_share else 0
 
 
 def tap_works(model: Model, meaning: Meaning, settings: RunSettings) -> bool:

@@ -39,7 +39,6 @@ from gguf_embed.vectors import Vectors, finish
 _log = logging.getLogger(__name__)
 
 FIRST_USE_S = 15.0  # what the short measurement on first use of a model may cost
-TUNE_S = 120.0  # and the full one
 MIN_TIMING_S = 0.25  # a shorter timing is repeated up to this: the clock and the scheduler blur it
 GAIN = 1.03  # a change must be this much faster: less is noise
 TEXT_TOKENS = 128  # a paragraph: about the length that most people embed

@@ -74,7 +74,8 @@ class Ending:
     def reason(self) -> str:
         """Why it failed, on one line; "" where it did not."""
         lines = [" ".join(line.split()) for line in self.errors.splitlines() if line.strip()]
-        cause = next((line for line in lines if "ASSERT" in line or "fatal" in line.lower()), "")
+        marks = ("ASSERT", "fatal", "Fatal", "what():")  # the last is an uncaught C++ exception's
+        cause = next((line for line in lines if any(mark in line for mark in marks)), "")
         if self.code is None:
             return f"no answer in {self.timeout_s or 0:g} s"
         if name := self.signal:
