@@ -15,6 +15,8 @@ from gguf_embed.errors import GgufEmbedError
 from gguf_embed.gguf import quants
 
 if TYPE_CHECKING:
+    from gguf_embed.machine.load import Load
+    from gguf_embed.machine.machine import Machine
     from gguf_embed.machine.selftest import Verdict
 
 PACKAGES = ("llama-cpp-python", "numpy", "huggingface-hub", "psutil", "rich")
@@ -55,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
     # Where the library cannot be loaded there is nothing to test; the remarks say why.
     verdicts, advice = _self_test() if machine.build is not None else ({}, [])
     works, embedding = _embed_one()
-    advice = [*machine.remarks, *advice]
+    advice = [*machine.remarks, *advice, *_heal()]
+    load, measurements = _measurements(machine) if machine.build is not None else (None, {})
     if versions["rich"] == "-":
         advice.append("no progress bars without rich: pip install 'gguf-embed[cli]'")
     if args.json:
@@ -65,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
             "versions": versions,
             "library_path": elsewhere,
             "machine": json.loads(machine_to_json(machine)),
+            "load": None if load is None else load.before,
+            "measurements": measurements,
             "self_test": {v.weight_type: v.stages for v in verdicts.values()},
             "advice": advice,
         }
@@ -77,6 +82,10 @@ def run(args: argparse.Namespace) -> int:
     for verdict in verdicts.values():
         stages = ", ".join(f"{stage} {result}" for stage, result in verdict.stages.items())
         rows.append(("self-test", f"{verdict.weight_type}: {stages}"))
+    if load is not None:
+        rows.append(("load", f"other work keeps {100 * load.before:.0f} % of the cores busy"))
+    if measurements:
+        rows.append(("measured", ", ".join(f"{n} {name}" for name, n in measurements.items())))
     rows.append(("embedding", embedding))
     rows += [("advice", text) for text in advice]
     for name, value in rows:
@@ -109,6 +118,33 @@ def _self_test() -> tuple[dict[str, Verdict], list[str]]:
             "with layers on that GPU tests it again"
         )
     return verdicts, advice
+
+
+def _heal() -> list[str]:
+    """Remove what is damaged of what was kept; it is measured anew when it is needed."""
+    from gguf_embed.engine.tune import Tuned
+    from gguf_embed.machine import measured, selftest
+    from gguf_embed.system import paths
+    from gguf_embed.system.kept import remove_damaged
+
+    removed = [
+        *remove_damaged(paths.home() / "selftest", *selftest.KEPT),
+        *remove_damaged(paths.home() / "measured", measured.KEPT),
+        *remove_damaged(paths.home() / "tune", Tuned),
+    ]
+    return [f"{path} was damaged and is removed; it is measured anew" for path in removed]
+
+
+def _measurements(machine: Machine) -> tuple[Load | None, dict[str, int]]:
+    """How busy the machine is, and how many measurements of `plan` were made here, by use."""
+    from gguf_embed.machine import measured
+    from gguf_embed.machine.load import LoadMeter
+
+    load = LoadMeter(machine.usable_cores).end()
+    runs = measured.load(machine.usable_cores)
+    n_busy = sum(not run.quiet for run in runs)
+    counts = {"used by plan": len(runs) - n_busy, "under load, not used": n_busy}
+    return load, {name: n for name, n in counts.items() if n}
 
 
 def _embed_one() -> tuple[bool, str]:

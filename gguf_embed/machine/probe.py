@@ -6,10 +6,12 @@ tools to find something to remark on: `advice` does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from gguf_embed.errors import BadOption
 from gguf_embed.machine import linux, macos
 from gguf_embed.machine.build import Native, backends, read_native
 from gguf_embed.machine.host import Cores, Cpu, Host, Memory, this_host
@@ -81,6 +83,31 @@ def read_cores(root: Path = Path("/"), host: Host | None = None) -> Cores:
         return macos.read_cores(host)
     physical, allowed = host.cores()
     return Cores(physical=physical, performance=physical, usable=min(physical, allowed))
+
+
+def check_threads(
+    n_threads: int, *, root: Path = Path("/"), host: Host | None = None
+) -> str | None:
+    """A remark where this process may use fewer CPUs than so many threads want.
+
+    Raises BadOption where the machine itself has fewer: they would wait for each other.
+    """
+    host = host or this_host()
+    n_cpus, n_allowed = host.cpus()
+    cores = read_cores(root, host)
+    if n_threads > n_cpus:
+        raise BadOption(
+            f"{n_threads} threads are more than the {n_cpus} CPUs of this machine; "
+            f"give at most {n_cpus}, or leave it out"
+        )
+    if cores.quota is not None:
+        n_allowed = min(n_allowed, math.ceil(cores.quota))
+    if n_threads > n_allowed:
+        return (
+            f"{n_threads} threads share the {n_allowed} CPUs that this process may use of "
+            f"{n_cpus} (affinity or the limit of a container): more than {n_allowed} are slower"
+        )
+    return None
 
 
 def _each_once(devices: Sequence[Device]) -> Iterator[Device]:

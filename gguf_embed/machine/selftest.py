@@ -89,7 +89,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _KeptVerdict(Verdict):
+class KeptVerdict(Verdict):
     """A verdict as it may be in a file."""
 
     def __post_init__(self) -> None:
@@ -98,7 +98,7 @@ class _KeptVerdict(Verdict):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _KeptGpu:
+class KeptGpu:
     """The results of the GPU stage by weight type, as they may be in a file."""
 
     results: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -106,6 +106,9 @@ class _KeptGpu:
     def __post_init__(self) -> None:
         if not all(map(is_proof, self.results.values())):
             raise ValueError("results that prove nothing")
+
+
+KEPT = (Mapping[str, KeptVerdict], KeptGpu)  # the shapes of the files: of CPUs, of GPUs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,7 +171,7 @@ def _remark(results: Iterable[tuple[str, str, str]]) -> str | None:
 
 def verdicts() -> dict[str, Verdict]:
     """The kept verdicts of this build on this CPU, by weight type."""
-    kept = read_kept(_file(), Mapping[str, _KeptVerdict]) or {}
+    kept = read_kept(_file(), KEPT[0]) or {}
     return {
         name: Verdict(weight_type=name, **v.stages)
         for name, v in kept.items()
@@ -192,7 +195,7 @@ def forget_bad_gpus() -> list[str]:
     """
     forgotten: list[str] = []
     for path in sorted(_file().parent.glob(f"{library.build_id()}-{cpu_id()}-*.json")):
-        kept = read_kept(path, _KeptGpu) if path != _file() else None
+        kept = read_kept(path, KeptGpu) if path != _file() else None
         bad = [f"{name}: {r}" for name, r in kept.results.items() if r != OK] if kept else []
         if kept and bad:
             _keep_gpu(path, {name: r for name, r in kept.results.items() if r == OK})
@@ -203,7 +206,7 @@ def forget_bad_gpus() -> list[str]:
 def _check_gpu(weight_types: Sequence[str], gpus: Sequence[str]) -> dict[str, str]:
     """The result of each weight type on these GPUs, kept like the verdicts."""
     path = _file(gpus)
-    known = dict((read_kept(path, _KeptGpu) or _KeptGpu()).results)
+    known = dict((read_kept(path, KeptGpu) or KeptGpu()).results)
     missing = [name for name in dict.fromkeys(weight_types) if name not in known]
     if missing:
         known |= {name: _test_gpu(name) for name in missing}
@@ -218,7 +221,7 @@ def _test_gpu(weight_type: str) -> str:
 
 def _keep_gpu(path: Path, results: Mapping[str, str]) -> None:
     proven = {name: result for name, result in results.items() if is_proof(result)}
-    keep(path, _KeptGpu(results=proven))
+    keep(path, KeptGpu(results=proven))
 
 
 def _file(gpus: Sequence[str] = ()) -> Path:
