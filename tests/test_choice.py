@@ -621,7 +621,8 @@ def test_layers_that_were_asked_for_are_measured_like_any(
     assert any("first use of" in line for line in world.said)
 
 
-def test_an_encoder_too(world: World):
+def test_an_encoder_too(world: World, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
     world.machine = ONE_GPU
     with world.open(catalog.BUILTIN, Settings(tune=False, n_threads=4)) as embedder:
         assert used(embedder).n_gpu_layers == 7

@@ -276,6 +276,8 @@ def find_model(
 ) -> Found:
     """The file that a name means here, downloaded if need be; see `Embedder.open`."""
     _check_ranges(settings)
+    if settings.n_threads and (remark := hardware.check_threads(settings.n_threads)):
+        _log.warning("%s", remark)
     chosen = choose(name, hardware.probe(), settings)
     source, header = chosen.source, chosen.header
     if header is not None:  # what is no embedder is told before gigabytes move
