@@ -19,22 +19,15 @@ from conftest import Write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gguf_embed.engine import tune
+from gguf_embed.engine import tune, tune_record
 from gguf_embed.engine.embedder import Embedder
 from gguf_embed.engine.runner import Outcome
 from gguf_embed.engine.schedule import Cost
-from gguf_embed.engine.tune import (
-    Target,
-    Trial,
-    Tuned,
-    best_run,
-    fit_cost,
-    keep,
-    load,
-    to_json,
-)
+from gguf_embed.engine.tune import best_run, fit_cost
+from gguf_embed.engine.tune_record import Target, Trial, Tuned, keep_record, read_record, to_json
 from gguf_embed.gguf.header import read_header
 from gguf_embed.machine import measured, selftest
+from gguf_embed.machine.load import Load
 from gguf_embed.machine.selftest import Working
 from gguf_embed.native import library
 from gguf_embed.native.model import Tokens
@@ -207,7 +200,7 @@ def test_what_is_faster_is_found(measure: Measure, target: Target):
     ]
     assert machine.n_loaded == 2  # repacking alone needs the weights anew
     assert machine.n_in_memory == 0
-    assert load(target) == tuned
+    assert read_record(target) == tuned
 
 
 def test_a_size_between_those_tried_is_found_by_their_cost(measure: Measure):
@@ -327,10 +320,10 @@ def test_on_a_gpu_microbatches_grow_and_the_tap_must_pay(measure: Measure, targe
     assert {t.settings.max_batch_tokens for t in tuned.trials} == {512, 1024, 2048}
     # Kept for these GPUs, and not for the CPU alone or layers shared with it.
     on_gpu = replace(target, **GPU)
-    assert load(on_gpu) == tuned
+    assert read_record(on_gpu) == tuned
     for other in (target, replace(on_gpu, tier="split"), replace(on_gpu, gpus=("GTX",))):
-        assert load(other) is None
-    assert load(replace(on_gpu, start=replace(START, n_gpu_layers=9))) == tuned
+        assert read_record(other) is None
+    assert read_record(replace(on_gpu, start=replace(START, n_gpu_layers=9))) == tuned
 
 
 def test_weights_that_stay_on_the_cpu_may_still_be_repacked(measure: Measure):
@@ -490,7 +483,7 @@ def test_whoever_chooses_is_not_measured_for(target: Target, tuner: Tuner):
 @pytest.mark.parametrize("budget_s", [0, 15])
 def test_what_was_measured_is_used_again(budget_s: float, target: Target, tuner: Tuner):
     kept = RunSettings(max_batch_tokens=55, batch_tokens=50, n_contexts=2, n_threads=2)
-    keep(record(kept), target)
+    keep_record(record(kept), target)
     assert chosen(target, budget_s=budget_s) == kept
     assert tuner.budgets == []
     # And the user still has the last word.
@@ -505,7 +498,7 @@ def test_what_was_measured_is_used_again(budget_s: float, target: Target, tuner:
 def test_a_measurement_is_used_as_far_as_there_is_memory(target: Target):
     kept = RunSettings(max_batch_tokens=1024, repack=True, flash_attn=True, n_gpu_layers=2)
     on_gpu = replace(target, **GPU)
-    keep(record(kept), on_gpu)
+    keep_record(record(kept), on_gpu)
     assert chosen(on_gpu) == replace(kept, n_gpu_layers=3)  # the plan's count, not an earlier one
     small = replace(ON_GPU, max_batch_tokens=128, batch_tokens=128)
     little = replace(on_gpu, start=small, fits=lambda run: run.max_batch_tokens <= 128)
@@ -513,7 +506,7 @@ def test_a_measurement_is_used_as_far_as_there_is_memory(target: Target):
 
 
 def test_what_the_user_wants_counts_towards_memory(target: Target):
-    keep(record(RunSettings(n_contexts=4, max_batch_tokens=256)), target)
+    keep_record(record(RunSettings(n_contexts=4, max_batch_tokens=256)), target)
     bounded = replace(target, fits=lambda run: run.n_contexts * run.max_batch_tokens <= 1024)
     for n_tokens, n_contexts in ((256, 4), (1024, 1)):
         wanted = Settings(n_threads=4, max_batch_tokens=n_tokens)
@@ -523,7 +516,7 @@ def test_what_the_user_wants_counts_towards_memory(target: Target):
 
 
 def test_threads_without_contexts_are_cores_to_share_out(target: Target):
-    keep(record(RunSettings(n_contexts=3, n_threads=2)), replace(target, n_cores=6))
+    keep_record(record(RunSettings(n_contexts=3, n_threads=2)), replace(target, n_cores=6))
     six = chosen(replace(target, n_cores=6), Settings(n_threads=6))
     assert (six.n_contexts, six.n_threads) == (3, 2)
     five = replace(target, n_cores=5, start=replace(START, n_threads=5))
@@ -536,7 +529,7 @@ def test_what_crashed_in_the_self_test_is_never_chosen(flash: bool, repack: bool
     """Not by a measurement made before a rebuild, and not by the user."""
     safe = Working(flash=flash, repack=repack, remark=None)
     wish = replace(START, flash_attn=True, repack=True)
-    keep(record(RunSettings(flash_attn=True, repack=True)), target)
+    keep_record(record(RunSettings(flash_attn=True, repack=True)), target)
     for said in (Settings(), Settings(flash_attn=True, repack=True)):
         run = chosen(replace(target, safe=safe, start=wish), said)
         assert (run.flash_attn, run.repack) == (flash, repack)
@@ -548,10 +541,30 @@ def test_what_crashed_in_the_self_test_is_never_chosen(flash: bool, repack: bool
 @pytest.mark.parametrize("cost", [None, Cost(fixed_s=0.1, token_s=1e-5, pair_s=0.0)])
 def test_a_record_is_read_as_it_was_written(cost: Cost | None, target: Target):
     tuned = record(RunSettings(n_contexts=2, flash_attn=False), cost)
-    assert load(target) is None
-    keep(tuned, target)
-    assert load(target) == tuned
+    assert read_record(target) is None
+    keep_record(tuned, target)
+    assert read_record(target) == tuned
     assert json.loads(to_json(tuned)) == json.loads(json.dumps(asdict(tuned)))
+
+
+def test_what_was_measured_beside_other_work_serves_until_the_machine_is_quiet(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+):
+    busy = replace(record(RunSettings(max_batch_tokens=55)), load=Load(before=0.5, during=0.0))
+    keep_record(busy, target)
+    assert read_record(target) is None  # quiet, as far as the tests can tell
+
+    class Busy:
+        quiet = False
+
+        def __init__(self, n_cores: int) -> None:
+            pass
+
+    monkeypatch.setattr(tune_record, "LoadMeter", Busy)
+    assert read_record(target) == busy
+    quiet = replace(busy, load=Load(before=0.2, during=0.2))
+    keep_record(quiet, target)
+    assert read_record(target) == quiet
 
 
 DAMAGE: dict[str, Callable[[dict[str, Any]], object]] = {
@@ -563,51 +576,55 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], object]] = {
     "a trial that is none": lambda kept: kept.update(trials=[5]),
     "settings that are none": lambda kept: kept.update(settings=5),
     "a cost that is none": lambda kept: kept.update(cost=[1, 2]),
+    "a speed that is no number": lambda kept: kept.update(tokens_per_s=float("nan")),
+    "threads that are no number": lambda kept: kept["settings"].update(n_threads="2"),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_record_of_another_form_is_ignored(damage: str, target: Target):
-    keep(record(RunSettings()), target)
-    (path,) = tune._file(target).parent.iterdir()
+    keep_record(record(RunSettings()), target)
+    (path,) = tune_record._file(target).parent.iterdir()
     kept = json.loads(path.read_text())
     DAMAGE[damage](kept)
     path.write_text(json.dumps(kept))
-    assert load(target) is None
+    assert read_record(target) is None
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"5", b"null", b'"text"', b"\xff\xfe{}"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"5", b"null", b"[" * 100_000, b'"text"', b"\xff\xfe{}"]
+)
 def test_a_damaged_record_is_ignored_and_replaced(content: bytes, target: Target):
-    path = tune._file(target)
+    path = tune_record._file(target)
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
-    assert load(target) is None
-    keep(record(RunSettings()), target)
-    assert load(target) == record(RunSettings())
+    assert read_record(target) is None
+    keep_record(record(RunSettings()), target)
+    assert read_record(target) == record(RunSettings())
 
 
 def test_a_measurement_holds_for_its_machine_build_and_model(
     target: Target, tiny_model: Write, monkeypatch: pytest.MonkeyPatch
 ):
-    keep(record(RunSettings()), target)
-    assert load(target)
-    assert load(replace(target, n_cores=1)) is None
-    assert load(target_of(tiny_model("qwen3", "Q8_0"))) is None
+    keep_record(record(RunSettings()), target)
+    assert read_record(target)
+    assert read_record(replace(target, n_cores=1)) is None
+    assert read_record(target_of(tiny_model("qwen3", "Q8_0"))) is None
     # IQ4_NL and Q4_0, for one, are of the same size.
     retyped = tuple(replace(tensor, type="IQ4_NL") for tensor in target.header.tensors)
-    assert load(replace(target, header=replace(target.header, tensors=retyped))) is None
+    assert read_record(replace(target, header=replace(target.header, tensors=retyped))) is None
     for module, name in ((library, "build_id"), (selftest, "cpu_id")):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, lambda: "another")
-            assert load(target) is None
-    assert load(target)
+            assert read_record(target) is None
+    assert read_record(target)
 
 
 def test_the_files_name_and_place_do_not_matter(target: Target, tiny_model: Write, tmp_path: Path):
-    keep(record(RunSettings()), target)
+    keep_record(record(RunSettings()), target)
     moved = tmp_path / "moved.gguf"
     moved.hardlink_to(tiny_model("qwen3"))
-    assert load(target_of(moved))
+    assert read_record(target_of(moved))
 
 
 def test_a_home_that_cannot_be_written_costs_the_record_only(
@@ -618,9 +635,9 @@ def test_a_home_that_cannot_be_written_costs_the_record_only(
 ):
     (tmp_path / "file").touch()
     monkeypatch.setenv("GGUF_EMBED_HOME", str(tmp_path / "file"))
-    keep(record(RunSettings()), target)
+    keep_record(record(RunSettings()), target)
     assert "not kept" in caplog.text
-    assert load(target) is None
+    assert read_record(target) is None
 
 
 # ---------------------------------------------------------------------- cost of a microbatch

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gguf_embed.cli import console, options
 
 if TYPE_CHECKING:
-    from gguf_embed.engine.tune import Trial, Tuned
+    from gguf_embed.engine.tune_record import Trial, Tuned
     from gguf_embed.plan.settings import RunSettings
 
 DESCRIPTION = """\
@@ -65,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure, keep and print; returns 0."""
     from gguf_embed.engine import tune
     from gguf_embed.engine.opening import find_model
+    from gguf_embed.engine.tune_record import to_json
     from gguf_embed.plan.settings import Settings
 
     settings = Settings(
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         on_trial=lambda trial: console.say(f"{trial.changed}: {trial.tokens_per_s:,.0f} tokens/s"),
     )
     if args.json:
-        console.print_json(json.loads(tune.to_json(tuned)))
+        console.print_json(json.loads(to_json(tuned)))
         return 0
     _print(tuned)
     return 0
@@ -94,6 +95,8 @@ def _print(tuned: Tuned) -> None:
         f"{tuned.tokens_per_s:,.0f} tokens/s, untuned {tuned.untuned_tokens_per_s:,.0f}; "
         f"measured in {tuned.seconds:.0f} s and kept"
     )
+    if tuned.load is not None and not tuned.load.quiet:
+        console.out(f"{tuned.load}; it will be measured again when the machine is quiet")
 
 
 def _row(trial: Trial) -> tuple[str, str, str, str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from gguf_embed.catalog import catalog
 from gguf_embed.catalog.card import ModelCard
-from gguf_embed.engine import proof, tune
+from gguf_embed.engine import proof, tune, tune_record
 from gguf_embed.errors import BadModelFile
 from gguf_embed.gguf import layout, quants
 from gguf_embed.gguf.check import check_embedder, needs_pooling
@@ -238,10 +238,10 @@ class Found:
     working: Working
 
     @property
-    def target(self) -> tune.Target:
+    def target(self) -> tune_record.Target:
         """What a measurement may change."""
         choice = self.choice
-        return tune.Target(
+        return tune_record.Target(
             path=self.path,
             header=self.header,
             mode=self.mode,
@@ -261,6 +261,8 @@ def find_model(
     on_download: download.Progress | None = None,
 ) -> Found:
     """The file that a name means here, downloaded if need be; see `Embedder.open`."""
+    if settings.n_threads and (remark := hardware.check_threads(settings.n_threads)):
+        _log.warning("%s", remark)
     chosen = choose(name, hardware.probe(), settings)
     source, header = chosen.source, chosen.header
     if header is not None:  # what is no embedder is told before gigabytes move

@@ -7,32 +7,28 @@ pooling is never kept. The speed of the winner is kept for `plan`, which compare
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from gguf_embed.engine.runner import Runner, tap_works
 from gguf_embed.engine.schedule import Cost
+from gguf_embed.engine.tune_record import Target, Trial, Tuned, keep_record, read_record
 from gguf_embed.gguf import quants
 from gguf_embed.gguf.header import Header
 from gguf_embed.gguf.layout import shape_of
-from gguf_embed.machine import measured, selftest
+from gguf_embed.machine import measured
+from gguf_embed.machine.load import LoadMeter
 from gguf_embed.machine.measured import LevelFigures, MeasuredRun
 from gguf_embed.machine.selftest import Working
-from gguf_embed.native import library
 from gguf_embed.native.context import Context, ContextParams
 from gguf_embed.native.model import Model, Tokens
-from gguf_embed.plan.candidate import Tier
 from gguf_embed.plan.contexts import EmbedMode
 from gguf_embed.plan.settings import RunSettings, Settings, keep_asked
-from gguf_embed.system import paths
 from gguf_embed.vectors import Vectors, finish
 
 _log = logging.getLogger(__name__)
@@ -51,48 +47,6 @@ MIN_COSINE_QUANTIZED = 0.98
 Status = Callable[[str], None]
 
 
-def _any(_: RunSettings) -> bool:
-    return True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """A model on this machine: what is measured, and within which bounds."""
-
-    path: Path
-    header: Header
-    mode: EmbedMode
-    safe: Working
-    n_cores: int
-    start: RunSettings  # as planned
-    tier: Tier = "cpu"
-    gpus: tuple[str, ...] = ()  # descriptions of those that hold layers
-    fits: Callable[[RunSettings], bool] = _any  # whether there is memory for such a run
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
-    """One measured setting; `cosine` is its least agreement with the reference path."""
-
-    changed: str
-    settings: RunSettings
-    tokens_per_s: float
-    cosine: float
-    kept: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tuned:
-    """The winner, what it was measured against, and the fitted cost of a microbatch."""
-
-    settings: RunSettings
-    tokens_per_s: float
-    untuned_tokens_per_s: float
-    seconds: float
-    trials: tuple[Trial, ...]
-    cost: Cost | None
-
-
 def best_run(
     target: Target, settings: Settings, *, budget_s: float, on_status: Status | None = None
 ) -> RunSettings:
@@ -102,7 +56,7 @@ def best_run(
     measured when there was more memory than now is used as far as it fits.
     """
     planned = target.start
-    kept = load(target)
+    kept = read_record(target)
     if kept is not None:
         run = keep_asked(kept.settings, planned, settings)
         if not target.fits(run):
@@ -129,7 +83,9 @@ def tune(
 ) -> Tuned:
     """Measure, keep and return the best settings; stops changing things when `budget_s` is over."""
     search = _Search(target, budget_s, on_trial)
+    meter = LoadMeter(target.n_cores)
     best = search.run(safe_run(target.start, target.safe), _changes(target))
+    load = meter.end()
     cost = fit_cost(search.timings(best.settings))
     tuned = Tuned(
         settings=best.settings,
@@ -138,8 +94,11 @@ def tune(
         seconds=time.perf_counter() - search.began,
         trials=tuple(search.trials),
         cost=cost,
+        load=load,
     )
-    if best.cosine < search.min_cosine:
+    if load is not None and not load.quiet:
+        _log.info("%s: %s; it will be measured again when the machine is quiet", target.path, load)
+    if not best.cosine >= search.min_cosine:  # NaN as well
         _log.warning(
             "%s: no settings give the vectors of llama.cpp's own pooling (cosine %.4f)",
             target.path,
@@ -147,7 +106,7 @@ def tune(
         )
     else:
         measured.keep(_measured_run(tuned, target.header, target.mode), target.n_cores)
-    keep(tuned, target)
+    keep_record(tuned, target)
     return tuned
 
 
@@ -163,6 +122,7 @@ def _measured_run(tuned: Tuned, header: Header, mode: EmbedMode) -> MeasuredRun:
         texts_sha256="",
         day=measured.today(),
         levels={header.quant: figures},
+        load=tuned.load,
     )
 
 
@@ -259,7 +219,7 @@ class _Search:
             if again.tokens_per_s > best.tokens_per_s:
                 best = replace(best, tokens_per_s=again.tokens_per_s)
         # A start with wrong vectors loses to whatever is right, at any speed.
-        faster = trial.tokens_per_s > best.tokens_per_s * GAIN or best.cosine < self.min_cosine
+        faster = trial.tokens_per_s > best.tokens_per_s * GAIN or not best.cosine >= self.min_cosine
         won = faster and trial.cosine >= self.min_cosine
         trial = self._record(replace(trial, kept=won))
         if not won and reload:
@@ -380,51 +340,3 @@ def fit_cost(timings: Sequence[tuple[int, float]]) -> Cost | None:
     terms = dict(zip(free, np.maximum(solved, 0.0), strict=True))
     fixed, token, pair = (float(terms.get(i, 0.0)) for i in range(3))
     return Cost(fixed_s=fixed, token_s=token, pair_s=pair)
-
-
-def _file(target: Target) -> Path:
-    """One file per build, CPU, GPUs, number of cores and model file (its tensor table and size).
-
-    How many layers are on a GPU varies with its free memory; whether all are, or some, counts.
-    """
-    header = target.header
-    digest = hashlib.sha256(f"{header.architecture} {header.file_bytes}".encode())
-    digest.update(f"{target.tier} {target.gpus}".encode())
-    for tensor in header.tensors:
-        digest.update(f"{tensor.name} {tensor.shape} {tensor.type}".encode())
-    n_cores, of_file = target.n_cores, digest.hexdigest()[:16]
-    return (
-        paths.home() / "tune" / f"{library.build_id()}-{selftest.cpu_id()}-{n_cores}-{of_file}.json"
-    )
-
-
-def load(target: Target) -> Tuned | None:
-    """What was measured earlier for this model, machine and build."""
-    try:
-        kept: dict[str, Any] = json.loads(_file(target).read_text())
-        kept["trials"] = tuple(_trial_from(trial) for trial in kept["trials"])
-        kept["cost"] = Cost(**kept["cost"]) if kept["cost"] else None
-        kept["settings"] = RunSettings(**kept["settings"])
-        return Tuned(**kept)
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-
-
-def _trial_from(fields: dict[str, Any]) -> Trial:
-    fields["settings"] = RunSettings(**fields["settings"])
-    return Trial(**fields)
-
-
-def to_json(tuned: Tuned) -> str:
-    """The record as it is kept, and as `gguf-embed tune --json` prints it."""
-    return json.dumps(asdict(tuned), indent=1)
-
-
-def keep(tuned: Tuned, target: Target) -> None:
-    """Keep it for the next time; where that is not possible it is logged."""
-    path = _file(target)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(to_json(tuned))
-    except OSError as error:
-        _log.warning("the measurement is not kept: %s", error)

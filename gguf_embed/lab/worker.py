@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from gguf_embed.catalog import catalog
-from gguf_embed.engine import tune
 from gguf_embed.engine.embedder import Embedder
 from gguf_embed.engine.opening import choose_file, found_file
+from gguf_embed.engine.tune_record import read_record
 from gguf_embed.errors import GgufEmbedError
 from gguf_embed.gguf.layout import shape_of
 from gguf_embed.machine.measured import shape_key
@@ -91,7 +91,7 @@ def _do_open(job: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, An
             rough = len(texts[:n_texts]) / seconds
             if seconds > TRIAL_S:
                 break
-        tuned = tune.load(embedder.target)
+        tuned = read_record(embedder.target)
         return {
             "dim": embedder.dim,
             "shape": shape_key(
