@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from gguf_embed.engine.arguments import EncodeOptions as EncodeOptions
     from gguf_embed.engine.embedder import Embedder as Embedder
     from gguf_embed.engine.fingerprint import Fingerprint as Fingerprint
-    from gguf_embed.engine.opening import Settings as Settings
-    from gguf_embed.engine.stream import Block as Block
+    from gguf_embed.engine.options import Block as Block
+    from gguf_embed.engine.options import EncodeOptions as EncodeOptions
+    from gguf_embed.engine.options import FailedRow as FailedRow
     from gguf_embed.engine.turns import Priority as Priority
     from gguf_embed.errors import BadInput as BadInput
     from gguf_embed.errors import BadModelFile as BadModelFile
@@ -32,16 +32,18 @@ if TYPE_CHECKING:
     from gguf_embed.errors import NativeFailed as NativeFailed
     from gguf_embed.errors import OutputFailed as OutputFailed
     from gguf_embed.errors import TextTooLong as TextTooLong
+    from gguf_embed.plan.settings import Settings as Settings
     from gguf_embed.vectors import Pooling as Pooling
 
 # Where each name is; it is imported when it is first asked for.
 _PLACES = {
-    "Block": "gguf_embed.engine.stream",
+    "Block": "gguf_embed.engine.options",
     "Embedder": "gguf_embed.engine.embedder",
-    "EncodeOptions": "gguf_embed.engine.arguments",
+    "EncodeOptions": "gguf_embed.engine.options",
+    "FailedRow": "gguf_embed.engine.options",
     "Fingerprint": "gguf_embed.engine.fingerprint",
     "Priority": "gguf_embed.engine.turns",
-    "Settings": "gguf_embed.engine.opening",
+    "Settings": "gguf_embed.plan.settings",
     "Pooling": "gguf_embed.vectors",
     "BadInput": "gguf_embed.errors",
     "BadModelFile": "gguf_embed.errors",
@@ -65,6 +67,7 @@ __all__ = [
     "DoesNotFit",
     "Embedder",
     "EncodeOptions",
+    "FailedRow",
     "FetchFailed",
     "Fingerprint",
     "GgufEmbedError",

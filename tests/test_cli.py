@@ -12,6 +12,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,10 +22,11 @@ import pytest
 
 from gguf_embed import __version__, cli
 from gguf_embed.cli import doctor, options
-from gguf_embed.engine.opening import Settings
 from gguf_embed.errors import NativeFailed
+from gguf_embed.plan.settings import Settings
 from gguf_embed.testing import FakeEmbedder
 
+TIMEOUT_S = 120  # a hang is one after that, also on a busy machine
 DIM = 64  # of the fake engine
 FAKE_COMMAND = """
 import sys
@@ -147,6 +149,66 @@ def test_embed_writes_json_lines(run: Run, tmp_path: Path):
     np.testing.assert_array_equal(np.float32([row["vector"] for row in rows]), expected)
 
 
+def test_json_lines_hold_texts_and_fields_that_are_asked_for(run: Run, tmp_path: Path):
+    source, target = tmp_path / "rows.csv", tmp_path / "v.jsonl"
+    source.write_text('text,author,year\n"two\nlines",Ann,1999\nlast,"Bo, C",2001\n')
+    asked = [
+        (["--with-text"], {"text": "two\nlines"}),
+        (["--keep", "year"], {"fields": {"year": "1999"}}),
+        (
+            ["--keep", "all", "--with-text"],
+            {
+                "text": "two\nlines",
+                "fields": {"author": "Ann", "year": "1999"},
+            },
+        ),
+    ]
+    for arguments, more in asked:
+        assert run("embed", source, "-o", target, *arguments)[0] == 0
+        row, last = map(json.loads, target.read_text().splitlines())
+        assert row.pop("vector")
+        assert row == {
+            "id": f"{source}:2",
+            "source": str(source),
+            "position": 2,
+            "last_position": 3,
+            "truncated": False,
+            **more,
+        }
+        assert last.get("fields", {}).get("author") in (None, "Bo, C")
+
+
+def test_embed_says_what_it_passes_over(run: Run, tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    for name in ["a.md", "b.rst", "c.rst", "d.html"]:
+        (tmp_path / "in" / name).write_text("words\n")
+    target = tmp_path / "v.jsonl"
+    passed = "3 other files passed over (.rst, .html); --include '*.rst' takes such files as text"
+    for command in (["embed", "-o", target], ["search", "words"]):
+        assert f"gguf-embed: {passed}\n" in run(*command, tmp_path / "in")[2]
+        assert "passed over" not in run(*command, tmp_path / "in", "--quiet")[2]
+    code, _, err = run("embed", tmp_path / "in", "-o", target, "--include", "*.rst")
+    assert (code, "1 other file passed over (.html)" in err) == (0, True)
+    sources = [Path(json.loads(line)["source"]).name for line in target.read_text().splitlines()]
+    assert sources == ["a.md", "b.rst", "c.rst"]
+
+
+def test_names_that_are_no_utf8_and_pipes_are_inputs_like_others(run: Run, tmp_path: Path):
+    folder = os.fsencode(tmp_path)
+    odd = os.fsdecode(folder + b"/\xff.txt")
+    Path(odd).write_text("text\n")
+    target = os.fsdecode(folder + b"/\xfe.jsonl")
+    assert run("embed", odd, "-o", target)[0] == 0
+    assert json.loads(Path(target).read_text())["source"] == f"{tmp_path}/\\xff.txt"
+    assert "no such file" in one_line(run("embed", odd + "x")[2])
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(b"a\nb\n",))
+    writer.start()
+    code, out, _ = run("embed", tmp_path / "pipe", "--quiet")
+    writer.join()
+    assert (code, len(out.splitlines())) == (0, 2)
+
+
 def test_embed_takes_texts_and_writes_to_standard_output_by_default(run: Run):
     code, out, err = run("embed", "--text", "one", "--text", "two")
     assert code == 0
@@ -244,6 +306,12 @@ def test_settings_reach_the_engine(run: Run, monkeypatch: pytest.MonkeyPatch):
         (["embed", "bad.txt"], 2, "bad.txt, line 2: not UTF-8: byte 0xff at offset 4"),
         (["embed", "rows.jsonl"], 2, "rows.jsonl, line 1: no field 'text'; .*'body'"),
         (["embed", "rows.jsonl", "-o", "rows.jsonl"], 2, "is also an input"),
+        (["embed", "notes.txt", "--prompt", "a\udcff"], 2, "--prompt: character 1 is the lone"),
+        (["embed", "notes.txt", "--keep", "year"], 2, "--keep: only .jsonl and .csv have fields"),
+        (["embed", "rows.jsonl", "--field", "body", "--keep", "x"], 2, "no field 'x'.*--keep"),
+        (["embed", "notes.txt", "--with-text", "-o", "v.npy"], 2, "an array has no place"),
+        (["embed", "notes.txt", "--include", "*.rst"], 2, "'\\*.rst': matches no file"),
+        (["embed", "/dev/null"], 2, "/dev/null: is a device or a socket"),
         (["embed", "notes.txt", "--prompt-name", "nope"], 2, "no prompt 'nope'"),
         (
             ["embed", "notes.txt", "--dimensions", "999"],
@@ -343,6 +411,7 @@ def test_search_results_for_programs(run: Run, docs: Path):
         "id": f"{docs}/b.txt:1",
         "source": f"{docs}/b.txt",
         "position": 1,
+        "last_position": 1,
         "text": "birds sing",
     }
 
@@ -428,7 +497,7 @@ def spawn(arguments: list[object], **kwargs: object) -> subprocess.Popen[bytes]:
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + TIMEOUT_S
     while not condition():
         assert time.monotonic() < deadline, "timed out"
         time.sleep(0.01)
@@ -455,10 +524,18 @@ def test_stopped_half_way_the_older_file_stays(
         process.stdin.flush()
         wait_for(lambda: len(list(tmp_path.iterdir())) > 1)  # it is at work, and waits for more
         process.send_signal(number)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=TIMEOUT_S)
     assert (process.returncode, out, err) == (code, b"", said)
     assert target.read_bytes() == before
-    if number != signal.SIGKILL:  # which leaves no time to clean up
+    if number == signal.SIGKILL:  # which leaves no time to clean up: the next run does it
+        assert len(list(tmp_path.iterdir())) > 1
+        with spawn(["embed", "-", "-o", target]) as process:
+            out, err = process.communicate(b"text\n", timeout=TIMEOUT_S)
+        assert process.returncode == 0, err
+        assert np.load(target).shape == (1, DIM)
+        described = target.with_name("v.npy.meta.json")
+        assert sorted(tmp_path.iterdir()) == [target, described]
+    else:
         assert list(tmp_path.iterdir()) == [target]
 
 
@@ -471,11 +548,11 @@ def test_a_full_disk_keeps_the_older_file_and_tells_the_numbers(tmp_path: Path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
     process = spawn(["embed", "-", "-o", target], preexec_fn=limit)
-    out, err = process.communicate(b"text\n" * 2000, timeout=20)
+    out, err = process.communicate(b"text\n" * 2000, timeout=TIMEOUT_S)
     assert (process.returncode, out) == (7, b"")
     assert re.search(
         r"v\.npy: not written: File too large after \d+ bytes, \d+ bytes free on that disk; "
-        r"make room, or choose another -o; the older file of that name is unchanged",
+        r"make room, or choose another disk; the older file of that name is unchanged",
         one_line(err.decode()),
     )
     assert target.read_bytes() == before
@@ -486,7 +563,7 @@ def test_a_full_disk_keeps_the_older_file_and_tells_the_numbers(tmp_path: Path):
 def test_standard_output_on_a_full_disk(command: list[object]):
     with Path("/dev/full").open("wb") as full:
         process = spawn(command, stdout=full)
-        _, err = process.communicate(b"text\n" * 10, timeout=20)
+        _, err = process.communicate(b"text\n" * 10, timeout=TIMEOUT_S)
     assert process.returncode == 7
     said = "standard output: not written: No space left on device"
     assert said in one_line(err.decode())
@@ -500,7 +577,7 @@ def test_a_reader_that_goes_away_is_no_error_to_talk_about():
     process.stdin.close()
     process.stdout.readline()
     process.stdout.close()
-    assert process.wait(timeout=20) == 141
+    assert process.wait(timeout=TIMEOUT_S) == 141
     assert process.stderr
     assert process.stderr.read() == b""
     process.stderr.close()
@@ -511,7 +588,7 @@ def test_a_reader_that_never_reads_is_none_either():
     assert process.stdout
     process.stdout.close()
     process.stdout = None
-    _, err = process.communicate(b"text\n", timeout=20)
+    _, err = process.communicate(b"text\n", timeout=TIMEOUT_S)
     assert (process.returncode, err) == (141, b"")
 
 
@@ -519,7 +596,7 @@ def test_what_a_terminal_cannot_show_is_escaped(tmp_path: Path):
     (tmp_path / "a.txt").write_text("日本\n", "utf-8")
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     process = spawn(["search", "x", tmp_path / "a.txt"], env=environment)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=TIMEOUT_S)
     assert (process.returncode, err) == (0, b"")
     assert b"\\u65e5\\u672c" in out
 
@@ -535,13 +612,13 @@ def on_terminal(command: list[str], text: bytes) -> bytes:
     process.stdin.write(text)
     process.stdin.close()
     seen = b""
-    while select.select([primary], [], [], 20)[0]:
+    while select.select([primary], [], [], TIMEOUT_S)[0]:
         try:
             seen += os.read(primary, 65536)
         except OSError:  # Linux's way to say that the other side is closed
             break
     os.close(primary)
-    assert process.wait(timeout=20) == 0
+    assert process.wait(timeout=TIMEOUT_S) == 0
     return seen
 
 

@@ -10,8 +10,17 @@ import gguf_embed
 from gguf_embed import errors
 
 NAMES = {
-    *("Embedder", "EncodeOptions", "Settings", "Pooling", "Priority", "Block", "__version__"),
-    "Fingerprint",
+    *(
+        "Embedder",
+        "EncodeOptions",
+        "FailedRow",
+        "Fingerprint",
+        "Settings",
+        "Pooling",
+        "Priority",
+        "Block",
+        "__version__",
+    ),
     *("GgufEmbedError", "BadInput", "BadText", "TextTooLong", "BadOption", "BadModelFile"),
     *("ModelNotFound", "DoesNotFit", "FetchFailed", "OutputFailed", "NativeFailed"),
 }

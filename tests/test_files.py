@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import errno
+import gc
 import os
 import signal
 import stat
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -66,6 +68,33 @@ def test_what_a_killed_run_left_goes_with_the_next(tmp_path: Path):
     (tmp_path / ".another.12345678.tmp").touch()
     write_whole(path, b"whole")
     assert sorted(p.name for p in tmp_path.iterdir()) == [".another.12345678.tmp", path.name]
+
+
+def test_a_signal_while_the_file_is_made_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def interrupt(file: BinaryIO) -> bool:
+        file.close()
+        assert len(list(tmp_path.iterdir())) == 1
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, "_lock", interrupt)
+    with suppress(KeyboardInterrupt):
+        WholeFile(tmp_path / "out.bin")
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fork_that_ends_keeps_the_file_of_its_parent(tmp_path: Path):
+    code = (
+        "import os; from pathlib import Path\n"
+        "from gguf_embed.system.files import WholeFile\n"
+        f"whole = WholeFile(Path({str(tmp_path / 'out.bin')!r})); whole.file.write(b'x')\n"
+        "child = os.fork()\n"
+        "if child: os.waitpid(child, 0); whole.commit()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["out.bin"]
 
 
 def test_a_run_that_lives_keeps_its_file(tmp_path: Path):
@@ -163,10 +192,7 @@ def second_places(path: str, source: str) -> list[str]:
 
 
 # Second places that are still there, with what they wait for.
-WAITING = {
-    "io/read.py",
-    *("machine/measured.py", "machine/selftest.py"),
-}
+WAITING: set[str] = set()
 
 
 def test_one_place_writes_and_one_starts_children():

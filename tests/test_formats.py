@@ -7,6 +7,7 @@ import io
 import json
 import os
 import stat
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gguf_embed.errors import BadInput, BadOption, OutputFailed
-from gguf_embed.io import read as formats
-from gguf_embed.io.read import Reading, Record, find, open_output, read
+from gguf_embed.io.read import Reading, Record, check_keep, read
+from gguf_embed.io.read import given as given_texts
+from gguf_embed.io.sources import find
+from gguf_embed.io.write import NPY_HEADER_BYTES, RowContent, npy_header, open_writer
 
 TEXTS = [
     "plain",
@@ -153,9 +156,9 @@ def test_standard_input_can_be_read_once():
 
 
 def test_given_texts_are_numbered_and_checked():
-    assert [r.id for r in formats.given(["a", "b"])] == ["--text:1", "--text:2"]
+    assert [r.id for r in given_texts(["a", "b"])] == ["--text:1", "--text:2"]
     with pytest.raises(BadInput, match=r"--text 2: character 1 is the lone surrogate U\+DCFF"):
-        list(formats.given(["a", "b\udcff"]))  # what Python makes of an argument that is no UTF-8
+        list(given_texts(["a", "b\udcff"]))  # what Python makes of an argument that is no UTF-8
 
 
 # -- .jsonl and .csv -------------------------------------------------------------------------
@@ -271,7 +274,9 @@ def test_a_missing_file_names_what_is_near(tmp_path: Path):
 
 def test_an_unknown_ending_is_refused(tmp_path: Path):
     path = write(tmp_path / "a.rst", "x")
-    with pytest.raises(BadInput, match=r"ending \.rst is not one of \.txt, .*- < "):
+    with pytest.raises(
+        BadInput, match=r"ending \.rst is not one of \.txt, .*--include '\*\.rst'.*- < "
+    ):
         find([str(path)])
 
 
@@ -311,10 +316,122 @@ def test_a_name_that_is_no_utf8_can_be_shown(tmp_path: Path):
 def test_bytes_read_add_up_over_the_sources(tmp_path: Path):
     a, b = write(tmp_path / "a.txt", "one\ntwo\n"), write(tmp_path / "b.txt", "x\n")
     sources = find([str(a), str(b)])
-    assert formats.total_bytes(sources) == 10
+    assert sources.total_bytes == 10
     rows = list(read(sources, Reading(), stdin=io.BytesIO()))
     assert [r.read_bytes for r in rows] == [4, 8, 10]
-    assert formats.total_bytes(find([str(a), "-"])) is None
+    assert find([str(a), "-"]).total_bytes is None
+
+
+def test_other_files_of_a_directory_are_counted_and_can_be_taken(tmp_path: Path):
+    for name in ["a.md", "b.rst", "sub/c.rst", "d.html", "Makefile", ".hidden.rst"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write(tmp_path / name, "Title\n\ntext")
+    sources = find([str(tmp_path)])
+    assert len(sources) == 1
+    assert sources.remark == (
+        "4 other files passed over (.rst, no ending, .html); "
+        "--include '*.rst' takes such files as text"
+    )
+    taken = find([str(tmp_path)], include=["*.rst", "Make*"])
+    names = [str(Path(source.name).relative_to(tmp_path)) for source in taken]
+    assert names == ["Makefile", "a.md", "b.rst", "sub/c.rst"]
+    assert taken.remark == (
+        "1 other file passed over (.html); --include '*.html' takes such files as text"
+    )
+    assert find([str(tmp_path)], include=["*"]).remark is None
+    (record,) = read(find([str(tmp_path / "b.rst")], include=["*.rst"]), Reading())
+    assert (record.text, record.position, record.last_position) == ("Title\n\ntext", 1, 3)
+
+
+@pytest.mark.parametrize("pattern", ["*.tex", "", "/", "."])
+def test_a_pattern_that_takes_nothing_is_refused(tmp_path: Path, pattern: str):
+    write(tmp_path / "a.md", "x")
+    with pytest.raises(BadOption, match=f"--include {pattern!r}".replace("*", r"\*")):
+        find([str(tmp_path)], include=[pattern])
+
+
+def test_a_pipe_is_read_once_as_standard_input_is(tmp_path: Path):
+    for name, field, data, texts in [
+        ("pipe", None, b"a\n\nb\n", ["a", "", "b"]),
+        ("pipe2", "t", b'{"t": "x"}\n', ["x"]),
+        ("pipe.md", None, b"# A\n\nb\n", ["# A\n\nb"]),
+    ]:
+        os.mkfifo(tmp_path / name)
+        sources = find([str(tmp_path / name)], field=field)  # does not wait for a writer
+        assert sources.total_bytes is None
+        writer = threading.Thread(target=(tmp_path / name).write_bytes, args=(data,))
+        writer.start()
+        assert [r.text for r in read(sources, Reading(field=field))] == texts
+        writer.join()
+
+
+def test_devices_are_refused_and_what_nobody_named_is_never_opened(tmp_path: Path):
+    write(tmp_path / "a.txt", "x")
+    os.mkfifo(tmp_path / "b.txt")  # opening it would wait for ever
+    (tmp_path / "c.txt").symlink_to("/dev/zero")
+    sources = find([str(tmp_path)])
+    assert [Path(source.name).name for source in sources] == ["a.txt"]
+    assert sources.remark is not None
+    assert sources.remark.startswith("2 other files passed over (.txt)")
+    with pytest.raises(BadInput, match=r"c\.txt: is a device or a socket; name a file"):
+        find([str(tmp_path / "c.txt")])
+
+
+def test_a_closed_standard_input_is_told():
+    with pytest.raises(BadInput, match=r"standard input\) is closed"):
+        list(read(find(["-"]), Reading(), stdin=None))
+
+
+# -- the place of a text, and what stays with it -----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "lines"),
+    [
+        ("a.txt", "x\ny\n", [(1, 1), (2, 2)]),
+        ("a.md", "# A\n\nb\nc\n\n# D\ne\n", [(1, 4), (6, 7)]),
+        ("a.jsonl", '{"text": "x"}\n\n{"text": "y"}\n', [(1, 1), (3, 3)]),
+        ("a.csv", 'text,n\n"two\nlines",1\n\nlast,2\n', [(2, 3), (5, 5)]),
+    ],
+)
+def test_a_text_knows_its_lines(tmp_path: Path, name: str, data: str, lines: list[tuple[int, int]]):
+    records = records_of(write(tmp_path / name, data))
+    assert [(r.position, r.last_position) for r in records] == lines
+
+
+def test_a_whole_file_ends_at_its_last_line(tmp_path: Path):
+    (record,) = records_of(write(tmp_path / "a.txt", "x\ny\nz"), whole_file=True)
+    assert (record.position, record.last_position) == (1, 3)
+    (record,) = records_of(write(tmp_path / "b.txt", ""), whole_file=True)
+    assert (record.position, record.last_position) == (1, 1)
+
+
+def test_fields_stay_with_their_text(tmp_path: Path):
+    path = write(tmp_path / "a.csv", "id,text,author,year\n7,x,Ann,1999\n")
+    (record,) = records_of(path, keep=("year", "author"))
+    assert record.fields == {"year": "1999", "author": "Ann"}
+    (record,) = records_of(path, keep_all=True)
+    assert record.fields == {"id": "7", "author": "Ann", "year": "1999"}
+    assert records_of(path)[0].fields == {}
+    path = write(tmp_path / "a.jsonl", '{"text": "x", "tags": ["a", 1, null]}\n')
+    assert records_of(path, keep=("tags",))[0].fields == {"tags": ["a", 1, None]}
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_a_field_to_keep_must_be_there(tmp_path: Path, name: str):
+    data = "text,n\n" if name == "a.csv" else '{"text": "x", "n": 1}\n'
+    complaint = rf"{name}, line 1: no field 'year'; .*'text', 'n'; name one with --keep"
+    with pytest.raises(BadInput, match=complaint):
+        records_of(write(tmp_path / name, data), keep=("year",))
+
+
+def test_lines_have_no_fields_to_keep(tmp_path: Path):
+    plain = find([str(write(tmp_path / "a.txt", "x"))])
+    for reading in (Reading(keep=("year",)), Reading(keep_all=True)):
+        with pytest.raises(BadOption, match=r"only \.jsonl and \.csv have fields"):
+            check_keep(plain, reading)
+        check_keep(find([str(write(tmp_path / "a.csv", "text,year\n"))]), reading)
+    check_keep(plain, Reading())
 
 
 # -- writing ---------------------------------------------------------------------------------
@@ -323,14 +440,17 @@ ABOUT = {"model": "m"}
 
 
 def rows(n: int) -> list[Record]:
-    return [Record(id=f"é{i}", text="", source="s", position=i + 1) for i in range(n)]
+    return [
+        Record(id=f"é{i}", text="", source="s", position=i + 1, last_position=i + 2)
+        for i in range(n)
+    ]
 
 
 def save(path: Path, *blocks: np.ndarray, dim: int) -> None:
-    with open_output(str(path), stdout=io.BytesIO()) as output:
+    with open_writer(str(path), stdout=io.BytesIO()) as writer:
         for block in blocks:
-            output.write(rows(len(block)), block.astype(np.float32), [False] * len(block))
-        output.finish(dim=dim, about=ABOUT)
+            writer.write(rows(len(block)), block.astype(np.float32), [False] * len(block))
+        writer.finish(dim=dim, about=ABOUT)
 
 
 @given(sizes=st.lists(st.integers(0, 5), max_size=4), dim=st.integers(1, 5000))
@@ -349,13 +469,13 @@ def test_blocks_become_one_array(
 
 
 def test_the_header_holds_more_rows_than_any_disk():
-    header = formats._npy_header((10**18, 10**6))
-    assert len(header) == 128
+    header = npy_header((10**18, 10**6))
+    assert len(header) == NPY_HEADER_BYTES
     version = np.lib.format.read_magic(file := io.BytesIO(header))
     assert version == (1, 0)
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
     assert (shape, fortran, dtype) == ((10**18, 10**6), False, np.dtype("<f4"))
-    assert len(formats._npy_header((0, 1))) == 128
+    assert len(npy_header((0, 1))) == NPY_HEADER_BYTES
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1))
@@ -371,6 +491,7 @@ def test_json_lines_give_each_float_back_exactly(
         "id": "é0",
         "source": "s",
         "position": 1,
+        "last_position": 2,
         "truncated": False,
     }
 
@@ -380,10 +501,10 @@ def test_standard_output_gets_rows_at_once():
         pass
 
     sent = Pipe()
-    with open_output("-", stdout=io.BufferedWriter(sent)) as output:
-        output.write(rows(1), np.ones((1, 2), np.float32), [True])
+    with open_writer("-", stdout=io.BufferedWriter(sent)) as writer:
+        writer.write(rows(1), np.ones((1, 2), np.float32), [True])
         assert json.loads(sent.getvalue())["truncated"] is True
-        output.finish(dim=2, about=ABOUT)
+        writer.finish(dim=2, about=ABOUT)
     assert sent.getvalue().count(b"\n") == 1
 
 
@@ -416,8 +537,8 @@ def test_an_error_leaves_the_older_file_and_nothing_else(tmp_path: Path):
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
 
     def fail() -> None:
-        with open_output(str(tmp_path / "a.npy"), stdout=io.BytesIO()) as output:
-            output.write(rows(1), np.ones((1, 2), np.float32), [False])
+        with open_writer(str(tmp_path / "a.npy"), stdout=io.BytesIO()) as writer:
+            writer.write(rows(1), np.ones((1, 2), np.float32), [False])
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -426,8 +547,8 @@ def test_an_error_leaves_the_older_file_and_nothing_else(tmp_path: Path):
 
 
 def test_without_finish_there_is_no_file(tmp_path: Path):
-    with open_output(str(tmp_path / "a.jsonl"), stdout=io.BytesIO()) as output:
-        output.write(rows(1), np.ones((1, 2), np.float32), [False])
+    with open_writer(str(tmp_path / "a.jsonl"), stdout=io.BytesIO()) as writer:
+        writer.write(rows(1), np.ones((1, 2), np.float32), [False])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -436,7 +557,7 @@ def test_a_description_that_cannot_be_replaced_stops_before_the_file(tmp_path: P
     meta = tmp_path / "a.npy.meta.json"
     meta.unlink()
     meta.mkdir()
-    with pytest.raises(OutputFailed, match=r"a\.npy: not written: .*older file .* is unchanged"):
+    with pytest.raises(OutputFailed, match=r"a\.npy\.meta\.json: is a directory or a device"):
         save(tmp_path / "a.npy", np.ones((1, 2)), dim=2)
     assert np.load(tmp_path / "a.npy").shape == (2, 2)
     assert len(list(tmp_path.iterdir())) == 2
@@ -448,7 +569,7 @@ def test_places_that_cannot_be_written_are_refused_at_once(tmp_path: Path):
     (tmp_path / "null.npy").symlink_to("/dev/null")
     for name, complaint in [
         ("absent/a.npy", r"No such file or directory; make its directory first: mkdir -p .*absent"),
-        ("file/a.npy", "Not a directory; choose another -o"),
+        ("file/a.npy", "Not a directory; choose another name"),
         ("d.npy", "is a directory or a device"),
         ("null.npy", "is a directory or a device"),
     ]:
@@ -468,7 +589,56 @@ def test_an_input_is_never_the_output(tmp_path: Path):
     inputs = find([str(path)])
     with (
         pytest.raises(BadOption, match="is also an input"),
-        open_output(str(tmp_path / "b.jsonl"), stdout=io.BytesIO(), inputs=inputs),
+        open_writer(str(tmp_path / "b.jsonl"), stdout=io.BytesIO(), inputs=inputs),
     ):
         pass
     assert path.read_text() == "{}"
+
+
+def test_a_row_holds_what_was_asked_for(tmp_path: Path):
+    fields = {"n": 1, "half": "\ud83d", "é": ["x"]}
+    record = Record(id="i", text="été", source="s", position=1, last_position=3, fields=fields)
+    for content, more in [
+        (RowContent(), {}),
+        (RowContent(text=True), {"text": "été"}),
+        (RowContent(text=True, fields=True), {"text": "été", "fields": fields}),
+    ]:
+        path = tmp_path / "a.jsonl"
+        with open_writer(str(path), stdout=None, content=content) as writer:
+            writer.write([record], np.zeros((1, 2), np.float32), [False])
+            writer.finish(dim=2, about=ABOUT)
+        row = json.loads(path.read_text("utf-8"))
+        assert row == {
+            "id": "i",
+            "source": "s",
+            "position": 1,
+            "last_position": 3,
+            "truncated": False,
+            **more,
+            "vector": [0, 0],
+        }
+
+
+def test_an_array_has_no_place_for_texts(tmp_path: Path):
+    for content in (RowContent(text=True), RowContent(fields=True)):
+        with (
+            pytest.raises(BadOption, match=r"a\.npy: an array has no place for texts or fields"),
+            open_writer(str(tmp_path / "a.npy"), stdout=None, content=content),
+        ):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_closed_standard_output_is_refused_before_any_work():
+    with (
+        pytest.raises(OutputFailed, match="standard output: is closed; name a file"),
+        open_writer("-", stdout=None),
+    ):
+        pass
+
+
+def test_what_a_killed_run_left_goes_with_the_next(tmp_path: Path):
+    for left in [".a.npy.01234567.tmp", ".a.npy.meta.json.01234567.tmp"]:
+        write(tmp_path / left, "half")
+    save(tmp_path / "a.npy", np.ones((1, 2)), dim=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npy", "a.npy.meta.json"]

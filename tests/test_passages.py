@@ -9,7 +9,7 @@ from gguf_embed.io.chunks import PASSAGE_CHARS, split_markdown, split_to_fit
 
 
 def split(text: str) -> list[tuple[int, str]]:
-    return list(split_markdown(text.split("\n")))
+    return [(p.first_line, p.text) for p in split_markdown(text.split("\n"))]
 
 
 def test_sections_carry_their_headings():
@@ -20,6 +20,16 @@ def test_sections_carry_their_headings():
         (9, "## B\n### C\n\nfour"),
         (13, "# D"),
     ]
+
+
+def test_a_passage_knows_its_last_line():
+    text = "intro\n\n# A\n\none\ntwo\n\nthree\n\n## B\n### C\n\nfour\n\n# D"
+    lines = [(p.first_line, p.last_line) for p in split_markdown(text.split("\n"))]
+    assert lines == [(1, 1), (3, 8), (10, 13), (15, 15)]
+    long = "\n".join(f"line {i} " + "x" * 60 for i in range(40))
+    passages = list(split_markdown(long.split("\n")))
+    assert [p.first_line for p in passages[1:]] == [p.last_line + 1 for p in passages[:-1]]
+    assert passages[-1].last_line == 40
 
 
 def test_long_sections_are_cut_between_paragraphs_and_keep_their_heading():
@@ -66,7 +76,11 @@ marks = st.sampled_from(["\n", "\n\n", " ", "# ", "```", "~~~", "word", "x" * 30
 @example("# h\n" + "word " * 500)
 def test_no_word_is_lost_and_no_passage_too_long(text: str):
     lines = text.split("\n")
-    passages = split(text)
+    parts = list(split_markdown(lines))
+    for part in parts:
+        assert part.first_line <= part.last_line <= len(lines)
+        assert part.text.rstrip().endswith(lines[part.last_line - 1].rstrip()[-10:])
+    passages = [(part.first_line, part.text) for part in parts]
     # In reading order every word of the text appears in the words of the passages.
     out = iter("".join("".join(passage.split()) for _, passage in passages))
     assert all(char in out for char in "".join(text.split()))

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from typing import BinaryIO
 
 from gguf_embed.errors import OutputFailed
 
@@ -25,6 +26,16 @@ def say(message: str) -> None:
 def plain(text: str) -> str:
     """The text with every character that a terminal would obey as its escape."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def stdin() -> BinaryIO | None:
+    """Standard input as bytes, None where it is closed."""
+    return None if sys.stdin is None else sys.stdin.buffer  # pyright: ignore[reportUnnecessaryComparison]
+
+
+def stdout() -> BinaryIO | None:
+    """Standard output as bytes, None where it is closed."""
+    return None if sys.stdout is None else sys.stdout.buffer  # pyright: ignore[reportUnnecessaryComparison]
 
 
 def out(text: str) -> None:

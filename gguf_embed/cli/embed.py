@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from dataclasses import dataclass
 from itertools import chain, islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from gguf_embed import __version__
@@ -16,7 +16,7 @@ from gguf_embed.io.flow import Flow, place
 
 if TYPE_CHECKING:
     from gguf_embed.engine.embedder import Embedder
-    from gguf_embed.io.read import Output
+    from gguf_embed.io.write import Writer
     from gguf_embed.plan.plan import Plan
 
 DESCRIPTION = """\
@@ -34,7 +34,8 @@ Files are UTF-8. Nothing is skipped: a row that cannot be used stops the run and
 EPILOG = """\
 what comes out (-o):
   NAME.npy    float32 array of shape (texts, dimensions); numpy.load reads it
-  NAME.jsonl  one object per text: id, source, position (line), truncated, vector
+  NAME.jsonl  one object per text: id, source, position (line), last_position (line on which it
+              ends), truncated, vector; with --with-text its text, with --keep its fields
   -           the same JSON lines on standard output, as they are ready
 A file appears only when it is complete: an error, Ctrl-C or a full disk leaves the older one
 alone. OUT.meta.json beside it says what made it (model, prompt, pooling, dimensions) and has their
@@ -45,6 +46,8 @@ examples:
   gguf-embed embed docs/ README.md -o docs.jsonl
   gguf-embed embed notes.txt -o notes.npy --model qwen3-embedding:8b
   gguf-embed embed rows.csv --field body --id-field id -o rows.jsonl --prompt-name document
+  gguf-embed embed rows.csv --field body --keep author,year --with-text -o rows.jsonl
+  gguf-embed embed manual/ --include '*.rst' -o manual.jsonl
   gguf-embed embed letters/ --whole-file --truncate end -o letters.npy
   gguf-embed embed --text "one text" --text "another"
   sort -u words.txt | gguf-embed embed - -o words.npy --json"""
@@ -63,6 +66,14 @@ def add(commands: Any) -> None:
         "-o", "--output", default="-", metavar="OUT", help="NAME.npy, NAME.jsonl or - (default)"
     )
     options.add_fields(parser)
+    parser.add_argument(
+        "--with-text", action="store_true", help="put each text into its line of the .jsonl output"
+    )
+    parser.add_argument(
+        "--keep",
+        metavar="NAME,...",
+        help="put these fields of .jsonl or .csv, or all, into the .jsonl output",
+    )
     parser.add_argument("--whole-file", action="store_true", help="a .txt or .md file is one text")
     group = parser.add_argument_group("vectors")
     prompt = group.add_mutually_exclusive_group()
@@ -99,25 +110,37 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Embed all inputs; returns 0."""
-    from gguf_embed.io import read as formats
+    from gguf_embed.io.read import Reading, check_keep, check_unicode, given, read
+    from gguf_embed.io.write import RowContent, open_writer
+    from gguf_embed.system.files import printable
 
     if not args.inputs and not args.text:
         raise BadOption("nothing to embed: name files or directories, - or --text TEXT")
+    check_unicode(args.prompt or "", "--prompt")
     begin = time.monotonic()
-    sources = formats.find(args.inputs, field=args.field)
-    reading = formats.Reading(field=args.field, id_field=args.id_field, whole_file=args.whole_file)
-    records = chain(
-        formats.given(args.text), formats.read(sources, reading, stdin=sys.stdin.buffer)
+    sources = options.find(args.inputs, args, quiet=args.quiet)
+    reading = Reading(
+        field=args.field,
+        id_field=args.id_field,
+        whole_file=args.whole_file,
+        keep=() if args.keep == "all" else tuple(filter(None, (args.keep or "").split(","))),
+        keep_all=args.keep == "all",
     )
-    total = None if args.text else formats.total_bytes(sources)
+    check_keep(sources, reading)
+    content = RowContent(text=args.with_text, fields=bool(args.keep))
+    records = chain(given(args.text), read(sources, reading, stdin=console.stdin()))
+    total = None if args.text else sources.total_bytes
     # The output is opened first: a name that cannot be written is told before any work.
-    with formats.open_output(args.output, stdout=sys.stdout.buffer, inputs=sources) as output:
+    with open_writer(
+        args.output, stdout=console.stdout(), inputs=sources.files, content=content
+    ) as writer:
         settings = options.settings(args)
         with options.open_embedder(args.model, settings, quiet=args.quiet) as embedder:
             opened = time.monotonic()
             prompt = embedder.prompt(args.prompt_name) if args.prompt_name else args.prompt or ""
             with console.progress("embed", total, quiet=args.quiet) as progress:
-                done = _embed(embedder, Flow(records, progress), output, prompt, args)
+                flow = Flow(records, progress, keep_texts=args.with_text)
+                done = _embed(embedder, flow, writer, prompt, args)
             fingerprint = embedder.fingerprint(
                 prompt=prompt, dimensions=args.dimensions, normalize=not args.no_normalize
             )
@@ -125,7 +148,7 @@ def run(args: argparse.Namespace) -> int:
                 "fingerprint": fingerprint.id,
                 "model": embedder.model_id,
                 "quant": embedder.quant,
-                "file": embedder.path.name,
+                "file": printable(Path(embedder.path.name)),
                 "sha256": fingerprint.sha256,
                 "pooling": fingerprint.pooling,
                 "prompt": fingerprint.prompt,
@@ -135,20 +158,20 @@ def run(args: argparse.Namespace) -> int:
                 "plan": _plan(embedder.plan),
                 "exact": args.exact,
                 "truncate": args.truncate,
-                "texts": output.n_rows,
+                "texts": writer.n_rows,
                 "truncated": done.n_truncated,
                 "gguf_embed": __version__,
             }
-        output.finish(dim=done.dim, about=about)
+        writer.finish(dim=done.dim, about=about)
     seconds = time.monotonic() - opened
     if not args.quiet:
         summary = {
             "output": args.output,
-            "shape": [output.n_rows, done.dim],
-            "texts": output.n_rows,
+            "shape": [writer.n_rows, done.dim],
+            "texts": writer.n_rows,
             "tokens": done.n_tokens,
             "tokens_per_s": round(done.n_tokens / seconds, 1),
-            "texts_per_s": round(output.n_rows / seconds, 1),
+            "texts_per_s": round(writer.n_rows / seconds, 1),
             "truncated": done.n_truncated,
             "truncated_first": done.first_truncated,
             "open_s": round(opened - begin, 3),
@@ -171,7 +194,7 @@ class _Done:
 
 
 def _embed(
-    embedder: Embedder, flow: Flow, output: Output, prompt: str, args: argparse.Namespace
+    embedder: Embedder, flow: Flow, writer: Writer, prompt: str, args: argparse.Namespace
 ) -> _Done:
     """Every text to its row; texts that cannot be embedded are told by file and line."""
     choices: dict[str, Any] = {
@@ -188,7 +211,7 @@ def _embed(
         for block in embedder.stream(flow.texts(), on_progress=flow.advance, **choices):
             rows = flow.take(len(block.vectors))
             cut = cast(list[bool], block.truncated.tolist())
-            output.write(rows, block.vectors, cut)
+            writer.write(rows, block.vectors, cut)
             n_tokens += int(block.token_counts.sum())
             n_truncated += sum(cut)
             places = (place(row) for row, is_cut in zip(rows, cut, strict=True) if is_cut)
@@ -213,8 +236,8 @@ def _plan(plan: Plan) -> dict[str, object]:
     return {
         "reason": plan.reason,
         "where": plan.chosen.where,
-        "n_gpu_layers": plan.n_gpu_layers,
-        "verdict": plan.verdict,
+        "n_gpu_layers": plan.run.n_gpu_layers,
+        "verdict": plan.fit,
     }
 
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from gguf_embed.catalog import BUILTIN
 from gguf_embed.cli import console
 from gguf_embed.errors import BadInput
 
 if TYPE_CHECKING:
-    from gguf_embed.bundle.bundle import Licence
+    from gguf_embed.bundle.format import Licence
     from gguf_embed.engine.embedder import Embedder
-    from gguf_embed.engine.opening import Settings
+    from gguf_embed.io.sources import Sources
+    from gguf_embed.plan.settings import Settings
     from gguf_embed.store.local import Source
     from gguf_embed.vectors import Pooling
 
-BUILTIN = "all-minilm-l6-v2"
 POOLINGS = ("mean", "cls", "last")
 PREFERENCES = ("quality", "speed", "memory")
 
@@ -39,7 +41,7 @@ def open_embedder(model: str, settings: Settings | None = None, *, quiet: bool =
 
 def settings(args: argparse.Namespace) -> Settings:
     """What the options of `add_model` say of how to run it."""
-    from gguf_embed.engine.opening import Settings
+    from gguf_embed.plan.settings import Settings
 
     return Settings(
         **limits(args),
@@ -51,7 +53,7 @@ def settings(args: argparse.Namespace) -> Settings:
 
 
 def limits(args: argparse.Namespace) -> dict[str, Any]:
-    """What the options of `add_limits` say, as fields of `plan.Limits`."""
+    """What the options of `add_limits` say, as fields of `Settings`."""
     return {
         "quant": args.quant,
         "n_ctx": args.n_ctx,
@@ -124,7 +126,8 @@ def add_limits(parser: argparse.ArgumentParser, *, batch: bool = True) -> None:
 
 
 def add_fields(parser: argparse.ArgumentParser) -> None:
-    """Which field of structured files is the text."""
+    """Which files of a directory are read, and which field of structured files is the text."""
+    add_include(parser)
     parser.add_argument(
         "--field", metavar="NAME", help="field of .jsonl or .csv with the text (default: text)"
     )
@@ -135,8 +138,29 @@ def add_fields(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_include(parser: argparse.ArgumentParser) -> None:
+    """--include, for `find`."""
+    parser.add_argument(
+        "--include",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="read files with other endings too, as .md is read, such as '*.rst'; may be repeated",
+    )
+
+
+def find(inputs: Sequence[str], args: argparse.Namespace, *, quiet: bool = False) -> Sources:
+    """The sources that `inputs` stand for; tells how many other files are passed over."""
+    from gguf_embed.io import sources
+
+    here = sources.find(inputs, field=args.field, include=args.include)
+    if here.remark and not quiet:
+        console.say(here.remark)
+    return here
+
+
 def add_accept_licence(parser: argparse.ArgumentParser) -> None:
-    """--accept-licence, for `check_licence`."""
+    """--accept-licence, for `agree_to_licence`."""
     parser.add_argument(
         "--accept-licence",
         action="store_true",
@@ -144,7 +168,7 @@ def add_accept_licence(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check_licence(source: Source, *, accepted: bool) -> None:
+def agree_to_licence(source: Source, *, accepted: bool) -> None:
     """Show a licence that forbids commercial use, and fetch nothing under it unasked."""
     card = source.card
     if card is None or card.commercial:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import heapq
 import shutil
-import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import replace
@@ -62,14 +61,14 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the best passages; returns 0, also when there is none."""
-    from gguf_embed.io import read as formats
+    from gguf_embed.io.read import Reading, given, read
 
     if not args.query.strip():
         raise BadOption("the question is empty; say what to look for")
-    (query,) = formats.given([args.query], source="QUERY")
-    sources = formats.find(args.inputs, field=args.field)
-    reading = formats.Reading(field=args.field, id_field=args.id_field, prose=args.prose)
-    records = formats.read(sources, reading, stdin=sys.stdin.buffer)
+    (query,) = given([args.query], source="QUERY")
+    sources = options.find(args.inputs, args, quiet=args.quiet)
+    reading = Reading(field=args.field, id_field=args.id_field, prose=args.prose)
+    records = read(sources, reading, stdin=console.stdin())
     settings = options.settings(args)
     with options.open_embedder(args.model, settings, quiet=args.quiet) as embedder:
         try:
@@ -82,8 +81,7 @@ def run(args: argparse.Namespace) -> int:
         # (score, minus the order: among equals the first, the passage)
         best: list[tuple[float, int, Record]] = []
         n_passages = 0
-        total = formats.total_bytes(sources)
-        with console.progress("search", total, quiet=args.quiet) as progress:
+        with console.progress("search", sources.total_bytes, quiet=args.quiet) as progress:
             flow = Flow(_passages(embedder, records), progress, keep_texts=True)
             for block in embedder.stream(
                 flow.texts(), prompt=embedder.prompt("document"), on_progress=flow.advance
@@ -102,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
                     "id": record.id,
                     "source": record.source,
                     "position": record.position,
+                    "last_position": record.last_position,
                     "text": record.text,
                 }
                 for score, record in found

@@ -6,47 +6,20 @@ Whatever is given, only errors of `gguf_embed.errors` come out, and they say wha
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias, TypedDict, cast, get_args
+from typing import Any, Final, cast, get_args
 
 import numpy as np
 
-from gguf_embed.engine.opening import Settings
+from gguf_embed.engine.options import EncodeOptions, OnError, Truncate
 from gguf_embed.engine.turns import Priority
 from gguf_embed.errors import BadInput, BadOption
+from gguf_embed.plan.settings import Settings
 from gguf_embed.vectors import Vectors
 
-Truncate: TypeAlias = Literal["error", "end", "start"]
-# Texts and tokens done since the last call; called in the thread that takes the results.
-Progress: TypeAlias = Callable[[int, int], None]
-
-
-class VectorOptions(TypedDict, total=False):
-    """What may be said of the vectors of any call, by keyword.
-
-    `dimensions` keeps the first values (MRL) before normalizing. A text longer than `n_ctx` is an
-    error unless `truncate` says which end to cut; the end token is kept. A call of a higher
-    `priority` overtakes others at the next microbatch.
-    """
-
-    dimensions: int | None
-    normalize: bool
-    truncate: Truncate
-    priority: Priority
-
-
-class EncodeOptions(VectorOptions, total=False):
-    """What `encode` and `stream` take by keyword.
-
-    `prompt_name` puts one of the model's `prompts` in front of each text, `prompt` any string.
-    """
-
-    prompt_name: str | None
-    prompt: str | None
-
-
 _TRUNCATE: Final = get_args(Truncate)
+_ON_ERROR: Final = get_args(OnError)
 _TEXTS: Final = "pass one str, or a list or another iterable of str"
 _VECTORS: Final = "pass float arrays of shape (n, dim) or (dim,)"
 
@@ -137,6 +110,13 @@ def check_truncate(value: object) -> Truncate:
     if isinstance(value, str) and value in _TRUNCATE:
         return cast("Truncate", value)
     raise BadOption(f"truncate={_shown(value)}: choose 'error', 'end' or 'start'")
+
+
+def check_on_error(value: object) -> OnError:
+    """One of the two. Raises BadOption."""
+    if isinstance(value, str) and value in _ON_ERROR:
+        return cast("OnError", value)
+    raise BadOption(f"on_error={_shown(value)}: choose 'raise' or 'skip'")
 
 
 def check_priority(value: object) -> Priority:

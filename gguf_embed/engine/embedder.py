@@ -16,18 +16,19 @@ import numpy.typing as npt
 
 from gguf_embed.catalog.catalog import BUILTIN
 from gguf_embed.engine import arguments
-from gguf_embed.engine.arguments import EncodeOptions, Progress, VectorOptions
 from gguf_embed.engine.backend import Backend, Head
 from gguf_embed.engine.fingerprint import Fingerprint, known_sha256
+from gguf_embed.engine.isolated import IsolatedModel
 from gguf_embed.engine.loaded import load, load_again
-from gguf_embed.engine.opening import Found, Settings, find_model
-from gguf_embed.engine.runner import RunSettings
+from gguf_embed.engine.opening import Found, find_model
+from gguf_embed.engine.options import Block, EncodeOptions, Progress, VectorOptions
 from gguf_embed.engine.running import Lifetime, Running
-from gguf_embed.engine.stream import Block, Request, blocks, no_vector
+from gguf_embed.engine.stream import DIED, NO_VECTOR, Request, blocks, no_vector
 from gguf_embed.engine.turns import Caller, Priority
 from gguf_embed.errors import BadOption, TextTooLong
 from gguf_embed.plan.plan import Plan
-from gguf_embed.store import hub
+from gguf_embed.plan.settings import RunSettings, Settings
+from gguf_embed.store import download
 from gguf_embed.system.closing import Closes
 from gguf_embed.vectors import Vectors, check_dimensions, finish, unusable
 
@@ -47,35 +48,37 @@ class Embedder(Closes):
         on_status: Callable[[str], None] | None = None,
         *,
         backend: Backend | None = None,
+        run_settings: RunSettings | None = None,
+        reopen: Callable[[], Backend] | None = None,
     ) -> None:
-        """Use `Embedder.open`, which finds the file."""
+        """Use `Embedder.open`, which finds the file.
+
+        A `backend` that was opened elsewhere may be given, with the settings that it runs with and
+        what opens the same one again in the child of a fork.
+        """
         if backend is None:
-            found, loaded = load(found, settings, on_status)
-            run_settings = loaded.runner.settings
-            backend = loaded
+            found, backend = load(found, settings, on_status)
+            run_settings = backend.runner.settings
             reopen = partial(load_again, found, run_settings, exact=settings.exact)
-        else:
-            given, run_settings = backend, RunSettings()
-
-            def reopen() -> Backend:
-                return given
-
         self.path = found.path
         self.header = found.header
         self.card = found.choice.card
         self.settings = settings  # what the caller said
-        self.run_settings = run_settings  # how it runs
-        self.meaning = found.meaning
+        self.run_settings = run_settings or RunSettings()  # how it runs
+        self.meaning = found.mode
         self.pooling = self.meaning.pooling
         remark = found.working.remark
         self.remarks: tuple[str, ...] = (remark,) if remark else ()
         self.plan: Plan = found.choice.plan  # what was considered, and why this
-        self.room = found.room
-        self.n_ctx = self.plan.n_ctx
+        self.target = found.target
+        self.n_ctx = self.plan.run.n_ctx
         self.dim = backend.dim
         self.prompts: Mapping[str, str] = self.card.prompts if self.card else {}
         self._source = found.choice.source
-        self._lifetime = Lifetime(backend, reopen, n_ctx=self.n_ctx, shown=repr(self))
+        self._isolated = isinstance(backend, IsolatedModel)
+        self._lifetime = Lifetime(
+            backend, reopen or (lambda: backend), n_ctx=self.n_ctx, shown=repr(self)
+        )
         self._ready = True
 
     @classmethod
@@ -85,7 +88,8 @@ class Embedder(Closes):
         *,
         settings: Settings | None = None,
         on_status: Callable[[str], None] | None = None,
-        on_download: hub.Progress | None = None,
+        on_download: download.Progress | None = None,
+        isolated: bool = False,
     ) -> Embedder:
         """Open a model by catalog name, Hub repository, path, or "auto"; downloads it if need be.
 
@@ -96,6 +100,9 @@ class Embedder(Closes):
         `on_status` gets a line of text before something takes long: what was chosen, a download,
         the measurement on first use. `on_download` gets (bytes here, bytes in all).
 
+        `isolated` runs the model in a child process: should a text crash native code, that text is
+        named and this process goes on. It computes the same vectors.
+
         Raises ModelNotFound, BadModelFile, FetchFailed, DoesNotFit or NativeFailed; BadInput for a
         model not here whose licence forbids commercial use (`gguf-embed pull --accept-licence`).
         """
@@ -104,7 +111,18 @@ class Embedder(Closes):
         arguments.check_callback("on_download", on_download)
         settings = settings or Settings()
         arguments.check_settings(settings)
-        return cls(find_model(name, settings, on_status, on_download), settings, on_status)
+        isolated = arguments.check_switch("isolated", isolated)
+        found = find_model(name, settings, on_status, on_download)
+        if not isolated:
+            return cls(found, settings, on_status)
+        backend = IsolatedModel(found, settings, on_status)
+        return cls(
+            backend.found,
+            settings,
+            backend=backend,
+            run_settings=backend.run_settings,
+            reopen=partial(IsolatedModel, backend.found, settings),
+        )
 
     def __repr__(self) -> str:
         return (
@@ -125,9 +143,10 @@ class Embedder(Closes):
         """Pickled and copied as what opens the same file again, there: no weights travel."""
         source = self._source
         if source.where in (None, "file"):
-            return _open_again, (type(self), str(self.path), self.settings)
+            return _open_again, (type(self), self.path, self.settings, self._isolated)
         settings = replace(self.settings, quant=self.plan.quant)
-        return _open_again, (type(self), self.plan.model if self.card else source.name, settings)
+        name = self.plan.model if self.card else source.name
+        return _open_again, (type(self), name, settings, self._isolated)
 
     def close(self) -> None:
         """Wait for the calls in flight and free the model; later calls raise BadInput."""
@@ -256,7 +275,7 @@ class Embedder(Closes):
             finally:
                 running.scheduler.cancel(caller)
             if done.bad or len(unusable(done.vectors)):
-                raise no_vector(0)
+                raise no_vector(0, len(prepared.tokens[0]), DIED if done.died else NO_VECTOR)
             return done.vectors
 
     def stream(
@@ -315,9 +334,12 @@ class Embedder(Closes):
             normalize=arguments.check_switch("normalize", options.get("normalize", True)),
             truncate=truncate,
             priority=arguments.check_priority(options.get("priority", Priority.NORMAL)),
+            on_error=arguments.check_on_error(options.get("on_error", "raise")),
         )
 
 
-def _open_again(kind: type[Embedder], model: str, settings: Settings) -> Embedder:
+def _open_again(
+    kind: type[Embedder], model: str | Path, settings: Settings, isolated: bool
+) -> Embedder:
     """Undo `Embedder.__reduce__`."""
-    return kind.open(model, settings=settings)
+    return kind.open(model, settings=settings, isolated=isolated)

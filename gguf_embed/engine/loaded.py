@@ -9,11 +9,13 @@ from dataclasses import replace
 
 from gguf_embed.engine import tune
 from gguf_embed.engine.backend import BatchLimits, Head, Outcome
-from gguf_embed.engine.opening import Found, Settings, end_token, wanted
-from gguf_embed.engine.runner import Runner, RunSettings, tap_works
+from gguf_embed.engine.opening import Found, end_token
+from gguf_embed.engine.runner import Runner, max_prefix, tap_works
 from gguf_embed.engine.tokenizer import Tokenizer
 from gguf_embed.errors import BadInput
 from gguf_embed.native.model import Model, Tokens
+from gguf_embed.plan.contexts import EmbedMode
+from gguf_embed.plan.settings import RunSettings, Settings
 from gguf_embed.system.closing import Closes
 
 
@@ -26,12 +28,7 @@ class LoadedModel(Closes):
         self.runner = runner
         self.tokenizer = tokenizer
         settings = runner.settings
-        self._limits = BatchLimits(
-            max_tokens=settings.batch_tokens,
-            max_seqs=1 if exact else settings.max_batch_seqs,
-            max_prefix=0 if exact else runner.max_prefix,
-            n_contexts=settings.n_contexts,
-        )
+        self._limits = limits_of(settings, runner.meaning, exact=exact)
         self._specials = model.special_tokens()
 
     @property
@@ -74,20 +71,30 @@ class LoadedModel(Closes):
         self.model.close()
 
 
+def limits_of(settings: RunSettings, meaning: EmbedMode, *, exact: bool) -> BatchLimits:
+    """How microbatches are packed for a model that runs so; `exact`: each text alone."""
+    return BatchLimits(
+        max_tokens=settings.batch_tokens,
+        max_seqs=1 if exact else settings.max_batch_seqs,
+        max_prefix=0 if exact else max_prefix(settings, meaning),
+        n_contexts=settings.n_contexts,
+    )
+
+
 def load(
-    found: Found, settings: Settings, on_status: Callable[[str], None] | None = None
+    found: Found,
+    settings: Settings,
+    on_status: Callable[[str], None] | None = None,
+    *,
+    run_settings: RunSettings | None = None,
 ) -> tuple[Found, LoadedModel]:
     """Tune on first use, load, and prove the tap; planned anew where there is none.
 
-    Nothing stays loaded when a step fails.
+    With `run_settings` it runs as it did before. Nothing stays loaded when a step fails.
     """
-    run_settings = tune.choose(
-        found.path,
-        found.header,
-        found.meaning,
-        found.working,
-        wanted(settings),
-        room=found.room,
+    run_settings = run_settings or tune.best_run(
+        found.target,
+        settings,
         budget_s=tune.FIRST_USE_S if settings.tune else 0,
         on_status=on_status,
     )
@@ -95,10 +102,12 @@ def load(
         model = opened.enter_context(_model(found, run_settings))
         if run_settings.tap and not _tap_works(model, found, run_settings):
             found = replace(found, choice=found.choice.without(tap=True))
-            n_tokens = min(run_settings.max_batch_tokens, found.choice.plan.max_batch_tokens)
+            planned = found.choice.plan.run
+            n_tokens = min(run_settings.max_batch_tokens, planned.max_batch_tokens)
             run_settings = replace(
                 run_settings,
                 tap=False,
+                n_ctx=planned.n_ctx,
                 max_batch_tokens=n_tokens,
                 batch_tokens=min(run_settings.batch_tokens, n_tokens),
             )
@@ -134,15 +143,15 @@ def _tap_works(model: Model, found: Found, run_settings: RunSettings) -> bool:
     so it must not be the main one.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="gguf-embed-tap") as thread:
-        return thread.submit(tap_works, model, found.meaning, run_settings).result()
+        return thread.submit(tap_works, model, found.mode, run_settings).result()
 
 
 def _with_contexts(
     model: Model, found: Found, run_settings: RunSettings, *, exact: bool
 ) -> LoadedModel:
     with ExitStack() as opened:
-        runner = opened.enter_context(Runner(model, found.meaning, run_settings))
-        last = end_token(found.header, found.choice.card, found.meaning.pooling)
+        runner = opened.enter_context(Runner(model, found.mode, run_settings))
+        last = end_token(found.header, found.choice.card, found.mode.pooling)
         tokenizer = Tokenizer(found.path, found.header, model, end_token=last)
         loaded = LoadedModel(model, runner, tokenizer, exact=exact)
         opened.pop_all()

@@ -10,9 +10,9 @@ from itertools import repeat
 import numpy as np
 import numpy.typing as npt
 
-from gguf_embed.engine.arguments import Truncate
+from gguf_embed.engine.options import Truncate
 from gguf_embed.engine.tokenizer import RunTooLong
-from gguf_embed.errors import BadText
+from gguf_embed.errors import BadText, NativeFailed
 from gguf_embed.native.model import Tokens
 
 
@@ -58,6 +58,8 @@ class Preparer:
             ) from None
         except RunTooLong as error:
             raise BadText(row, str(error)) from None
+        except NativeFailed as error:
+            raise NativeFailed(f"row {row}: {error}") from error
 
     def count(self, texts: Sequence[str]) -> npt.NDArray[np.int32]:
         """Number of tokens of each text, shape (n,)."""

@@ -6,27 +6,17 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
-from gguf_embed.engine.arguments import Progress, Truncate
+from gguf_embed.engine.options import Block, FailedRow, OnError, Progress, Truncate
 from gguf_embed.engine.prepare import Prepared
 from gguf_embed.engine.running import Lifetime, Running
 from gguf_embed.engine.scheduler import Ticket
 from gguf_embed.engine.turns import Caller, Priority
 from gguf_embed.errors import NativeFailed, TextTooLong
-from gguf_embed.vectors import Vectors, finish, unusable
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Block:
-    """Consecutive results of `stream`; row i of each array is text `start + i`."""
-
-    start: int
-    vectors: Vectors  # (n, dim)
-    token_counts: npt.NDArray[np.int32]  # (n,), after truncation
-    truncated: npt.NDArray[np.bool_]  # (n,)
+from gguf_embed.vectors import finish, unusable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +29,7 @@ class Request:
     normalize: bool
     truncate: Truncate
     priority: Priority
+    on_error: OnError
 
 
 def blocks(
@@ -88,14 +79,22 @@ def _collect(
     """Wait for the rows of a window and put them back in order."""
     n_same = np.bincount(prepared.place, minlength=len(prepared.tokens))
     vectors = np.empty((len(prepared.tokens), request.dim), np.float32)
+    failed: list[FailedRow] = []
     for done in ticket.results():
-        if done.bad:
-            raise no_vector(prepared.first_rows[done.bad[0]])
         rows = np.array(done.rows, np.intp)
         finished = finish(done.vectors, dimensions=request.dimensions, normalize=request.normalize)
-        if len(bad := rows[unusable(finished)]):
-            raise no_vector(prepared.first_rows[int(bad[0])])
+        bad = {int(row) for row in rows[unusable(finished)]} | set(done.bad)
+        for index in sorted(bad):
+            n_tokens = len(prepared.tokens[index])
+            reason = DIED if index in done.died else NO_VECTOR
+            if request.on_error == "raise":
+                raise no_vector(prepared.first_rows[index], n_tokens, reason)
+            failed += [
+                FailedRow(row=prepared.start + int(row), n_tokens=n_tokens, reason=reason)
+                for row in np.flatnonzero(prepared.place == index)
+            ]
         vectors[rows] = finished
+        vectors[list(bad)] = np.nan
         if on_progress is not None:
             on_progress(int(n_same[rows].sum()), done.n_tokens)
     counts = np.fromiter(map(len, prepared.tokens), np.int32, len(prepared.tokens))
@@ -104,12 +103,17 @@ def _collect(
         vectors=vectors[prepared.place],
         token_counts=counts[prepared.place],
         truncated=prepared.truncated[prepared.place],
+        failed=tuple(sorted(failed, key=lambda each: each.row)),
     )
 
 
-def no_vector(row: int) -> NativeFailed:
+NO_VECTOR: Final = (
+    "llama.cpp gives NaN for this text on every path, or a vector without length; try another "
+    "quantization of the model, or leave the row out"
+)
+DIED: Final = "llama.cpp dies of this text; leave the row out, or split it"
+
+
+def no_vector(row: int, n_tokens: int, reason: str = NO_VECTOR) -> NativeFailed:
     """The error for a row whose text has no vector."""
-    return NativeFailed(
-        f"row {row}: llama.cpp gives NaN for this text on every path, or a vector without length; "
-        "try another quantization of the model, or leave the row out"
-    )
+    return NativeFailed(f"row {row}: {reason} ({n_tokens} tokens)")

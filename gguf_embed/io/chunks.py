@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 # About 200 tokens of English: small enough for a model of 256 or 512 tokens, large enough to
 # hold a thought. A number of characters, so that the rows do not depend on the model.
@@ -13,8 +14,17 @@ _HEADING = re.compile(r" {0,3}#{1,6}[ \t]+\S.{0,199}")
 _FENCE = re.compile(r" {0,3}(`{3,}(?!.*`)|~{3,})")
 
 
-def split_markdown(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
-    """(line from 1, text) of each passage of a Markdown or plain text.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passage:
+    """A part of a text, with the lines it stands on, from 1."""
+
+    text: str
+    first_line: int
+    last_line: int
+
+
+def split_markdown(lines: Iterable[str]) -> Iterator[Passage]:
+    """The passages of a Markdown or plain text.
 
     A passage is a run of paragraphs of one section, of at most PASSAGE_CHARS characters where
     a cut between paragraphs, lines or words allows it; code between fences is one paragraph.
@@ -23,12 +33,13 @@ def split_markdown(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
     """
     headings: list[str] = []
     parts: list[str] = []
-    first_line = 0
+    first_line = last_line = 0
     n_chars = 0
     headed = False  # a passage with these headings is out, or begun
 
-    def passage() -> tuple[int, str]:
-        return first_line, "\n\n".join(["\n".join(headings), *parts] if headings else parts)
+    def passage() -> Passage:
+        text = "\n\n".join(["\n".join(headings), *parts] if headings else parts)
+        return Passage(text=text, first_line=first_line, last_line=last_line)
 
     for line, text, is_heading in _blocks(lines):
         if is_heading:
@@ -38,6 +49,7 @@ def split_markdown(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
             if headed or not headings:
                 headings, parts, first_line, n_chars, headed = [], [], line, 0, False
             headings.append(text)
+            last_line = line
             n_chars += len(text)
             continue
         for offset, piece in _cut(text, PASSAGE_CHARS):
@@ -47,6 +59,7 @@ def split_markdown(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
             if not parts and (headed or not headings):
                 first_line = line + offset
             headed = True
+            last_line = line + offset + piece.count("\n")
             parts.append(piece)
             n_chars += len(piece)
     if parts or (headings and not headed):

@@ -16,6 +16,7 @@ import os
 import secrets
 import shutil
 import sys
+import weakref
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -47,14 +48,32 @@ class WholeFile(Closes):
                 raise OutputFailed(
                     f"{self.shown}: is a directory or a device, not a file; choose another name"
                 )
-            self.file: BinaryIO = _locked_beside(self.path)
-        self.temporary = Path(self.file.name)
+            self._create()
 
-    def commit(self) -> None:
-        """Sync the bytes to disk and put the file in its place. Raises OutputFailed."""
+    def _create(self) -> None:
+        """A new hidden file in the directory of the target, locked as long as it is open."""
+        while True:
+            name = f".{self.path.name}.{secrets.token_hex(4)}.tmp"
+            self.temporary = self.path.with_name(name)
+            # Before the file is there: a signal may end the run between any two steps.
+            self._finalize = weakref.finalize(self, _unlink, self.temporary, os.getpid())
+            self.file: BinaryIO = self.temporary.open("xb")
+            # Between making and locking, another run may have taken it for a leftover.
+            if _lock(self.file) and self.temporary.exists():
+                return
+            self.file.close()
+            self._drop()
+
+    def sync(self) -> None:
+        """Send all bytes to disk: a commit after it has little left to fail on."""
         with self.writing():
             self.file.flush()
             os.fsync(self.file.fileno())
+
+    def commit(self) -> None:
+        """Sync the bytes to disk and put the file in its place. Raises OutputFailed."""
+        self.sync()
+        with self.writing():
             if sys.platform == "win32":  # an open file cannot be renamed there
                 self.file.close()
             self.temporary.replace(self.path)
@@ -65,8 +84,11 @@ class WholeFile(Closes):
         """Remove what was not committed; a second call does nothing."""
         with suppress(OSError):  # closing writes what is buffered, which a full disk refuses
             self.file.close()
-        with suppress(OSError):
-            self.temporary.unlink(missing_ok=True)
+        self._drop()
+
+    def _drop(self) -> None:
+        _unlink(self.temporary, os.getpid())
+        self._finalize.detach()  # after it: a signal in between leaves that to the finalizer
 
     @contextmanager
     def writing(self) -> Generator[None]:
@@ -183,18 +205,17 @@ def sync_directory(path: Path) -> None:
 
 def printable(path: Path) -> str:
     """A path as a message can show it: bytes that are no text are escaped."""
-    return str(path).encode("utf-8", "backslashreplace").decode()
+    try:
+        return os.fsencode(path).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # characters that no file name of this system can hold
+        return str(path).encode("utf-8", "backslashreplace").decode()
 
 
-def _locked_beside(path: Path) -> BinaryIO:
-    """A new hidden file in the directory of `path`, locked as long as it is open."""
-    while True:
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-        file = temporary.open("xb")
-        # Between making and locking, another run may have taken it for a leftover.
-        if _lock(file) and temporary.exists():
-            return file
-        file.close()
+def _unlink(path: Path, owner: int) -> None:
+    """Remove a temporary file, unless this process is a fork of the one that writes it."""
+    if os.getpid() == owner:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def _lock(file: BinaryIO) -> bool:

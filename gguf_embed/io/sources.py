@@ -1,0 +1,216 @@
+"""Which files the inputs of a command stand for; nothing is read here.
+
+.txt .md .jsonl .csv   a file, by its ending
+DIR                    all such files in it and below, sorted
+-                      standard input
+a named pipe           as standard input, where its ending is none of these
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import shlex
+import stat
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, cast
+
+from gguf_embed.errors import BadInput, BadOption
+from gguf_embed.system.files import printable
+
+Kind = Literal[".txt", ".md", ".jsonl", ".csv"]
+
+KINDS: Final[tuple[Kind, ...]] = (".txt", ".md", ".jsonl", ".csv")
+STDIN = "-"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One input to read: a file, or standard input where `path` is None."""
+
+    name: str  # printable, as results and messages show it
+    path: Path | None
+    kind: Kind
+    n_bytes: int | None  # None: not known before the end (a pipe)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """What there is to read, in order, and what lies beside it unread."""
+
+    files: tuple[Source, ...]
+    passed_over: tuple[str, ...] = ()  # ending of each file in a directory that is not read
+
+    def __iter__(self) -> Iterator[Source]:
+        return iter(self.files)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @property
+    def total_bytes(self) -> int | None:
+        """Bytes to read in all, None where a source does not tell."""
+        sizes = [source.n_bytes for source in self.files]
+        return None if None in sizes else sum(size for size in sizes if size is not None)
+
+    @property
+    def remark(self) -> str | None:
+        """What a person should know of the files that are passed over; None without any."""
+        if not self.passed_over:
+            return None
+        endings = Counter(self.passed_over).most_common()
+        shown = ", ".join(ending for ending, _ in endings[:5])
+        more = ", ..." if len(endings) > 5 else ""
+        example = next((ending for ending, _ in endings if ending.startswith(".")), None)
+        pattern = f"*{example}" if example else "*"
+        n = len(self.passed_over)
+        return (
+            f"{n:,} other {'file' if n == 1 else 'files'} passed over ({shown}{more}); "
+            f"--include {shlex.quote(pattern)} takes such files as text"
+        )
+
+
+def find(
+    inputs: Sequence[str], *, field: str | None = None, include: Sequence[str] = ()
+) -> Sources:
+    """The sources that `inputs` (files, directories, "-") stand for, in reading order.
+
+    Directories are searched to any depth, in sorted order, for the endings above; names that
+    begin with a dot are passed over without a word, other files are counted. A file that matches
+    a pattern of `include` and has another ending is read as .md is. Raises BadInput for what is
+    missing, unreadable or no text, before anything is read.
+    """
+    if unusable := [pattern for pattern in include if not pattern.strip("/.")]:
+        raise BadOption(f"--include {unusable[0]!r}: is no pattern; write one such as '*.rst'")
+    finder = _Finder(field=field, include=tuple(include))
+    for name in inputs:
+        finder.add(name)
+    if unused := [pattern for pattern in include if pattern not in finder.used]:
+        raise BadOption(f"--include {unused[0]!r}: matches no file of the inputs; correct it")
+    return Sources(files=tuple(finder.files), passed_over=tuple(finder.passed_over))
+
+
+@contextmanager
+def readable(name: str) -> Generator[None]:
+    """Turns the system's refusals into BadInput with the path and the reason."""
+    try:
+        yield
+    except OSError as error:
+        at = os.fsdecode(cast(str | bytes, error.filename)) if error.filename else name
+        shown = printable(Path(at))
+        if isinstance(error, FileNotFoundError):
+            raise BadInput(f"{shown}: no such file or directory{_near(Path(at))}") from error
+        raise BadInput(
+            f"{shown}: cannot be read: {error.strerror or error}; check the file and its permission"
+        ) from error
+
+
+class _Finder:
+    """Collects sources, and counts what is passed over."""
+
+    def __init__(self, *, field: str | None, include: tuple[str, ...]) -> None:
+        self.files: list[Source] = []
+        self.passed_over: list[str] = []
+        self.used: set[str] = set()  # patterns that matched a file
+        self._include = include
+        # What has no ending of ours is read line by line: as texts, or as objects with fields.
+        self._stream_kind: Kind = ".txt" if field is None else ".jsonl"
+
+    def add(self, name: str) -> None:
+        """The sources of one input."""
+        if name == STDIN:
+            if any(source.path is None for source in self.files):
+                raise BadOption("- (standard input) is named twice; it can be read once")
+            self.files.append(Source(name=STDIN, path=None, kind=self._stream_kind, n_bytes=None))
+            return
+        path = Path(name)
+        with readable(printable(path)):
+            mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            self._add_directory(path)
+            return
+        kind = self._kind(path)
+        if stat.S_ISFIFO(mode):
+            # Not opened before it is read: what is in a pipe comes once.
+            kind = kind or self._stream_kind
+            self.files.append(Source(name=printable(path), path=path, kind=kind, n_bytes=None))
+        elif not stat.S_ISREG(mode):
+            raise BadInput(
+                f"{printable(path)}: is a device or a socket; name a file, a directory or a pipe, "
+                "or send it through standard input as -"
+            )
+        elif kind is None:
+            raise BadInput(_unknown_ending(path))
+        else:
+            self.files.append(_file(path, kind))
+
+    def _add_directory(self, root: Path) -> None:
+        before = len(self.files), len(self.passed_over)
+
+        def refuse(error: OSError) -> None:
+            raise error
+
+        with readable(printable(root)):
+            for folder, folders, names in os.walk(root, onerror=refuse):
+                folders[:] = sorted(name for name in folders if not name.startswith("."))
+                for name in sorted(names):
+                    path = Path(folder, name)
+                    if name.startswith("."):
+                        continue
+                    kind = self._kind(path)
+                    if kind is None or _is_special(path):
+                        self.passed_over.append(path.suffix.lower() or "no ending")
+                    else:
+                        self.files.append(_file(path, kind))
+        if len(self.files) == before[0]:
+            others = len(self.passed_over) - before[1]
+            raise BadInput(
+                f"{printable(root)}: no {', '.join(KINDS)} file in this directory or below "
+                f"({others} other files); name the files, or another directory, or take other "
+                "files as text with --include PATTERN"
+            )
+
+    def _kind(self, path: Path) -> Kind | None:
+        matched = {pattern for pattern in self._include if path.match(pattern)}
+        self.used |= matched
+        for kind in KINDS:
+            if path.suffix.lower() == kind:
+                return kind
+        return ".md" if matched else None
+
+
+def _file(path: Path, kind: Kind) -> Source:
+    with readable(printable(path)), path.open("rb") as stream:
+        n_bytes = os.fstat(stream.fileno()).st_size
+    return Source(name=printable(path), path=path, kind=kind, n_bytes=n_bytes)
+
+
+def _is_special(path: Path) -> bool:
+    """Whether it is a pipe, socket or device: opening one that nobody named could wait for ever."""
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:  # opening it will say why
+        return False
+
+
+def _unknown_ending(path: Path) -> str:
+    shown = printable(path)
+    pattern = shlex.quote(f"*{path.suffix}" if path.suffix else path.name)
+    return (
+        f"{shown}: the ending {path.suffix or '(none)'} is not one of {', '.join(KINDS)}; take it "
+        f"as text with --include {pattern}, or send it through standard input: "
+        f"gguf-embed ... - < {shown}"
+    )
+
+
+def _near(path: Path) -> str:
+    try:
+        names = sorted(entry.name for entry in path.parent.iterdir())
+    except OSError:
+        return f"; there is no directory {printable(path.parent)}"
+    near = difflib.get_close_matches(path.name, names, n=3)
+    return f"; near it: {', '.join(printable(Path(name)) for name in near)}" if near else ""
