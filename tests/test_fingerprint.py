@@ -109,6 +109,16 @@ def test_what_was_kept_badly_is_computed_anew(kept: bytes, tmp_path: Path, reads
     assert reads == [path]
 
 
+@pytest.mark.parametrize("value", ["short", None, "g" * 64])
+def test_what_is_no_hash_is_computed_anew(value: Any, tmp_path: Path, reads: list[Path]):
+    path, hashes = tmp_path / "one.gguf", tmp_path / "home" / "hashes.json"
+    path.write_bytes(b"one")
+    sha256 = known_sha256(path)
+    hashes.write_text(json.dumps(dict.fromkeys(json.loads(hashes.read_text()), value)))
+    assert known_sha256(path) == sha256
+    assert reads == [path, path]
+
+
 def test_where_nothing_can_be_kept_it_is_computed_each_time(tmp_path: Path, reads: list[Path]):
     (tmp_path / "home").write_bytes(b"a file where the folder should be")
     path = tmp_path / "one.gguf"

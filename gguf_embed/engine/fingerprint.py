@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from gguf_embed.errors import OutputFailed
-from gguf_embed.store.local import file_sha256
+from gguf_embed.store.local import SHA256, file_sha256
 from gguf_embed.system.files import write_whole
 from gguf_embed.system.paths import home
 
@@ -74,5 +74,5 @@ def _kept() -> Mapping[str, str]:
     return {
         key: value
         for key, value in items
-        if isinstance(key, str) and isinstance(value, str) and len(value) == 64
+        if isinstance(key, str) and isinstance(value, str) and SHA256.fullmatch(value)
     }
