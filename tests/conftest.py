@@ -14,6 +14,7 @@ import hypothesis
 import pytest
 import tiny
 
+from gguf_embed.machine import load
 from gguf_embed.system.paths import home
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -40,6 +41,12 @@ def _home_for_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GGUF_EMBED_HOME", str(tmp_path_factory.mktemp("home")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What tests measure is used, however busy the machine is; test_load looks at the real one."""
+    monkeypatch.setattr(load, "read_times", lambda: None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -18,7 +18,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 
 from gguf_embed import __version__
-from gguf_embed.engine.opening import Settings
 from gguf_embed.errors import NativeFailed
 from gguf_embed.lab import ROUNDS, worker
 from gguf_embed.lab.estimate import forecast_s, shown_time
@@ -36,9 +35,11 @@ from gguf_embed.lab.quality import LevelVectors, Quality, QualityMeter, dims_of
 from gguf_embed.lab.tasks import Task
 from gguf_embed.machine import measured
 from gguf_embed.machine import probe as hardware
+from gguf_embed.machine.load import LoadMeter
 from gguf_embed.machine.machine import machine_to_json
 from gguf_embed.machine.measured import LevelFigures, LevelQuality, MeasuredRun
 from gguf_embed.native import library
+from gguf_embed.plan.settings import Settings
 from gguf_embed.store.local import mib
 
 ROUND_S = 4.0  # the slowest level embeds for about so long in a round
@@ -128,9 +129,14 @@ def run(
     began = time.monotonic()
     machine = hardware.probe()
     remarks = [*task.remarks, *busy_remarks(machine.usable_cores)]
+    n_cores = options.settings.n_threads or machine.usable_cores
+    meter = LoadMeter(n_cores)
     bench = _Bench(subject, levels[0].name, task, options, scratch, say)
     about = bench.open_all(levels)
     costs = bench.rounds(about)
+    load = meter.end()
+    if load is not None and not load.quiet:
+        remarks.append(f"{load}; `plan` does not go by these speeds")
     remarks += unsteady_remarks(costs)
     quality: dict[str, Quality] = {}
     if options.quality:
@@ -171,7 +177,7 @@ def run(
         seconds=time.monotonic() - began,
     )
     shape = str(about[reference]["shape"])
-    measured.keep(_measured_run(found, shape), options.settings.n_threads or machine.usable_cores)
+    measured.keep(replace(_measured_run(found, shape), load=load), n_cores)
     return found
 
 

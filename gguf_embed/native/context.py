@@ -108,7 +108,7 @@ class Context(Closes):
                 )
             shown = f"this context of {model.path}"
             self._handle = Handle(pointer, native.llama_free, shown=shown, parent=model.handle)
-        weakref.finalize(self, self._handle.close, wait=False)
+        weakref.finalize(self, self._handle.close, wait=False).atexit = False
         self._memory: Any = native.llama_get_memory(pointer)
 
     def close(self) -> None:

@@ -53,7 +53,7 @@ class Model(Closes):
             raise BadModelFile(f"{path}: llama.cpp cannot load it: {reason()}")
         self.handle = Handle(pointer, native.llama_model_free, shown=str(path))
         # Dropped without `close`, or failing below, it is freed as well.
-        weakref.finalize(self, self.handle.close, wait=False)
+        weakref.finalize(self, self.handle.close, wait=False).atexit = False  # all is freed then
         self.path = path
         self.n_gpu_layers = n_gpu_layers
         self.repack = repack

@@ -68,7 +68,7 @@ class Ending:
     @property
     def crashed(self) -> bool:
         """It died of its own native code, not of a kill, an exit code or a slow machine."""
-        return self.signal in _CRASHES or self.code in _WINDOWS_CRASHES
+        return self.signal in CRASH_SIGNALS or self.code in _WINDOWS_CRASHES
 
     @property
     def reason(self) -> str:
@@ -85,7 +85,7 @@ class Ending:
         return ""
 
 
-_CRASHES = frozenset({"SIGILL", "SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGTRAP"})
+CRASH_SIGNALS = frozenset({"SIGILL", "SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGTRAP"})
 _WINDOWS_CRASHES = frozenset({0xC000001D, 0xC0000005, 0xC0000409, 0x80000003, 3})
 
 
