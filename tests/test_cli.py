@@ -22,8 +22,8 @@ import pytest
 
 from gguf_embed import __version__, cli
 from gguf_embed.cli import doctor, options
-from gguf_embed.engine.opening import Settings
 from gguf_embed.errors import NativeFailed
+from gguf_embed.plan.settings import Settings
 from gguf_embed.testing import FakeEmbedder
 
 TIMEOUT_S = 120  # a hang is one after that, also on a busy machine
