@@ -127,6 +127,7 @@ def test_numbers_of_numpy_are_numbers(fake: FakeEmbedder):
     vectors = fake.encode(["a"], dimensions=np.int64(9), normalize=np.True_)
     assert vectors.shape == (1, 9)
     assert len(list(fake.stream(["a", "b"], window=np.int32(1)))) == 2
+    assert len(list(fake.stream(["a", "b"], window=2**70))) == 1
 
 
 def test_one_text_is_one_str(fake: FakeEmbedder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ def blocks(
     too_long: list[tuple[int, int]] = []
     running: Running | None = None
     start = 0
+    window = min(window, sys.maxsize)  # a larger one does not fit into C
     try:
         while chunk := list(islice(texts, window)):
             with lifetime.call(running) as running:
