@@ -9,7 +9,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -23,9 +23,7 @@ import numpy.typing as npt
 from gguf_embed.catalog.catalog import BUILTIN
 from gguf_embed.engine.backend import Backend, Head
 from gguf_embed.engine.calls import Calls
-from gguf_embed.engine.isolated import IsolatedModel
-from gguf_embed.engine.loaded import load
-from gguf_embed.engine.opening import Found, find_model
+from gguf_embed.engine.opening import Opened, open_model
 from gguf_embed.engine.options import Block, EncodeOptions, FailedRow, OnError, VectorOptions
 from gguf_embed.engine.prepare import Prepared, Preparer, Truncate
 from gguf_embed.engine.scheduler import Scheduler, Ticket
@@ -33,7 +31,7 @@ from gguf_embed.engine.stacks import stack_pool
 from gguf_embed.engine.turns import Caller, Priority
 from gguf_embed.errors import BadInput, BadOption, NativeFailed, TextTooLong
 from gguf_embed.plan.plan import Plan
-from gguf_embed.plan.settings import RunSettings, Settings
+from gguf_embed.plan.settings import Settings
 from gguf_embed.store import download
 from gguf_embed.system.closing import Closes
 from gguf_embed.vectors import Vectors, check_dimensions, finish
@@ -61,33 +59,22 @@ class _Request:
 class Embedder(Closes):
     """A model ready to embed. Safe to use from several threads; close it or use `with`."""
 
-    def __init__(
-        self,
-        found: Found,
-        settings: Settings,
-        on_status: Callable[[str], None] | None = None,
-        *,
-        backend: Backend | None = None,
-        run_settings: RunSettings | None = None,
-    ) -> None:
-        """Use `Embedder.open`, which finds the file."""
-        if backend is None:
-            found, loaded = load(found, settings, on_status)
-            backend, run_settings = loaded, loaded.runner.settings
-        self.path = found.path
-        self.header = found.header
-        self.card = found.choice.card
-        self.settings = settings  # what the caller said
-        self.run_settings = run_settings or RunSettings()  # how it runs
-        self.meaning = found.mode
-        self.pooling = self.meaning.pooling
-        remark = found.working.remark
-        self.remarks: tuple[str, ...] = (remark,) if remark else ()
-        self.plan: Plan = found.choice.plan  # what was considered, and why this
-        self.target = found.target
-        self.n_ctx = self.plan.run.n_ctx
+    def __init__(self, opened: Opened) -> None:
+        """Use `Embedder.open`, which opens the model; it is this object's to close."""
+        backend = opened.backend
+        self.path = opened.path
+        self.header = opened.header
+        self.card = opened.card
+        self.settings = opened.settings  # what the caller said
+        self.run_settings = opened.run  # how it runs
+        self.meaning = opened.mode
+        self.pooling = opened.mode.pooling
+        self.remarks = opened.remarks
+        self.plan: Plan = opened.plan  # what was considered, and why this
+        self.target = opened.target
+        self.n_ctx = opened.run.n_ctx
         self.dim = backend.dim
-        self.prompts: Mapping[str, str] = self.card.prompts if self.card else {}
+        self.prompts = opened.prompts
         threads = stack_pool(min(8, os.cpu_count() or 1), f"{_THREADS}-tokenize")
         self._preparer = Preparer(
             backend.tokenize, specials=backend.specials, n_ctx=self.n_ctx, threads=threads
@@ -122,12 +109,14 @@ class Embedder(Closes):
         Raises ModelNotFound, BadModelFile, FetchFailed, DoesNotFit or NativeFailed; BadInput for a
         model not here whose licence forbids commercial use (`gguf-embed pull --accept-licence`).
         """
-        settings = settings or Settings()
-        found = find_model(model, settings, on_status, on_download)
-        if not isolated:
-            return cls(found, settings, on_status)
-        backend = IsolatedModel(found, settings, on_status)
-        return cls(backend.found, settings, backend=backend, run_settings=backend.run_settings)
+        opened = open_model(
+            model, settings, isolated=isolated, on_status=on_status, on_download=on_download
+        )
+        try:
+            return cls(opened)
+        except BaseException:
+            opened.close()
+            raise
 
     def __repr__(self) -> str:
         return (

@@ -8,12 +8,12 @@ from dataclasses import replace
 
 from gguf_embed.engine import tune
 from gguf_embed.engine.backend import BatchLimits, Head, Outcome
-from gguf_embed.engine.opening import Found, end_token
+from gguf_embed.engine.proved import Proved
 from gguf_embed.engine.runner import Runner, max_prefix, tap_works
 from gguf_embed.engine.tokenizer import Tokenizer
 from gguf_embed.native.model import Model, Tokens
-from gguf_embed.plan.contexts import EmbedMode
-from gguf_embed.plan.settings import RunSettings, Settings
+from gguf_embed.plan.mode import EmbedMode
+from gguf_embed.plan.settings import RunSettings
 from gguf_embed.system.closing import Closes
 
 
@@ -27,7 +27,7 @@ class LoadedModel(Closes):
         self.tokenizer = tokenizer
         settings = runner.settings
         self._limits = limits_of(settings, runner.meaning, exact=exact)
-        self._specials = model.special_tokens()
+        self._specials = model.special_tokens() | tokenizer.added
 
     @property
     def dim(self) -> int:
@@ -80,42 +80,30 @@ def limits_of(settings: RunSettings, meaning: EmbedMode, *, exact: bool) -> Batc
 
 
 def load(
-    found: Found,
-    settings: Settings,
+    proved: Proved,
     on_status: Callable[[str], None] | None = None,
     *,
-    run_settings: RunSettings | None = None,
-) -> tuple[Found, LoadedModel]:
-    """Tune on first use, load, and prove the tap; planned anew where there is none.
+    run: RunSettings | None = None,
+) -> tuple[Proved, LoadedModel]:
+    """Tune on first use, load, and try the tap; planned anew where there is none.
 
-    With `run_settings` it runs as it did before. Nothing stays loaded when a step fails.
+    With `run` it runs as it did before. Nothing stays loaded when a step fails.
     """
-    run_settings = run_settings or tune.best_run(
-        found.target,
-        settings,
-        budget_s=tune.FIRST_USE_S if settings.tune else 0,
-        on_status=on_status,
-    )
-    with ExitStack() as opened:
-        model = Model(
-            found.path, n_gpu_layers=run_settings.n_gpu_layers, repack=run_settings.repack
-        )
-        opened.callback(model.close)
-        if run_settings.tap and not tap_works(model, found.mode, run_settings):
-            found = replace(found, choice=found.choice.without(tap=True))
-            planned = found.choice.plan.run
-            n_tokens = min(run_settings.max_batch_tokens, planned.max_batch_tokens)
-            run_settings = replace(
-                run_settings,
-                tap=False,
-                n_ctx=planned.n_ctx,
-                max_batch_tokens=n_tokens,
-                batch_tokens=min(run_settings.batch_tokens, n_tokens),
-            )
-        runner = Runner(model, found.mode, run_settings)
-        opened.callback(runner.close)
-        last = end_token(found.header, found.choice.card, found.mode.pooling)
-        tokenizer = Tokenizer(found.path, found.header, model, end_token=last)
-        loaded = LoadedModel(model, runner, tokenizer, exact=settings.exact)
-        opened.pop_all()
-    return found, loaded
+    if run is None:
+        budget_s = tune.FIRST_USE_S if proved.settings.tune else 0
+        run = tune.best_run(proved.target, proved.settings, budget_s=budget_s, on_status=on_status)
+    with ExitStack() as held:
+        model = Model(proved.path, n_gpu_layers=run.n_gpu_layers, repack=run.repack)
+        held.callback(model.close)
+        if run.tap and not tap_works(model, proved.mode, run):
+            proved = proved.without_tap()
+            untapped = replace(proved.settings, tap=False)
+            run = tune.best_run(proved.target, untapped, budget_s=0)
+            # The weights lie where they lie.
+            run = replace(run, n_gpu_layers=model.n_gpu_layers, repack=model.repack)
+        runner = Runner(model, proved.mode, run)
+        held.callback(runner.close)
+        tokenizer = Tokenizer(proved.path, proved.header, model, proved.special_tokens)
+        loaded = LoadedModel(model, runner, tokenizer, exact=proved.settings.exact)
+        held.pop_all()
+    return proved, loaded
