@@ -20,7 +20,7 @@ from gguf_embed import BadInput, BadText, Embedder, NativeFailed, Settings
 from gguf_embed.engine.gate import Gate
 from gguf_embed.engine.hosted import FAULT_VARIABLE
 from gguf_embed.engine.isolated import IsolatedModel
-from gguf_embed.engine.opening import prove_model
+from gguf_embed.engine.opening import Opened, prove_model
 from gguf_embed.vectors import Vectors
 
 UNTUNED = Settings(tune=False, n_contexts=2)
@@ -47,7 +47,7 @@ def backend(path: Path) -> Iterator[IsolatedModel]:
 
 
 def embedder_of(backend: IsolatedModel) -> Embedder:
-    return Embedder(backend.found, UNTUNED, backend=backend, run_settings=backend.run_settings)
+    return Embedder(Opened.of(backend.proved, backend.run_settings, backend))
 
 
 def gone(pid: int) -> bool:

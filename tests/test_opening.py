@@ -190,7 +190,7 @@ STEPS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "a context": second_context,
     "the tokenizer": lambda patch: patch.setattr(loaded, "Tokenizer", fail),
     "the backend": lambda patch: patch.setattr(loaded, "limits_of", fail),
-    "the remarks": lambda patch: patch.setattr(opening, "Opened", fail),
+    "the remarks": lambda patch: patch.setattr(opening.Opened, "of", fail),
     "the embedder": lambda patch: patch.setattr(embedder_module, "Scheduler", fail),
 }
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -55,6 +54,24 @@ class Opened:
     remarks: tuple[str, ...]  # for the user: what had to be given up
     target: Target  # what a measurement would start from
     backend: Backend
+
+    @classmethod
+    def of(cls, proved: Proved, run: RunSettings, backend: Backend) -> Opened:
+        """What was proved, with the backend that runs so."""
+        remark = proved.working.remark
+        return cls(
+            source=proved.choice.source,
+            path=proved.path,
+            header=proved.header,
+            card=proved.choice.card,
+            plan=proved.choice.plan,
+            settings=proved.settings,
+            run=run,
+            mode=proved.mode,
+            remarks=(remark,) if remark else (),
+            target=proved.target,
+            backend=backend,
+        )
 
     @property
     def prompts(self) -> Mapping[str, str]:
@@ -134,26 +151,13 @@ def _opened(proved: Proved, *, isolated: bool = False, on_status: Status | None 
     """The last part of the corridor: tuned and loaded."""
     backend: Backend
     if isolated:
-        backend = isolated_model = IsolatedModel(proved, on_status)
-        proved, run = isolated_model.proved, isolated_model.run_settings
+        backend = in_child = IsolatedModel(proved, on_status)
+        proved, run = in_child.proved, in_child.run_settings
     else:
         proved, backend = load(proved, on_status)
         run = backend.runner.settings
-    with ExitStack() as held:
-        held.callback(backend.close)
-        remark = proved.working.remark
-        opened = Opened(
-            source=proved.choice.source,
-            path=proved.path,
-            header=proved.header,
-            card=proved.choice.card,
-            plan=proved.choice.plan,
-            settings=proved.settings,
-            run=run,
-            mode=proved.mode,
-            remarks=(remark,) if remark else (),
-            target=proved.target,
-            backend=backend,
-        )
-        held.pop_all()
-    return opened
+    try:
+        return Opened.of(proved, run, backend)
+    except BaseException:
+        backend.close()
+        raise
