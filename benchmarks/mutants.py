@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from gguf_embed import cli
-from gguf_embed.engine.opening import mode_of
 from gguf_embed.errors import BadModelFile
 from gguf_embed.gguf.header import read_header
+from gguf_embed.plan.mode import embed_mode
 from gguf_embed.plan.settings import Settings
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -194,7 +194,7 @@ def mutate(file: File, draw: random.Random) -> str:
 
 def passes(path: Path) -> bool:
     try:
-        mode_of(read_header(path), None, Settings())
+        embed_mode(read_header(path), None, Settings())
     except BadModelFile:
         return False
     return True

@@ -25,7 +25,7 @@ import workloads
 
 from gguf_embed.engine import tune
 from gguf_embed.engine.embedder import Embedder
-from gguf_embed.engine.opening import find_model
+from gguf_embed.engine.opening import prove_model
 from gguf_embed.machine import probe as hardware
 from gguf_embed.plan.settings import RunSettings, Settings
 
@@ -86,7 +86,7 @@ def main() -> None:
     with Embedder.open(args.model, settings=Settings(tune=False)) as embedder:
         work = workloads.make("mixed", args.n, lambda text: int(embedder.count_tokens([text])[0]))
         n_tokens = int(embedder.count_tokens(work.texts).sum())
-    target = find_model(args.model, Settings()).target
+    target = prove_model(args.model, Settings()).target
     tuned = tune.tune(target, budget_s=TUNE_S)
     print(f"{args.model.name}: {n_tokens:,} tokens; tuned in {tuned.seconds:.0f} s", flush=True)
 

@@ -25,17 +25,16 @@ from gguf_embed.catalog import catalog
 from gguf_embed.engine.arguments import check_model
 from gguf_embed.engine.backend import BatchLimits, Head, Outcome
 from gguf_embed.engine.embedder import Embedder
-from gguf_embed.engine.opening import Choice, Found
+from gguf_embed.engine.opening import Opened
+from gguf_embed.engine.tune_record import Target
 from gguf_embed.gguf.header import Header
-from gguf_embed.machine.machine import Machine
 from gguf_embed.machine.measured import LevelFigures
 from gguf_embed.machine.selftest import Working
 from gguf_embed.native.model import Tokens
 from gguf_embed.plan.candidate import Candidate
-from gguf_embed.plan.contexts import EmbedMode
+from gguf_embed.plan.mode import EmbedMode
 from gguf_embed.plan.plan import Plan
 from gguf_embed.plan.settings import RunSettings, Settings
-from gguf_embed.plan.variants import variants_of
 from gguf_embed.store import download
 from gguf_embed.store.local import Source
 from gguf_embed.vectors import Pooling
@@ -132,13 +131,10 @@ class FakeEmbedder(Embedder):
         check_model(model)
         settings = settings or Settings()
         backend = backend or FakeBackend(dim=dim, limits=limits)
-        found = _found(dim=backend.dim, n_ctx=n_ctx, prompts=prompts, settings=settings)
-        return cls(found, settings, backend=backend)
-
-    def __init__(self, found: Found, settings: Settings, *, backend: FakeBackend) -> None:
-        """Use `FakeEmbedder.open`."""
-        self.backend = backend
-        super().__init__(found, settings, backend=backend)
+        opened = _opened(backend, n_ctx=n_ctx, prompts=prompts, settings=settings)
+        embedder = cls(opened)
+        embedder.backend = backend
+        return embedder
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickled as what opens the same fake again."""
@@ -152,10 +148,12 @@ def _open_again(how: dict[str, Any]) -> FakeEmbedder:
     return FakeEmbedder.open(**how)
 
 
-def _found(*, dim: int, n_ctx: int, prompts: Mapping[str, str], settings: Settings) -> Found:
+def _opened(
+    backend: FakeBackend, *, n_ctx: int, prompts: Mapping[str, str], settings: Settings
+) -> Opened:
     """A model in F32 that pools the mean, on a CPU."""
     builtin = next(card for card in catalog.cards() if card.id == catalog.BUILTIN)
-    card = replace(builtin, id=NAME, aliases=(), files=(), prompts=prompts, dim=dim)
+    card = replace(builtin, id=NAME, aliases=(), files=(), prompts=prompts, dim=backend.dim)
     header = Header(
         source=f"{NAME}.gguf",
         version=3,
@@ -190,49 +188,25 @@ def _found(*, dim: int, n_ctx: int, prompts: Mapping[str, str], settings: Settin
         considered=(row,),
         why=("a fake, for tests",),
     )
-    choice = Choice(
+    path = Path(header.source)
+    mode = EmbedMode(pooling=settings.pooling or Pooling.MEAN, causal=False, encoder=True)
+    safe = Working(flash=True, repack=True, remark=None)
+    return Opened(
         source=Source(
             name=NAME,
             card=card,
             file=header.source,
-            sha256=sha256(f"{NAME} {dim}".encode()).hexdigest(),
+            sha256=sha256(f"{NAME} {backend.dim}".encode()).hexdigest(),
         ),
+        path=path,
         header=header,
         card=card,
-        variant=variants_of(builtin)[0],
-        machine=_machine(),
-        settings=settings,
         plan=made,
-    )
-    pooling = settings.pooling or Pooling.MEAN
-    return Found(
-        choice=choice,
-        path=Path(header.source),
-        header=header,
-        mode=EmbedMode(pooling=pooling, causal=False, encoder=True),
-        working=Working(flash=True, repack=True, remark=None),
-    )
-
-
-def _machine() -> Machine:
-    return Machine(
-        name=NAME,
-        source="specification",
-        os="linux",
-        arch="x86_64",
-        cpu_model=NAME,
-        cpu_features=(),
-        physical_cores=1,
-        performance_cores=1,
-        usable_cores=1,
-        cpu_quota=None,
-        ram_total_bytes=2**33,
-        ram_available_bytes=2**32,
-        memory_limit_bytes=None,
-        unified_memory=False,
-        devices=(),
-        store_free_bytes=None,
-        backends=("CPU",),
-        build=None,
+        settings=settings,
+        run=run,
+        mode=mode,
         remarks=(),
+        target=Target(path=path, header=header, mode=mode, safe=safe, n_cores=1, start=run),
+        backend=backend,
+        reopen=lambda: backend,
     )

@@ -21,7 +21,6 @@ import pytest
 from conftest import Write
 from fakehub import FakeHub
 from test_quantize import file_size_limit
-from tiny import Pooling
 
 from gguf_embed import cli
 from gguf_embed.bundle import bundle, check, format, wheels
@@ -48,6 +47,7 @@ from gguf_embed.store import download, names
 from gguf_embed.store import local as store
 from gguf_embed.store.local import Places, Source
 from gguf_embed.system import files
+from gguf_embed.vectors import Pooling as OurPooling
 
 REPO = "someone/tiny-embedder-GGUF"
 MODEL = "model/qwen3-Q8_0.gguf"
@@ -269,7 +269,7 @@ def test_from_the_catalog(tiny_model: Write, tmp_path: Path, at: Places):
     opened = unbundle(tmp_path / "carry", at=at)
     assert opened.name == f"{catalog.BUILTIN}:Q4_K_M"
     vectors = np.array(json.loads((tmp_path / "carry" / "canaries.json").read_text())["vectors"])
-    settings = Settings(pooling=Pooling.MEAN, tune=False)  # type: ignore[arg-type]
+    settings = Settings(pooling=OurPooling.MEAN, tune=False)
     with Embedder.open(path, settings=settings) as embedder:
         assert np.allclose(vectors[0], embedder.encode(canaries.ALL[0]), atol=1e-3)
 

@@ -28,8 +28,8 @@ from gguf_embed.catalog import catalog
 from gguf_embed.cli import main
 from gguf_embed.engine import loaded as engine_loaded
 from gguf_embed.engine import tune
+from gguf_embed.engine.choice import Choice, choose
 from gguf_embed.engine.embedder import Embedder
-from gguf_embed.engine.opening import Choice, choose
 from gguf_embed.engine.tune_record import Tuned, keep_record
 from gguf_embed.errors import BadInput, BadModelFile, BadOption, DoesNotFit, ModelNotFound
 from gguf_embed.gguf.header import read_header
@@ -38,9 +38,9 @@ from gguf_embed.machine import probe as hardware
 from gguf_embed.machine.machine import Machine, machine_from_json
 from gguf_embed.native import context as native_context
 from gguf_embed.native.model import Model
-from gguf_embed.plan.contexts import EmbedMode
 from gguf_embed.plan.fitter import BATCH_TOKENS_TIGHT, MARGIN_SHARE
 from gguf_embed.plan.memory import MIB, predict
+from gguf_embed.plan.mode import EmbedMode
 from gguf_embed.plan.settings import BATCH_TOKENS, RunSettings, Settings
 from gguf_embed.plan.variants import variants_of
 from gguf_embed.store import download, hub, names
@@ -333,13 +333,13 @@ def test_speed_that_was_measured_here_decides_where_speed_is_preferred(world: Wo
     found = world.choose(prefer="speed").plan
     assert found.quant == "Q8_0"
     assert "90 tokens/s, the fastest of 2 measured here" in found.reason
-    assert choose(MODEL, LAPTOP, Settings(prefer="speed"), here=False).plan.quant == "Q4_K_M"
+    assert choose(MODEL, LAPTOP, Settings(prefer="speed"), mine=False).plan.quant == "Q4_K_M"
     assert world.choose(prefer="speed", n_threads=1).plan.quant == "Q4_K_M"  # not measured so
 
 
 def test_for_another_machine_it_does_not_count_what_is_here(world: World):
     world.pull("Q4_K_M")
-    assert choose(MODEL, LAPTOP, Settings(), here=False).plan.quant == "F16"
+    assert choose(MODEL, LAPTOP, Settings(), mine=False).plan.quant == "F16"
 
 
 def test_a_damaged_file_that_is_here_is_passed_over(world: World, caplog: pytest.LogCaptureFixture):
@@ -390,7 +390,7 @@ def test_a_repository_that_nobody_knows_is_planned_by_its_headers(world: World):
     with world.open(repo, QUICK) as embedder:
         assert embedder.quant == "Q8_0"
     assert len(world.fake.requests) == asked
-    assert choose(repo, LAPTOP, Settings(), here=False).plan.quant == "F16"
+    assert choose(repo, LAPTOP, Settings(), mine=False).plan.quant == "F16"
 
 
 def test_a_smaller_model_where_that_is_allowed(world: World):

@@ -20,7 +20,7 @@ from gguf_embed import BadInput, BadText, Embedder, NativeFailed, Settings
 from gguf_embed.engine.gate import Gate
 from gguf_embed.engine.hosted import FAULT_VARIABLE
 from gguf_embed.engine.isolated import IsolatedModel
-from gguf_embed.engine.opening import find_model
+from gguf_embed.engine.opening import Opened, prove_model
 from gguf_embed.vectors import Vectors
 
 UNTUNED = Settings(tune=False, n_contexts=2)
@@ -42,12 +42,12 @@ def expected(path: Path) -> Vectors:
 
 @pytest.fixture
 def backend(path: Path) -> Iterator[IsolatedModel]:
-    with IsolatedModel(find_model(path, UNTUNED), UNTUNED) as backend:
+    with IsolatedModel(prove_model(path, UNTUNED)) as backend:
         yield backend
 
 
 def embedder_of(backend: IsolatedModel) -> Embedder:
-    return Embedder(backend.found, UNTUNED, backend=backend, run_settings=backend.run_settings)
+    return Embedder(Opened.of(backend.proved, backend.run_settings, backend))
 
 
 def gone(pid: int) -> bool:
@@ -167,10 +167,10 @@ def test_the_child_ends_with_a_parent_that_is_killed(path: Path):
     code = (
         "import os, signal, sys; from pathlib import Path\n"
         "from gguf_embed.engine.isolated import IsolatedModel\n"
-        "from gguf_embed.engine.opening import find_model\n"
+        "from gguf_embed.engine.opening import prove_model\n"
         "from gguf_embed.plan.settings import Settings\n"
         "settings = Settings(tune=False)\n"
-        "backend = IsolatedModel(find_model(Path(sys.argv[1]), settings), settings)\n"
+        "backend = IsolatedModel(prove_model(Path(sys.argv[1]), settings))\n"
         "print(backend.pid, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )

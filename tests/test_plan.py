@@ -40,9 +40,10 @@ from gguf_embed.native.context import Context
 from gguf_embed.native.model import Model
 from gguf_embed.plan import rules
 from gguf_embed.plan.candidate import Candidate
-from gguf_embed.plan.contexts import EmbedMode, longest_ordinary
+from gguf_embed.plan.contexts import longest_ordinary
 from gguf_embed.plan.fitter import MARGIN_BYTES, N_CTX
 from gguf_embed.plan.memory import MIB, Memory, gpus_of, mib, predict
+from gguf_embed.plan.mode import EmbedMode
 from gguf_embed.plan.plan import Plan, also_fits, make_plan, plan_auto, plan_for
 from gguf_embed.plan.settings import (
     BATCH_TOKENS,

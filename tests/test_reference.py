@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from reference.make_reference import CASES, CUT_TO, LONG, PROMPT, load
 from tiny import WORDS, Array
 
-from gguf_embed.engine.embedder import Embedder, Truncate
+from gguf_embed.engine.embedder import Embedder
+from gguf_embed.engine.options import Truncate
 from gguf_embed.plan.settings import Settings
 
 EMBEDDERS = [name for name in CASES if name != "qwen3-reranker"]

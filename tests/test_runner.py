@@ -22,7 +22,8 @@ from gguf_embed.errors import BadInput, NativeFailed
 from gguf_embed.native import context as native_context
 from gguf_embed.native.context import MAX_SEQS, Context, ContextParams
 from gguf_embed.native.model import Model, Tokens
-from gguf_embed.plan.contexts import LONG_STEP, EmbedMode
+from gguf_embed.plan.contexts import LONG_STEP
+from gguf_embed.plan.mode import EmbedMode
 from gguf_embed.plan.settings import RunSettings
 from gguf_embed.vectors import Pooling, Vectors
 

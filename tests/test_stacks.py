@@ -22,12 +22,13 @@ CHILD = """
 import sys, threading
 from pathlib import Path
 from gguf_embed.engine.tokenizer import RunTooLong, Tokenizer
+from gguf_embed.plan.mode import SpecialTokens
 from gguf_embed.gguf.header import read_header
 from gguf_embed.native.model import Model
 
 path = Path(sys.argv[1])
 model = Model(path)
-tokenizer = Tokenizer(path, read_header(path), model, end_token=None)
+tokenizer = Tokenizer(path, read_header(path), model, SpecialTokens())
 
 def check():
     for unit in (".", "a", "A", " ", "7", "\\n", "\\u4e2d", "\\U0001f600", "e\\u0301", "ab "):

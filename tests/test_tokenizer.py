@@ -12,6 +12,7 @@ import tiny
 from gguf_embed.engine.tokenizer import Tokenizer
 from gguf_embed.gguf.header import read_header
 from gguf_embed.native.model import Model
+from gguf_embed.plan.mode import SpecialTokens
 
 DECOMPOSED = [
     "Cafe\u0301 cre\u0300me",
@@ -26,7 +27,7 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Model, Toke
     header = read_header(path)
     assert header.metadata["tokenizer.ggml.pre"] == "qwen2"
     model = Model(path)
-    yield model, Tokenizer(path, header, model, end_token=header.eos_id)
+    yield model, Tokenizer(path, header, model, SpecialTokens(last=header.eos_id))
     model.close()
 
 
@@ -44,7 +45,7 @@ def test_the_end_token_comes_last_once(qwen: tuple[Model, Tokenizer], tmp_path: 
     _, tokenizer = qwen
     header = read_header(tiny.write_qwen3(tmp_path / "old.gguf", add_eos=False).path)
     model = Model(tmp_path / "old.gguf")
-    old = Tokenizer(tmp_path / "old.gguf", header, model, end_token=header.eos_id)
+    old = Tokenizer(tmp_path / "old.gguf", header, model, SpecialTokens(last=header.eos_id))
     assert model.tokenize(b"a cat").tolist()[-1] != header.eos_id
     assert old.encode("a cat").tolist() == tokenizer.encode("a cat").tolist()
     assert old.encode("a cat").tolist().count(header.eos_id or -1) == 1
@@ -55,7 +56,7 @@ def test_next_line_is_a_blank_to_xlmr(tmp_path: Path):
     """As it is to the reference; docs/accuracy.md has the rest of what differs."""
     path = tiny.write_xlmr(tmp_path / "xlmr.gguf").path
     model = Model(path)
-    tokenizer = Tokenizer(path, read_header(path), model, end_token=None)
+    tokenizer = Tokenizer(path, read_header(path), model, SpecialTokens())
     expected = model.tokenize(b"a cat sat").tolist()
     assert model.tokenize("a\x85cat\x85sat".encode()).tolist() != expected
     assert tokenizer.encode("a\x85cat\x85sat").tolist() == expected

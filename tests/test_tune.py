@@ -31,7 +31,7 @@ from gguf_embed.machine.load import Load
 from gguf_embed.machine.selftest import Working
 from gguf_embed.native import library
 from gguf_embed.native.model import Tokens
-from gguf_embed.plan.contexts import EmbedMode
+from gguf_embed.plan.mode import EmbedMode
 from gguf_embed.plan.settings import RunSettings, Settings
 from gguf_embed.plan.variants import variant_of
 from gguf_embed.system import paths

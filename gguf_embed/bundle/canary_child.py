@@ -14,9 +14,8 @@ import numpy as np
 from gguf_embed.catalog import catalog
 from gguf_embed.catalog.card import ModelCard
 from gguf_embed.engine.embedder import Embedder
-from gguf_embed.engine.opening import choose_file, found_file
+from gguf_embed.engine.opening import open_file
 from gguf_embed.errors import BadModelFile, DoesNotFit, GgufEmbedError, NativeFailed
-from gguf_embed.machine.probe import probe
 from gguf_embed.plan.settings import Settings
 from gguf_embed.system.child import Child, take_job, tell
 from gguf_embed.vectors import Vectors
@@ -70,8 +69,7 @@ def _work(job: Mapping[str, Any]) -> dict[str, Any]:
     path, settings = Path(job["path"]), _PLAIN if job["plain"] else Settings(tune=False)
     card = catalog.find(job["card"]) if job["card"] else None
     try:
-        chosen = choose_file(path, card, probe(), settings)
-        with Embedder(found_file(chosen, path, settings), settings) as embedder:
+        with Embedder(open_file(path, card, settings)) as embedder:
             vectors = np.stack([embedder.encode(text, truncate="end") for text in job["texts"]])
     except GgufEmbedError as error:
         numbers: dict[str, Any] = {}

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias, cast
@@ -39,13 +39,6 @@ FORMAT: Final = 1
 ABOUT: Final = "bundle.json"
 CANARIES: Final = "canaries.json"
 
-# Cosine between a text's vectors on two machines. One machine has several paths (flash attention,
-# repacked weights, tapped or pooled, alone or in a batch): the least cosine between two of them was
-# 0.99999 with weights of 16 and 32 bits, 0.9994 with quantized ones (all-MiniLM-L6-v2 and a random
-# Qwen3, Q8_0 to Q2_K). Another CPU or GPU may differ more than ten times as much. Wrong pooling or
-# a lost end token gives less than 0.6 with these two models.
-_MIN_COSINE_FLOAT: Final = 0.999
-_MIN_COSINE_QUANTIZED: Final = 0.99
 MOST_BYTES: Final = 64 * 2**20  # that are read into memory of a file from elsewhere
 
 
@@ -72,12 +65,6 @@ class Canaries:
 
     texts: tuple[str, ...]
     vectors: Vectors
-
-
-def min_cosine(weight_types: Iterable[str]) -> float:
-    """What is asked of each canary, by the weights of the model."""
-    exact = all(weight_type in quants.EXACT for weight_type in weight_types)
-    return _MIN_COSINE_FLOAT if exact else _MIN_COSINE_QUANTIZED
 
 
 def is_model_name(name: str) -> bool:

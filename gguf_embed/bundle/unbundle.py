@@ -21,7 +21,6 @@ from gguf_embed.bundle.format import (
     Canaries,
     Licence,
     Status,
-    min_cosine,
     read_canaries,
     read_description,
     read_sizes,
@@ -33,7 +32,7 @@ from gguf_embed.lab.metrics import CosineStats, cosine_stats, cosines
 from gguf_embed.store import hub, local
 from gguf_embed.store import names as store_names
 from gguf_embed.store.local import Places, Source, file_sha256
-from gguf_embed.vectors import Vectors
+from gguf_embed.vectors import Vectors, tolerance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +76,7 @@ def unbundle(folder: Path, *, on_status: Status | None = None, at: Places | None
     header = read_header(path)
     card = source.card or catalog.by_header(header)
     vectors = canary_vectors(path, card, canaries.texts, plain=False)
-    asked = min_cosine(header.matrix_types)
+    asked = tolerance(header.matrix_types)
     _check_canaries(source, canaries, vectors, asked)
     say("installing")
     stored = _installed(path, source, at)

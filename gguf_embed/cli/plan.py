@@ -74,7 +74,7 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan; returns 0."""
-    from gguf_embed.engine import opening as choice
+    from gguf_embed.engine import choice
     from gguf_embed.machine import measured
     from gguf_embed.plan import plan
     from gguf_embed.plan.settings import Settings
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         known = () if args.machine else measured.load(machine.usable_cores)
         made = plan.plan_for(card, machine, settings, known=known, any_quant=True)
     else:
-        made = choice.choose(args.model, machine, settings, here=args.machine is None).plan
+        made = choice.choose(args.model, machine, settings, mine=args.machine is None).plan
     if args.json:
         console.print_json(_json(made, machine))
     else:

@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _source(args: argparse.Namespace) -> Source:
     """The file asked for, else the one that this machine would run."""
-    from gguf_embed.engine import opening as choice
+    from gguf_embed.engine import choice
     from gguf_embed.machine import probe as hardware
     from gguf_embed.plan import plan
     from gguf_embed.plan.settings import Settings

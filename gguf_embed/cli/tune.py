@@ -64,7 +64,7 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure, keep and print; returns 0."""
     from gguf_embed.engine import tune
-    from gguf_embed.engine.opening import find_model
+    from gguf_embed.engine.opening import prove_model
     from gguf_embed.engine.tune_record import to_json
     from gguf_embed.plan.settings import Settings
 
@@ -72,11 +72,11 @@ def run(args: argparse.Namespace) -> int:
         **options.limits(args), pooling=options.pooling(args.pooling), n_threads=args.threads
     )
     with console.transfer("fetch", quiet=False) as moved:
-        found = find_model(args.model, settings, console.say, moved)
-    if found.working.remark:
-        console.say(found.working.remark)
+        proved = prove_model(args.model, settings, on_status=console.say, on_download=moved)
+    if proved.working.remark:
+        console.say(proved.working.remark)
     tuned = tune.tune(
-        found.target,
+        proved.target,
         budget_s=args.budget,
         on_trial=lambda trial: console.say(f"{trial.changed}: {trial.tokens_per_s:,.0f} tokens/s"),
     )

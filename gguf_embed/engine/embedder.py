@@ -5,9 +5,8 @@ prepare (prompt, tokenize, cut) -> pack -> run -> finish (cut, normalize) -> put
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Final, Unpack
 
@@ -16,18 +15,16 @@ import numpy.typing as npt
 
 from gguf_embed.catalog.catalog import BUILTIN
 from gguf_embed.engine import arguments
-from gguf_embed.engine.backend import Backend, Head
+from gguf_embed.engine.backend import Head
 from gguf_embed.engine.fingerprint import Fingerprint, known_sha256
-from gguf_embed.engine.isolated import IsolatedModel
-from gguf_embed.engine.loaded import load, load_again
-from gguf_embed.engine.opening import Found, find_model
+from gguf_embed.engine.opening import Opened, open_model
 from gguf_embed.engine.options import Block, EncodeOptions, Progress, VectorOptions
 from gguf_embed.engine.running import Lifetime, Running
 from gguf_embed.engine.stream import DIED, NO_VECTOR, Request, blocks, no_vector
 from gguf_embed.engine.turns import Caller, Priority
 from gguf_embed.errors import BadOption, TextTooLong
 from gguf_embed.plan.plan import Plan
-from gguf_embed.plan.settings import RunSettings, Settings
+from gguf_embed.plan.settings import Settings
 from gguf_embed.store import download
 from gguf_embed.system.closing import Closes
 from gguf_embed.vectors import Vectors, check_dimensions, finish, unusable
@@ -41,44 +38,24 @@ class Embedder(Closes):
 
     _ready = False
 
-    def __init__(
-        self,
-        found: Found,
-        settings: Settings,
-        on_status: Callable[[str], None] | None = None,
-        *,
-        backend: Backend | None = None,
-        run_settings: RunSettings | None = None,
-        reopen: Callable[[], Backend] | None = None,
-    ) -> None:
-        """Use `Embedder.open`, which finds the file.
-
-        A `backend` that was opened elsewhere may be given, with the settings that it runs with and
-        what opens the same one again in the child of a fork.
-        """
-        if backend is None:
-            found, backend = load(found, settings, on_status)
-            run_settings = backend.runner.settings
-            reopen = partial(load_again, found, run_settings, exact=settings.exact)
-        self.path = found.path
-        self.header = found.header
-        self.card = found.choice.card
-        self.settings = settings  # what the caller said
-        self.run_settings = run_settings or RunSettings()  # how it runs
-        self.meaning = found.mode
-        self.pooling = self.meaning.pooling
-        remark = found.working.remark
-        self.remarks: tuple[str, ...] = (remark,) if remark else ()
-        self.plan: Plan = found.choice.plan  # what was considered, and why this
-        self.target = found.target
-        self.n_ctx = self.plan.run.n_ctx
-        self.dim = backend.dim
-        self.prompts: Mapping[str, str] = self.card.prompts if self.card else {}
-        self._source = found.choice.source
-        self._isolated = isinstance(backend, IsolatedModel)
-        self._lifetime = Lifetime(
-            backend, reopen or (lambda: backend), n_ctx=self.n_ctx, shown=repr(self)
-        )
+    def __init__(self, opened: Opened) -> None:
+        """Use `Embedder.open`, which opens the model; it is this object's to close."""
+        self.path = opened.path
+        self.header = opened.header
+        self.card = opened.card
+        self.settings = opened.settings  # what the caller said
+        self.run_settings = opened.run  # how it runs
+        self.meaning = opened.mode
+        self.pooling = opened.mode.pooling
+        self.remarks = opened.remarks
+        self.plan: Plan = opened.plan  # what was considered, and why this
+        self.target = opened.target
+        self.n_ctx = opened.run.n_ctx
+        self.dim = opened.backend.dim
+        self.prompts = opened.prompts
+        self._source = opened.source
+        self._isolated = opened.isolated
+        self._lifetime = Lifetime(opened.backend, opened.reopen, n_ctx=self.n_ctx, shown=repr(self))
         self._ready = True
 
     @classmethod
@@ -112,17 +89,14 @@ class Embedder(Closes):
         settings = settings or Settings()
         arguments.check_settings(settings)
         isolated = arguments.check_switch("isolated", isolated)
-        found = find_model(name, settings, on_status, on_download)
-        if not isolated:
-            return cls(found, settings, on_status)
-        backend = IsolatedModel(found, settings, on_status)
-        return cls(
-            backend.found,
-            settings,
-            backend=backend,
-            run_settings=backend.run_settings,
-            reopen=partial(IsolatedModel, backend.found, settings),
+        opened = open_model(
+            name, settings, isolated=isolated, on_status=on_status, on_download=on_download
         )
+        try:
+            return cls(opened)
+        except BaseException:
+            opened.close()
+            raise
 
     def __repr__(self) -> str:
         return (

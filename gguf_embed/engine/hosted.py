@@ -91,17 +91,15 @@ def _main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C ends
     if os.environ.get(FAULT_VARIABLE, "").startswith("load:"):
         signal.raise_signal(signal.SIGSEGV)  # to this thread: os.kill may come late
-    found, settings, run_settings = pickle.loads(base64.b64decode(job["opened"]))  # our parent's
+    proved, run = pickle.loads(base64.b64decode(job["opened"]))  # our parent's
     try:
-        found, loaded = load(
-            found, settings, lambda line: tell({"status": line}), run_settings=run_settings
-        )
+        proved, loaded = load(proved, lambda line: tell({"status": line}), run=run)
     except GgufEmbedError as error:
         raised = base64.b64encode(pickle.dumps(error)).decode()
         tell({"failed": raised})
         return
     runner = loaded.runner
-    opened = base64.b64encode(pickle.dumps((found, runner.settings))).decode()
+    opened = base64.b64encode(pickle.dumps((proved, runner.settings))).decode()
     host = Host(loaded)
     tell(
         {

@@ -30,12 +30,12 @@ import numpy as np
 from gguf_embed.engine.backend import BatchLimits, Head, Outcome
 from gguf_embed.engine.gate import Gate
 from gguf_embed.engine.loaded import limits_of
-from gguf_embed.engine.opening import Found
+from gguf_embed.engine.proved import Proved
 from gguf_embed.engine.segments import Segments
 from gguf_embed.engine.tokenizer import RunTooLong
 from gguf_embed.errors import BadInput, BadModelFile, GgufEmbedError, NativeFailed
 from gguf_embed.native.model import Tokens
-from gguf_embed.plan.settings import RunSettings, Settings
+from gguf_embed.plan.settings import RunSettings
 from gguf_embed.system.child import Child, Ending
 from gguf_embed.system.closing import Closes
 from gguf_embed.system.files import printable
@@ -133,27 +133,32 @@ class Process:
 class IsolatedModel(Closes):
     """The `Backend` whose model is in a child. Safe to use from several threads."""
 
-    def __init__(self, found: Found, settings: Settings, on_status: Status | None = None) -> None:
+    def __init__(self, proved: Proved, on_status: Status | None = None) -> None:
         """Start the child and load the model there. Raises what loading raises."""
         self._on_status = on_status
-        self._settings = settings
         self._gate = Gate()
         self._starting = threading.Lock()
         self._process: Process | None = None
         self._closed = False
         self.n_deaths = 0
         self._n_deaths_in_a_row = 0
-        self.found = found
-        self.run_settings: RunSettings | None = None
+        self.proved = proved
+        self._run: RunSettings | None = None
         ready = self._started().ready.result()
         self._dim: int = ready["dim"]
         self._n_scores: int = ready["n_scores"]
         self._specials = frozenset[int](ready["specials"])
         self._ordinary_tokens: int = ready["ordinary_tokens"]
         self._tokens_alone: bool = ready["tokens_alone"]
-        assert self.run_settings, "the child said them"
-        self._n_contexts = self.run_settings.n_contexts
-        self._limits = limits_of(self.run_settings, self.found.mode, exact=settings.exact)
+        run = self.run_settings
+        self._n_contexts = run.n_contexts
+        self._limits = limits_of(run, self.proved.mode, exact=proved.settings.exact)
+
+    @property
+    def run_settings(self) -> RunSettings:
+        """How the model runs there."""
+        assert self._run, "the child said them"
+        return self._run
 
     @property
     def pid(self) -> int:
@@ -219,7 +224,7 @@ class IsolatedModel(Closes):
                     with suppress(Died):
                         return _without(sequences, culprits, n_prefix, compute, self._zeros)
         raise NativeFailed(
-            f"{printable(self.found.path)}: the child process that computes dies again and again, "
+            f"{printable(self.proved.path)}: the child process that computes dies again and again, "
             "and not of one text; run `gguf-embed doctor`"
         )
 
@@ -298,7 +303,7 @@ class IsolatedModel(Closes):
                 self._process = None
             if self._n_deaths_in_a_row > MAX_DEATHS:
                 raise NativeFailed(
-                    f"{printable(self.found.path)}: the child process that computes died "
+                    f"{printable(self.proved.path)}: the child process that computes died "
                     f"{self._n_deaths_in_a_row} times in a row; run `gguf-embed doctor`"
                 )
             self._process = self._start()
@@ -306,7 +311,7 @@ class IsolatedModel(Closes):
 
     def _start(self) -> Process:
         """A child with the model loaded."""
-        opened = pickle.dumps((self.found, self._settings, self.run_settings))
+        opened = pickle.dumps((self.proved, self._run))
         job = {"opened": base64.b64encode(opened).decode()}
         reason = ""
         for _ in range(MAX_STARTS):
@@ -323,11 +328,11 @@ class IsolatedModel(Closes):
             if "failed" in answer:
                 process.close()
                 raise pickle.loads(base64.b64decode(answer["failed"]))  # from our own child
-            self.found, self.run_settings = pickle.loads(base64.b64decode(answer["ready"]))
+            self.proved, self._run = pickle.loads(base64.b64decode(answer["ready"]))
             self._on_status = None  # a fresh one says the same again
             return process
         raise NativeFailed(
-            f"{printable(self.found.path)}: the child process that computes died {MAX_STARTS} "
+            f"{printable(self.proved.path)}: the child process that computes died {MAX_STARTS} "
             f"times while it loaded the model ({reason}); run `gguf-embed doctor`"
         )
 

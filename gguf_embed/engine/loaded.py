@@ -9,13 +9,13 @@ from dataclasses import replace
 
 from gguf_embed.engine import tune
 from gguf_embed.engine.backend import BatchLimits, Head, Outcome
-from gguf_embed.engine.opening import Found, end_token
+from gguf_embed.engine.proved import Proved
 from gguf_embed.engine.runner import Runner, max_prefix, tap_works
 from gguf_embed.engine.tokenizer import Tokenizer
 from gguf_embed.errors import BadInput
 from gguf_embed.native.model import Model, Tokens
-from gguf_embed.plan.contexts import EmbedMode
-from gguf_embed.plan.settings import RunSettings, Settings
+from gguf_embed.plan.mode import EmbedMode
+from gguf_embed.plan.settings import RunSettings
 from gguf_embed.system.closing import Closes
 
 
@@ -29,7 +29,7 @@ class LoadedModel(Closes):
         self.tokenizer = tokenizer
         settings = runner.settings
         self._limits = limits_of(settings, runner.meaning, exact=exact)
-        self._specials = model.special_tokens()
+        self._specials = model.special_tokens() | tokenizer.added
 
     @property
     def dim(self) -> int:
@@ -82,77 +82,63 @@ def limits_of(settings: RunSettings, meaning: EmbedMode, *, exact: bool) -> Batc
 
 
 def load(
-    found: Found,
-    settings: Settings,
+    proved: Proved,
     on_status: Callable[[str], None] | None = None,
     *,
-    run_settings: RunSettings | None = None,
-) -> tuple[Found, LoadedModel]:
-    """Tune on first use, load, and prove the tap; planned anew where there is none.
+    run: RunSettings | None = None,
+) -> tuple[Proved, LoadedModel]:
+    """Tune on first use, load, and try the tap; planned anew where there is none.
 
-    With `run_settings` it runs as it did before. Nothing stays loaded when a step fails.
+    With `run` it runs as it did before. Nothing stays loaded when a step fails.
     """
-    run_settings = run_settings or tune.best_run(
-        found.target,
-        settings,
-        budget_s=tune.FIRST_USE_S if settings.tune else 0,
-        on_status=on_status,
-    )
-    with ExitStack() as opened:
-        model = opened.enter_context(_model(found, run_settings))
-        if run_settings.tap and not _tap_works(model, found, run_settings):
-            found = replace(found, choice=found.choice.without(tap=True))
-            planned = found.choice.plan.run
-            n_tokens = min(run_settings.max_batch_tokens, planned.max_batch_tokens)
-            run_settings = replace(
-                run_settings,
-                tap=False,
-                n_ctx=planned.n_ctx,
-                max_batch_tokens=n_tokens,
-                batch_tokens=min(run_settings.batch_tokens, n_tokens),
-            )
-        loaded = _with_contexts(model, found, run_settings, exact=settings.exact)
-        opened.pop_all()
-    return found, loaded
+    if run is None:
+        budget_s = tune.FIRST_USE_S if proved.settings.tune else 0
+        run = tune.best_run(proved.target, proved.settings, budget_s=budget_s, on_status=on_status)
+    with ExitStack() as held:
+        model = held.enter_context(_model(proved, run))
+        if run.tap and not _tap_works(model, proved, run):
+            proved = proved.without_tap()
+            untapped = replace(proved.settings, tap=False)
+            run = tune.best_run(proved.target, untapped, budget_s=0)
+            # The weights lie where they lie.
+            run = replace(run, n_gpu_layers=model.n_gpu_layers, repack=model.repack)
+        loaded = _with_contexts(model, proved, run)
+        held.pop_all()
+    return proved, loaded
 
 
-def load_again(found: Found, run_settings: RunSettings, *, exact: bool) -> LoadedModel:
+def load_again(proved: Proved, run: RunSettings) -> LoadedModel:
     """The same model as before a fork: all is known of it, but nothing native can be used.
 
     Raises BadInput where the child of a fork cannot use it at all.
     """
-    devices = {device.kind for device in found.choice.machine.devices}
-    if devices - {"cpu"}:
+    if any(device.kind != "cpu" for device in proved.choice.machine.devices):
         raise BadInput(
-            f"{found.path} was opened before os.fork(), which GPU drivers do not survive; open it "
+            f"{proved.path} was opened before os.fork(), which GPU drivers do not survive; open it "
             "in the child, and in the parent not at all: or start processes by 'spawn'"
         )
-    with ExitStack() as opened:
-        model = opened.enter_context(_model(found, run_settings))
-        loaded = _with_contexts(model, found, run_settings, exact=exact)
-        opened.pop_all()
+    with ExitStack() as held:
+        loaded = _with_contexts(held.enter_context(_model(proved, run)), proved, run)
+        held.pop_all()
     return loaded
 
 
-def _model(found: Found, run_settings: RunSettings) -> Model:
-    return Model(found.path, n_gpu_layers=run_settings.n_gpu_layers, repack=run_settings.repack)
+def _model(proved: Proved, run: RunSettings) -> Model:
+    return Model(proved.path, n_gpu_layers=run.n_gpu_layers, repack=run.repack)
 
 
-def _tap_works(model: Model, found: Found, run_settings: RunSettings) -> bool:
+def _tap_works(model: Model, proved: Proved, run: RunSettings) -> bool:
     """In a thread that ends: a thread that has computed with OpenMP hangs in the child of a fork,
     so it must not be the main one.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="gguf-embed-tap") as thread:
-        return thread.submit(tap_works, model, found.mode, run_settings).result()
+        return thread.submit(tap_works, model, proved.mode, run).result()
 
 
-def _with_contexts(
-    model: Model, found: Found, run_settings: RunSettings, *, exact: bool
-) -> LoadedModel:
-    with ExitStack() as opened:
-        runner = opened.enter_context(Runner(model, found.mode, run_settings))
-        last = end_token(found.header, found.choice.card, found.mode.pooling)
-        tokenizer = Tokenizer(found.path, found.header, model, end_token=last)
-        loaded = LoadedModel(model, runner, tokenizer, exact=exact)
-        opened.pop_all()
+def _with_contexts(model: Model, proved: Proved, run: RunSettings) -> LoadedModel:
+    with ExitStack() as held:
+        runner = held.enter_context(Runner(model, proved.mode, run))
+        tokenizer = Tokenizer(proved.path, proved.header, model, proved.special_tokens)
+        loaded = LoadedModel(model, runner, tokenizer, exact=proved.settings.exact)
+        held.pop_all()
     return loaded

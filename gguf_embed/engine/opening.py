@@ -1,341 +1,176 @@
-"""From a model's name to the one file of it for this machine, and how to run it here.
+"""Opening a model: one corridor from its name to a backend that computes vectors.
 
-    chosen = choose("qwen3-embedding:8b", probe(), Settings())
-    chosen.plan.in_short         # "qwen3-embedding-8b Q8_0 on CPU: the best quality of 6 ..."
-    path = fetch(chosen.source)  # for the choice nothing was fetched but headers
+    name
+      -> sources -> header, checked -> plan        choice.choose
+      -> file, fetched and verified                _fetched
+      -> proved safe to load here                  proved.prove_choice
+      -> tuned -> loaded, here or in a child       loaded.load, isolated.IsolatedModel
+      -> Opened
 
-Offline only what is on this machine can be chosen. Online a file that is here is preferred to one
-that would run no better; `Settings.quant` overrides that.
+Every caller comes in here: `Embedder.open`, the lab, bundles, `tune`. What fails on the way leaves
+nothing loaded behind.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
-from gguf_embed.catalog import catalog
 from gguf_embed.catalog.card import ModelCard
-from gguf_embed.engine import proof, tune, tune_record
-from gguf_embed.errors import BadModelFile
-from gguf_embed.gguf import layout, quants
-from gguf_embed.gguf.check import check_embedder, needs_pooling
-from gguf_embed.gguf.header import ENCODERS, Header, read_header
-from gguf_embed.machine import measured, selftest
+from gguf_embed.engine.backend import Backend
+from gguf_embed.engine.choice import Choice, choose, choose_file
+from gguf_embed.engine.isolated import IsolatedModel
+from gguf_embed.engine.loaded import load, load_again
+from gguf_embed.engine.proved import Proved, prove_choice
+from gguf_embed.engine.tune_record import Target
+from gguf_embed.gguf.header import Header
 from gguf_embed.machine import probe as hardware
-from gguf_embed.machine.machine import Machine
-from gguf_embed.machine.measured import MeasuredRun
-from gguf_embed.machine.selftest import Working
-from gguf_embed.plan import plan
-from gguf_embed.plan.contexts import EmbedMode
-from gguf_embed.plan.memory import gpus_of
+from gguf_embed.plan.mode import EmbedMode, check_no_reranker, embed_mode
 from gguf_embed.plan.plan import Plan
 from gguf_embed.plan.settings import RunSettings, Settings
-from gguf_embed.plan.variants import Variant, variant_of, variants_of
-from gguf_embed.store import download, hub, names
+from gguf_embed.store import download, hub
 from gguf_embed.store.local import Source
-from gguf_embed.vectors import Pooling
 
 _log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """A file of a model and the plan to run it on a machine."""
-
-    source: Source
-    # Of the file, if that is here; else as it is expected to be; None: as the catalog says.
-    header: Header | None
-    card: ModelCard | None
-    variant: Variant
-    machine: Machine
-    settings: Settings
-    plan: Plan
-
-    @property
-    def gpus(self) -> tuple[str, ...]:
-        """What the GPUs that hold layers are, such as "NVIDIA GeForce RTX 4090"."""
-        used = (gpu for gpu in gpus_of(self.machine) if gpu.name in self.plan.devices)
-        return tuple(gpu.description for gpu in used)
-
-    def fits(self, run: RunSettings) -> bool:
-        """Whether the machine has the memory to run it so, beside what should stay free."""
-        return plan.also_fits(self.plan, self.variant, self.machine, self.settings, run)
-
-    def without(self, *, gpus: bool = False, flash_attn: bool = False, tap: bool = False) -> Choice:
-        """The same file planned anew, where the GPUs, flash attention or the tap turned out not to
-        work. Without the tap the weights are loaded, and stay where they are. Raises DoesNotFit.
-        """
-        machine, settings = self.machine, self.settings
-        if tap:
-            n_gpu_layers = self.plan.run.n_gpu_layers
-            settings = replace(settings, tap=False, n_gpu_layers=n_gpu_layers)
-        if flash_attn:
-            settings = replace(settings, flash_attn=False)
-        if gpus:
-            cpus = tuple(device for device in machine.devices if device.kind == "cpu")
-            machine = replace(machine, devices=cpus)
-            settings = replace(settings, n_gpu_layers=None)
-        made = plan.make_plan([self.variant], machine, settings)
-        return replace(self, machine=machine, settings=settings, plan=made)
+Status: TypeAlias = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Offer:
-    source: Source
-    header: Header | None
-    variant: Variant
+class Opened:
+    """A model ready to compute, with all that was proved and chosen on the way."""
 
-
-def choose(name: str | Path, machine: Machine, settings: Settings, *, here: bool = True) -> Choice:
-    """The best file of the model for the machine, here or on the Hub, and its plan.
-
-    `name` may be "auto". Without `here` it is chosen for another machine: what this one has does
-    not count. Raises ModelNotFound, BadModelFile, BadOption, FetchFailed or DoesNotFit.
-    """
-    if name == plan.AUTO:
-        return _choose_auto(machine, settings, here=here)
-    known = _known(machine, settings, here=here)
-    offered = names.offered(name, settings.quant, here=here)
-    sources = _in_reach(offered, here=here)
-    offers = _offers(sources, here=here)
-    # The name of a file may differ from what its header says.
-    if settings.quant or len(offered) == 1:
-        settings = replace(settings, quant=offers[0].variant.quant)
-    variants = [offer.variant for offer in offers]
-    card = sources[0].card
-    if card is None:
-        made = plan.make_plan(variants, machine, settings, known=known)
-    else:
-        made = plan.plan_for(card, machine, settings, known=known, offered=variants)
-        if made.model != card.id:  # a smaller one, which was allowed
-            smaller = choose(made.model, machine, replace(settings, allow_smaller=False), here=here)
-            why = (made.why[0], *smaller.plan.why)
-            return replace(smaller, plan=replace(smaller.plan, why=why))
-    return _chosen(offers, made, machine, settings)
-
-
-def choose_file(path: Path, card: ModelCard | None, machine: Machine, settings: Settings) -> Choice:
-    """A file that is here as what the caller says it is. Raises BadModelFile or DoesNotFit."""
-    header = read_header(path)
-    source = Source(name=str(path), card=card, file=path.name, path=path, where="file")
-    offer = _Offer(source=source, header=header, variant=variant_of(header, card=card))
-    return _chosen([offer], plan.make_plan([offer.variant], machine, settings), machine, settings)
-
-
-def _choose_auto(machine: Machine, settings: Settings, *, here: bool) -> Choice:
-    family = plan.auto_family()
-    sources = [source for card in family for source in names.offered(card.id, here=here)]
-    if settings.quant:
-        settings = replace(settings, quant=quants.parse(settings.quant))
-        sources = [source for source in sources if source.quant == settings.quant]
-    offers = _offers(_in_reach(sources, here=here), here=here)
-    by_model: dict[str, list[Variant]] = {}
-    for offer in offers:
-        by_model.setdefault(offer.variant.model, []).append(offer.variant)
-    known = _known(machine, settings, here=here)
-    made = plan.plan_auto(machine, settings, known=known, offered=by_model)
-    return _chosen(offers, made, machine, settings)
-
-
-def _known(machine: Machine, settings: Settings, *, here: bool) -> Sequence[MeasuredRun]:
-    """What was measured on this machine, which says nothing about another."""
-    return measured.load(settings.n_threads or machine.usable_cores) if here else ()
-
-
-def _in_reach(sources: Sequence[Source], *, here: bool) -> Sequence[Source]:
-    """Offline: those on this machine; all, where there are none, so that what to bring is named."""
-    local = [source for source in sources if source.path]
-    if not local or len(local) == len(sources) or not here:
-        return sources  # the Hub's client need not be loaded to ask whether we are offline
-    return local if hub.places().offline else sources
-
-
-def _offers(sources: Sequence[Source], *, here: bool) -> list[_Offer]:
-    """What is known of each file, those on this machine first; a damaged one is passed over."""
-    offers: list[_Offer] = []
-    damaged: BadModelFile | None = None
-    for source in sorted(sources, key=lambda source: source.path is None):
-        try:
-            offers.append(_like_another(source, offers) or _offer(source, here=here))
-        except BadModelFile as error:
-            damaged = error
-            if len(sources) > 1:
-                _log.warning("%s", error)
-    if damaged and not offers:
-        raise damaged
-    return offers
-
-
-def _offer(source: Source, *, here: bool) -> _Offer:
-    """By the catalog's shape where it has one and the file is not here, else by the header."""
-    card = source.card
-    file = next((f for f in card.files if f.name == source.file), None) if card else None
-    if source.path is None and card and file and _laid_out(card):
-        variant = next(v for v in variants_of(card) if v.quant == file.quant)
-        return _Offer(source=source, header=None, variant=variant)
-    header = read_header(source.path) if source.path else hub.remote_header(source)
-    variant = variant_of(header, card=card or catalog.by_header(header), file=file)
-    variant = replace(variant, on_disk=here and source.path is not None)
-    return _Offer(source=source, header=header, variant=variant)
-
-
-def _like_another(source: Source, offers: Sequence[_Offer]) -> _Offer | None:
-    """The offer of a file that is an earlier one of its repository in another quantization.
-
-    Headers are megabytes, of vocabulary for the most part, and a repository has a dozen files.
-    """
-    for offer in offers:
-        header, n_bytes = offer.header, source.n_bytes or 0
-        near = source.repo and (source.repo, source.card) == (offer.source.repo, offer.source.card)
-        if (
-            source.path
-            or source.card
-            or not near
-            or not header
-            or source.quant not in layout.QUANTS
-        ):
-            continue
-        if header.architecture not in layout.ARCHITECTURES:
-            continue
-        tensors = tuple(layout.tensors(offer.variant.shape, source.quant))
-        expected = header.header_bytes + sum(tensor.n_bytes for tensor in tensors)
-        if abs(expected - n_bytes) * 100 <= n_bytes:  # else it is something else
-            like = replace(header, tensors=tensors)
-            variant = replace(variant_of(like), quant=source.quant)
-            return _Offer(source=source, header=like, variant=variant)
-    return None
-
-
-def _laid_out(card: ModelCard) -> bool:
-    return card.shape is not None and card.architecture in layout.ARCHITECTURES
-
-
-def _chosen(offers: Sequence[_Offer], made: Plan, machine: Machine, settings: Settings) -> Choice:
-    asked = (made.model, made.quant)
-    offer = next(o for o in offers if (o.variant.model, o.variant.quant) == asked)
-    card = offer.source.card or (catalog.by_header(offer.header) if offer.header else None)
-    return Choice(
-        source=offer.source,
-        header=offer.header,
-        card=card,
-        variant=offer.variant.as_asked(settings),
-        machine=machine,
-        settings=settings,
-        plan=made,
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """A file that is here, and how this machine is to run it."""
-
-    choice: Choice
+    source: Source  # where the file came from
     path: Path
     header: Header
+    card: ModelCard | None
+    plan: Plan  # what was considered, and why this
+    settings: Settings  # what the user said
+    run: RunSettings  # how it runs
     mode: EmbedMode
-    working: Working
+    remarks: tuple[str, ...]  # for the user: what had to be given up
+    target: Target  # what a measurement would start from
+    backend: Backend
+    reopen: Callable[[], Backend]  # the same one again, in the child of a fork
 
-    @property
-    def target(self) -> tune_record.Target:
-        """What a measurement may change."""
-        choice = self.choice
-        return tune_record.Target(
-            path=self.path,
-            header=self.header,
-            mode=self.mode,
-            safe=self.working,
-            n_cores=choice.settings.n_threads or choice.machine.usable_cores,
-            start=choice.plan.run,
-            tier=choice.plan.tier,
-            gpus=choice.gpus,
-            fits=choice.fits,
+    @classmethod
+    def of(
+        cls, proved: Proved, run: RunSettings, backend: Backend, reopen: Callable[[], Backend]
+    ) -> Opened:
+        """What was proved, with the backend that runs so, and what makes it again."""
+        remark = proved.working.remark
+        return cls(
+            source=proved.choice.source,
+            path=proved.path,
+            header=proved.header,
+            card=proved.choice.card,
+            plan=proved.choice.plan,
+            settings=proved.settings,
+            run=run,
+            mode=proved.mode,
+            remarks=(remark,) if remark else (),
+            target=proved.target,
+            backend=backend,
+            reopen=reopen,
         )
 
+    @property
+    def prompts(self) -> Mapping[str, str]:
+        """Those of the catalog."""
+        return self.card.prompts if self.card else {}
 
-def find_model(
+    @property
+    def isolated(self) -> bool:
+        """Whether the model is in a child process."""
+        return isinstance(self.backend, IsolatedModel)
+
+    def close(self) -> None:
+        """Free the model."""
+        self.backend.close()
+
+
+def open_model(
+    name: str | Path,
+    settings: Settings | None = None,
+    *,
+    isolated: bool = False,
+    on_status: Status | None = None,
+    on_download: download.Progress | None = None,
+) -> Opened:
+    """A model by catalog name, Hub repository, path, or "auto", ready to compute.
+
+    See `Embedder.open` for the arguments and what is raised.
+    """
+    settings = settings or Settings()
+    proved = prove_model(name, settings, on_status=on_status, on_download=on_download)
+    return _opened(proved, isolated=isolated, on_status=on_status)
+
+
+def open_file(
+    path: Path,
+    card: ModelCard | None,
+    settings: Settings,
+    *,
+    on_status: Status | None = None,
+) -> Opened:
+    """A file on this machine as the model that the caller says it is."""
+    choice = choose_file(path, card, hardware.probe(), settings)
+    return _opened(prove_choice(choice, path, settings, on_status), on_status=on_status)
+
+
+def prove_model(
     name: str | Path,
     settings: Settings,
-    on_status: Callable[[str], None] | None = None,
+    *,
+    on_status: Status | None = None,
     on_download: download.Progress | None = None,
-) -> Found:
-    """The file that a name means here, downloaded if need be; see `Embedder.open`."""
+) -> Proved:
+    """The first part of the corridor: a file that is here and safe to load, and nothing loaded."""
     if settings.n_threads and (remark := hardware.check_threads(settings.n_threads)):
         _log.warning("%s", remark)
-    chosen = choose(name, hardware.probe(), settings)
-    source, header = chosen.source, chosen.header
-    if header is not None:  # what is no embedder is told before gigabytes move
-        mode_of(header, chosen.card, settings)
-    elif chosen.variant.mode.pooling is Pooling.RANK:
-        raise BadModelFile(_RERANKER.format(chosen.plan.model))
-    if on_status is not None and source.where != "package":
-        on_status(chosen.plan.in_short)
+    choice = choose(name, hardware.probe(), settings)
+    # What is no embedder is refused before gigabytes move.
+    if choice.header is not None:
+        embed_mode(choice.header, choice.card, settings)
+    check_no_reranker(choice.card, choice.plan.model)
+    if on_status is not None and choice.source.where != "package":
+        on_status(choice.plan.in_short)
+    path = _fetched(choice, on_status, on_download)
+    return prove_choice(choice, path, settings, on_status)
+
+
+def _fetched(
+    choice: Choice, on_status: Status | None, on_download: download.Progress | None
+) -> Path:
+    """The file on this machine, verified; downloaded if need be."""
+    source = choice.source
+    if source.path is not None and source.where == "package":
+        return source.path
     if source.path is None and not hub.places().offline:
         download.check_licence(source)
         if on_status is not None:
             on_status(f"fetching {source.label_with_size}, once")
-    in_package = source.path if source.where == "package" else None
-    path = in_package or download.fetch(source, progress=on_download)
-    return found_file(chosen, path, settings, on_status)
+    return download.fetch(source, progress=on_download)
 
 
-def found_file(
-    chosen: Choice,
-    path: Path,
-    settings: Settings,
-    on_status: Callable[[str], None] | None = None,
-) -> Found:
-    """A chosen file that is here; planned anew where its GPU or flash attention fails here."""
-    header = (chosen.source.path and chosen.header) or read_header(path)
-    mode = mode_of(header, chosen.card, settings)
-    working = selftest.check(header.matrix_types, gpus=chosen.gpus)
-    if not working.gpu or not working.flash:
-        chosen = chosen.without(gpus=not working.gpu, flash_attn=not working.flash)
-    run = tune.safe_run(chosen.plan.run, working)
-    proof.prove(
-        path,
-        proof.ProofSettings(
-            pooling=mode.pooling,
-            causal=mode.causal,
-            encoder=mode.encoder,
-            end_token=end_token(header, chosen.card, mode.pooling),
-            n_ctx=run.n_ctx,
-            n_threads=settings.n_threads or chosen.machine.usable_cores,
-            n_gpu_layers=run.n_gpu_layers,
-            repack=working.repack if settings.repack is None else settings.repack,
-            flash_attn=run.flash_attn,
-        ),
-        on_status=on_status,
-    )
-    return Found(choice=chosen, path=path, header=header, mode=mode, working=working)
-
-
-_RERANKER = "{}: a reranker scores pairs of texts; it gives no vectors"
-
-
-def mode_of(header: Header, card: ModelCard | None, settings: Settings) -> EmbedMode:
-    """Pooling and attention of a model: the caller's choice, the catalog's, the file's.
-
-    Raises BadModelFile for a file that is no embedder.
-    """
-    chosen = (settings.pooling, card.pooling if card else None, header.pooling)
-    pooling = next((p for p in chosen if p is not None), None)
-    check_embedder(header, pooling=pooling)
-    if pooling in (None, Pooling.NONE):
-        raise BadModelFile(needs_pooling(header) or f"{header.source}: no pooling")
-    if pooling is Pooling.RANK:
-        raise BadModelFile(_RERANKER.format(header.source))
-    encoder = header.architecture in ENCODERS
-    causal = card.causal if card else header.causal
-    causal = causal if settings.causal is None else settings.causal
-    return EmbedMode(pooling=pooling, causal=causal and not encoder, encoder=encoder)
-
-
-def end_token(header: Header, card: ModelCard | None, pooling: Pooling) -> int | None:
-    """The token that LAST pooling reads, where the file may not say so itself."""
-    if pooling is not Pooling.LAST:
-        return None
-    if card is not None and card.add_eos is not None:
-        return card.eos_id if card.add_eos else None
-    return header.eos_id if header.add_eos is not False else None
+def _opened(proved: Proved, *, isolated: bool = False, on_status: Status | None = None) -> Opened:
+    """The last part of the corridor: tuned and loaded."""
+    backend: Backend
+    reopen: Callable[[], Backend]
+    if isolated:
+        backend = in_child = IsolatedModel(proved, on_status)
+        proved, run = in_child.proved, in_child.run_settings
+        reopen = partial(IsolatedModel, proved)
+    else:
+        proved, backend = load(proved, on_status)
+        run = backend.runner.settings
+        reopen = partial(load_again, proved, run)
+    try:
+        return Opened.of(proved, run, backend, reopen)
+    except BaseException:
+        backend.close()
+        raise

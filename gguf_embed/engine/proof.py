@@ -58,6 +58,7 @@ class ProofSettings:
     encoder: bool
     n_ctx: int
     n_threads: int
+    first_token: int | None = None
     end_token: int | None = None
     n_gpu_layers: int = 0
     repack: bool = True

@@ -18,19 +18,17 @@ from gguf_embed.errors import BadInput
 from gguf_embed.native.context import Context, ContextParams, TapUnavailable
 from gguf_embed.native.model import Model, Tokens
 from gguf_embed.plan.contexts import (
-    EmbedMode,
     long_context,
     longest_ordinary,
     ordinary_context,
     splits,
 )
+from gguf_embed.plan.mode import EmbedMode
 from gguf_embed.plan.settings import RunSettings
 from gguf_embed.system.closing import Closes
-from gguf_embed.vectors import Pooling, Vectors, unusable
+from gguf_embed.vectors import Pooling, Vectors, least_cosine, tolerance, unusable
 
 _log = logging.getLogger(__name__)
-
-TAP_COSINE = 0.9999  # tapped against llama.cpp's own pooling, same batch, same kernels
 
 
 class Runner(Closes):
@@ -246,9 +244,8 @@ def tap_works(model: Model, meaning: EmbedMode, settings: RunSettings) -> bool:
     except TapUnavailable as error:
         _log.info("no tap: %s", error)
         return False
-    cosine = np.einsum("nd,nd->n", expected, tapped)
-    cosine /= np.linalg.norm(expected, axis=1) * np.linalg.norm(tapped, axis=1)
-    if not cosine.min() >= TAP_COSINE:  # NaN as well
-        _log.warning("the tapped path differs from llama.cpp's pooling (cosine %g)", cosine.min())
+    cosine = least_cosine(expected, tapped)
+    if not cosine >= tolerance((), same_kernels=True):  # NaN as well
+        _log.warning("the tapped path differs from llama.cpp's pooling (cosine %g)", cosine)
         return False
     return True

@@ -23,6 +23,7 @@ from gguf_embed.engine import wordpiece
 from gguf_embed.engine.stacks import call_with_stack, stack_bytes
 from gguf_embed.gguf.header import Header, read_header
 from gguf_embed.native.model import Model, Tokens
+from gguf_embed.plan.mode import SpecialTokens
 
 _NFC_BEFORE = frozenset({"qwen2"})  # values of tokenizer.ggml.pre
 
@@ -61,10 +62,10 @@ class RunTooLong(ValueError):
 class Tokenizer:
     """Safe to use from several threads."""
 
-    def __init__(self, path: Path, header: Header, model: Model, *, end_token: int | None) -> None:
-        """`end_token` is made sure to come last, where the file may not say so itself."""
+    def __init__(self, path: Path, header: Header, model: Model, specials: SpecialTokens) -> None:
+        """`specials` are made sure to stand at the ends, where the file may not say so itself."""
         self._model = model
-        self._end_token = end_token
+        self._first, self._last = specials.first, specials.last
         pre = str(header.metadata.get("tokenizer.ggml.pre", ""))
         self._nfc = pre in _NFC_BEFORE
         self._recurses = header.tokenizer_model not in _NOT_BPE and pre not in _LOOPS
@@ -89,9 +90,16 @@ class Tokenizer:
         if self._unigram and "\x85" in text:
             raw = text.replace("\x85", " ").encode()
         ids = self._on_a_stack(text, raw)
-        if self._end_token is not None and (not len(ids) or ids[-1] != self._end_token):
-            return np.append(ids, np.int32(self._end_token))
+        if self._first is not None and (not len(ids) or ids[0] != self._first):
+            ids = np.concatenate([np.array([self._first], np.int32), ids])
+        if self._last is not None and (not len(ids) or ids[-1] != self._last):
+            ids = np.append(ids, np.int32(self._last))
         return ids
+
+    @property
+    def added(self) -> frozenset[int]:
+        """The tokens that are made sure to stand at the ends."""
+        return frozenset(token for token in (self._first, self._last) if token is not None)
 
     def _on_a_stack(self, text: str, raw: bytes) -> Tokens:
         """llama.cpp's ids, computed in a thread whose stack holds the longest run."""

@@ -22,6 +22,7 @@ from gguf_embed.errors import BadModelFile, GgufEmbedError, NativeFailed
 from gguf_embed.gguf.header import read_header
 from gguf_embed.native.context import Context, ContextParams, TapUnavailable
 from gguf_embed.native.model import Model, Tokens
+from gguf_embed.plan.mode import SpecialTokens
 from gguf_embed.system.child import take_job, tell
 from gguf_embed.vectors import Pooling, Vectors
 
@@ -65,9 +66,8 @@ class Trial:
 
     def tokenize(self) -> list[Tokens] | str:
         """Ids of ordinary texts that differ; what is wrong with them."""
-        tokenizer = Tokenizer(
-            self.path, read_header(self.path), self.model, end_token=self.job["end_token"]
-        )
+        specials = SpecialTokens(first=self.job["first_token"], last=self.job["end_token"])
+        tokenizer = Tokenizer(self.path, read_header(self.path), self.model, specials)
         ids: dict[str, Tokens] = {}
         for text in (*HARD, *canaries.ALL):
             try:

@@ -17,19 +17,17 @@ import numpy as np
 
 from gguf_embed.engine.runner import Runner, tap_works
 from gguf_embed.engine.schedule import Cost
-from gguf_embed.engine.tune_record import Target, Trial, Tuned, keep_record, read_record
-from gguf_embed.gguf import quants
+from gguf_embed.engine.tune_record import Target, Trial, Tuned, keep_record, read_record, safe_run
 from gguf_embed.gguf.header import Header
 from gguf_embed.gguf.layout import shape_of
 from gguf_embed.machine import measured
 from gguf_embed.machine.load import LoadMeter
 from gguf_embed.machine.measured import LevelFigures, MeasuredRun
-from gguf_embed.machine.selftest import Working
 from gguf_embed.native.context import Context, ContextParams
 from gguf_embed.native.model import Model, Tokens
-from gguf_embed.plan.contexts import EmbedMode
+from gguf_embed.plan.mode import EmbedMode
 from gguf_embed.plan.settings import RunSettings, Settings, keep_asked
-from gguf_embed.vectors import Vectors, finish
+from gguf_embed.vectors import Vectors, finish, least_cosine, tolerance
 
 _log = logging.getLogger(__name__)
 
@@ -39,10 +37,6 @@ GAIN = 1.03  # a change must be this much faster: less is noise
 TEXT_TOKENS = 128  # a paragraph: about the length that most people embed
 BATCH_TOKENS = (128, 256, 512)  # tried; then what their fitted cost says is best
 BATCH_STEP = 32  # that is rounded to
-# Cosine to llama.cpp's own pooling. Kernels for quantized weights round activations differently
-# with the number of rows, and random tokens amplify it, so only a wrong kernel is caught there.
-MIN_COSINE = {**dict.fromkeys(quants.EXACT, 0.999), "F32": 0.9999}
-MIN_COSINE_QUANTIZED = 0.98
 
 Status = Callable[[str], None]
 
@@ -71,11 +65,6 @@ def best_run(
     else:
         run = planned
     return safe_run(run, target.safe)
-
-
-def safe_run(run: RunSettings, safe: Working) -> RunSettings:
-    """The same without what crashed in the self-test."""
-    return replace(run, repack=run.repack and safe.repack, flash_attn=run.flash_attn and safe.flash)
 
 
 def tune(
@@ -151,7 +140,7 @@ class _Search:
     ) -> None:
         self.target = target
         self.mode = target.mode
-        self.min_cosine = _min_cosine(target.header)
+        self.min_cosine = tolerance(target.header.matrix_types)
         self.on_trial = on_trial
         self.began = time.perf_counter()
         self.deadline = self.began + budget_s
@@ -272,7 +261,7 @@ class _Search:
             changed=changed,
             settings=runner.settings,
             tokens_per_s=1 / seconds_per_token,
-            cosine=float(np.einsum("nd,nd->n", ours, self._reference).min()),
+            cosine=least_cosine(ours, self._reference),
             kept=False,
         )
 
@@ -316,10 +305,6 @@ def _reference(model: Model, mode: EmbedMode, settings: RunSettings) -> Vectors:
     )
     with Context(model, params, mode.encoder) as context:
         return finish(context.run(canaries), dimensions=None, normalize=True)
-
-
-def _min_cosine(header: Header) -> float:
-    return min(MIN_COSINE.get(name, MIN_COSINE_QUANTIZED) for name in header.matrix_types)
 
 
 def fit_cost(timings: Sequence[tuple[int, float]]) -> Cost | None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from gguf_embed.engine.schedule import Cost
@@ -16,7 +16,7 @@ from gguf_embed.machine.load import Load, LoadMeter
 from gguf_embed.machine.selftest import Working
 from gguf_embed.native import library
 from gguf_embed.plan.candidate import Tier
-from gguf_embed.plan.contexts import EmbedMode
+from gguf_embed.plan.mode import EmbedMode
 from gguf_embed.plan.settings import RunSettings
 from gguf_embed.system import paths
 from gguf_embed.system.kept import keep, read_kept
@@ -65,6 +65,11 @@ class Tuned:
     trials: tuple[Trial, ...]
     cost: Cost | None
     load: Load | None = None  # beside which it was measured; None: not known
+
+
+def safe_run(run: RunSettings, safe: Working) -> RunSettings:
+    """The same without what crashed in the self-test."""
+    return replace(run, repack=run.repack and safe.repack, flash_attn=run.flash_attn and safe.flash)
 
 
 def read_record(target: Target) -> Tuned | None:

@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 from gguf_embed.catalog import catalog
 from gguf_embed.catalog.card import ModelCard
-from gguf_embed.engine.opening import choose
+from gguf_embed.engine.choice import choose
 from gguf_embed.errors import BadOption, FetchFailed, ModelNotFound
 from gguf_embed.gguf.header import Header, read_header
 from gguf_embed.gguf.quants import EXACT, USUAL

@@ -16,12 +16,11 @@ import numpy as np
 
 from gguf_embed.catalog import catalog
 from gguf_embed.engine.embedder import Embedder
-from gguf_embed.engine.opening import choose_file, found_file
+from gguf_embed.engine.opening import open_file
 from gguf_embed.engine.tune_record import read_record
 from gguf_embed.errors import GgufEmbedError
 from gguf_embed.gguf.layout import shape_of
 from gguf_embed.machine.measured import shape_key
-from gguf_embed.machine.probe import probe
 from gguf_embed.native import library
 from gguf_embed.plan.settings import Settings
 from gguf_embed.system.child import Child, take_job, tell
@@ -74,8 +73,7 @@ def _open(job: Mapping[str, Any], say: Callable[[str], None]) -> Embedder:
         given["pooling"] = Pooling(given["pooling"])
     settings = Settings(**given)
     card = catalog.find(job["card"]) if job["card"] else None
-    chosen = choose_file(path, card, probe(), settings)
-    return Embedder(found_file(chosen, path, settings), settings, say)
+    return Embedder(open_file(path, card, settings, on_status=say))
 
 
 def _do_open(job: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from gguf_embed.native.model import Model
 from gguf_embed.system import paths
 from gguf_embed.system.child import CRASH_SIGNALS, Child, Ending, take_job, tell
 from gguf_embed.system.kept import keep, read_kept
-from gguf_embed.vectors import Pooling
+from gguf_embed.vectors import Pooling, tolerance
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +44,6 @@ OK = "ok"
 NOT_RUN = "not run"
 WRONG = "wrong result"  # followed by the cosine
 CRASHED = "crash"  # followed by the reason, where there is no signal to name
-MIN_COSINE = 0.99  # between kernels for the same weights; a wrong kernel gives noise near 0
 
 # Tests crash a stage on purpose: "repack:SIGILL".
 FAULT_VARIABLE = "GGUF_EMBED_SELFTEST_FAULT"
@@ -333,7 +332,7 @@ def _run_stages(weight_type: str, stages: Sequence[str], folder: Path | None) ->
                 n_gpu_layers=-1 if stage == GPU else 0,
             )
             cosine = float(vector @ reference)
-            right = cosine > MIN_COSINE  # False for NaN as well
+            right = cosine >= tolerance([weight_type])  # False for NaN as well
             tell({"stage": stage, "result": OK if right else f"{WRONG}, cosine {cosine:.4f}"})
 
 

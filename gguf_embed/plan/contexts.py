@@ -5,23 +5,14 @@ The runner makes them and the plan counts their memory: both ask here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from gguf_embed.native.context import MAX_SEQS, ContextParams
+from gguf_embed.plan.mode import EmbedMode
 from gguf_embed.plan.settings import RunSettings
 from gguf_embed.vectors import Pooling
 
 LONG_STEP: Final = 1024  # a context for a long text grows by so many tokens, so that it is reused
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EmbedMode:
-    """What decides the vectors: pooling, attention, and whether the model runs without a cache."""
-
-    pooling: Pooling
-    causal: bool
-    encoder: bool
 
 
 def tapped(run: RunSettings, mode: EmbedMode) -> bool:

@@ -12,7 +12,7 @@ from gguf_embed.gguf import layout, quants
 from gguf_embed.gguf.header import ENCODERS, Header
 from gguf_embed.gguf.layout import Shape
 from gguf_embed.gguf.tensors import TensorInfo
-from gguf_embed.plan.contexts import EmbedMode
+from gguf_embed.plan.mode import EmbedMode
 from gguf_embed.plan.settings import Settings
 from gguf_embed.vectors import Pooling
 

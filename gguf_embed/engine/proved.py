@@ -1,0 +1,94 @@
+"""A model file that is on this machine, and proved safe to load here. Nothing is loaded yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gguf_embed.engine import proof
+from gguf_embed.engine.choice import Choice
+from gguf_embed.engine.tune_record import Target, safe_run
+from gguf_embed.gguf.header import Header, read_header
+from gguf_embed.machine import selftest
+from gguf_embed.machine.selftest import Working
+from gguf_embed.plan.mode import EmbedMode, SpecialTokens, embed_mode, special_tokens
+from gguf_embed.plan.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proved:
+    """The file, how it is to be run, and what of the build may be used for it."""
+
+    choice: Choice  # with the plan
+    settings: Settings  # what the user said
+    path: Path
+    header: Header
+    mode: EmbedMode
+    special_tokens: SpecialTokens
+    working: Working
+
+    @property
+    def target(self) -> Target:
+        """What a measurement starts from, and its bounds."""
+        choice = self.choice
+        return Target(
+            path=self.path,
+            header=self.header,
+            mode=self.mode,
+            safe=self.working,
+            n_cores=choice.settings.n_threads or choice.machine.usable_cores,
+            start=choice.plan.run,
+            tier=choice.plan.tier,
+            gpus=choice.gpus,
+            fits=choice.fits,
+        )
+
+    def without_tap(self) -> Proved:
+        """Planned anew, for a model that turned out to have no tap."""
+        return replace(self, choice=self.choice.without(tap=True))
+
+
+def prove_choice(
+    choice: Choice,
+    path: Path,
+    settings: Settings,
+    on_status: Callable[[str], None] | None = None,
+) -> Proved:
+    """Try the build and the file in child processes, once each; planned anew where the GPU or flash
+    attention fails here.
+
+    Raises BadModelFile, BadOption, DoesNotFit, NativeFailed.
+    """
+    header = (choice.source.path and choice.header) or read_header(path)
+    mode = embed_mode(header, choice.card, settings)
+    tokens = special_tokens(header, choice.card, mode)
+    working = selftest.check(header.matrix_types, gpus=choice.gpus)
+    if not working.gpu or not working.flash:
+        choice = choice.without(gpus=not working.gpu, flash_attn=not working.flash)
+    run = safe_run(choice.plan.run, working)
+    proof.prove(
+        path,
+        proof.ProofSettings(
+            pooling=mode.pooling,
+            causal=mode.causal,
+            encoder=mode.encoder,
+            first_token=tokens.first,
+            end_token=tokens.last,
+            n_ctx=run.n_ctx,
+            n_threads=settings.n_threads or choice.machine.usable_cores,
+            n_gpu_layers=run.n_gpu_layers,
+            repack=working.repack if settings.repack is None else settings.repack,
+            flash_attn=run.flash_attn,
+        ),
+        on_status=on_status,
+    )
+    return Proved(
+        choice=choice,
+        settings=settings,
+        path=path,
+        header=header,
+        mode=mode,
+        special_tokens=tokens,
+        working=working,
+    )
