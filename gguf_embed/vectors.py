@@ -61,6 +61,13 @@ def finish(vectors: Vectors, *, dimensions: int | None, normalize: bool) -> Vect
     return (cut / np.maximum(norms, np.finfo(np.float32).tiny)).astype(np.float32)
 
 
+def is_trained_cut(
+    dimensions: int | None, *, dim: int, mrl_min: int | None, mrl_dims: tuple[int, ...]
+) -> bool:
+    """Whether vectors of this length are known to be what the model was trained to give."""
+    return dimensions is None or dimensions >= dim or mrl_min is not None or bool(mrl_dims)
+
+
 def check_dimensions(
     dimensions: int | None, *, dim: int, mrl_min: int | None, mrl_dims: tuple[int, ...]
 ) -> None:

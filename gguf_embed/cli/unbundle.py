@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
 
     opened = bundle.unbundle(args.folder, on_status=None if args.quiet else console.say)
     if args.json:
-        console.print_json(_report(opened))
+        console.print_json("unbundle", _report(opened))
     elif not args.quiet:
         name = console.plain(opened.name)
         console.out(
@@ -65,11 +65,11 @@ def _report(opened: Opened) -> dict[str, object]:
     return {
         "model": opened.name,
         "quant": opened.source.quant,
-        "path": str(opened.source.path),
-        "bytes": opened.source.n_bytes,
+        "file": str(opened.source.path),
+        "n_bytes": opened.source.n_bytes,
         "sha256": opened.source.sha256,
         "licence": options.licence_json(opened.licence),
-        "files": opened.n_files,
+        "n_files": opened.n_files,
         "canaries": {
             "n": opened.n_canaries,
             "mean_cosine": round(opened.canaries.mean, 7),
