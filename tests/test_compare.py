@@ -16,11 +16,12 @@ from gguf_embed.cli import options
 from gguf_embed.engine.embedder import Embedder
 from gguf_embed.engine.opening import Settings
 from gguf_embed.errors import BadInput
-from gguf_embed.lab.compare import MAX_TEXTS, MIN_TEXTS, compare, evenly, stored
+from gguf_embed.lab.compare import MAX_TEXTS, MIN_TEXTS, compare, evenly
 from gguf_embed.lab.forecast import forecast
 from gguf_embed.lab.parallel import parallel_sentences
 from gguf_embed.lab.quantize import make
 from gguf_embed.lab.quantize_child import Recipe
+from gguf_embed.lab.stored import stored
 from gguf_embed.testing import FakeEmbedder
 from gguf_embed.vectors import Pooling, Vectors
 
@@ -37,7 +38,7 @@ def test_length_is_no_difference(seed: int, n: int):
     a = cloud(n, seed=seed)
     lengths = np.exp2(np.random.RandomState(seed).randint(-5, 5, (n, 1)), dtype=np.float32)
     result = compare(a, a * lengths)
-    assert (result.verdict, result.overlap, result.n_texts) == ("yes", 1, n)
+    assert (result.likeness, result.overlap, result.n_texts) == ("yes", 1, n)
     assert result.cosine.min == pytest.approx(1)
     assert result.rank_correlation == pytest.approx(1)
 
@@ -47,7 +48,7 @@ def test_a_and_b_are_equals(seed: int, noise: float):
     a = cloud(seed=seed)
     b = a + np.float32(noise) * cloud(seed=seed + 100)
     one, other = compare(a, b), compare(b, a)
-    assert (one.verdict, one.overlap) == (other.verdict, other.overlap)
+    assert (one.likeness, one.overlap) == (other.likeness, other.overlap)
     assert one.cosine.p1 == pytest.approx(other.cosine.p1)
     assert one.rank_correlation == pytest.approx(other.rank_correlation)
 
@@ -55,7 +56,7 @@ def test_a_and_b_are_equals(seed: int, noise: float):
 def test_the_verdict_falls_with_noise():
     a = cloud(100, 32)
     levels = [compare(a, a + np.float32(noise) * cloud(100, 32, 1)) for noise in (0.01, 0.15, 1)]
-    assert [level.verdict for level in levels] == ["yes", "close", "no"]
+    assert [level.likeness for level in levels] == ["yes", "close", "no"]
     assert levels[0].overlap > levels[1].overlap > levels[2].overlap
     changed = 10 * (1 - levels[1].overlap)
     assert f"of ten neighbours {changed:.1f} are others" in levels[1].why
@@ -66,7 +67,7 @@ def test_a_turned_space_ranks_alike_and_is_another():
     a = cloud()
     turn, _ = np.linalg.qr(cloud(16, 16, seed=1))
     result = compare(a, a @ turn)
-    assert (result.verdict, result.overlap) == ("no", 1)
+    assert (result.likeness, result.overlap) == ("no", 1)
     assert result.rank_correlation == pytest.approx(1)
     assert "each ranks much as the other does" in result.why
 
@@ -76,17 +77,17 @@ def test_alike_in_cosine_is_not_enough():
     common = np.full((1, 16), 20, np.float32)
     result = compare(cloud() + common, cloud(seed=1) + common)
     assert result.cosine.p1 > 0.99
-    assert result.verdict == "no"
+    assert result.likeness == "no"
 
 
 def test_longer_vectors_are_cut():
     a = cloud()
     result = compare(a[:, :8], a)
-    assert (result.verdict, result.dims) == ("yes", (8, 16))
+    assert (result.likeness, result.dims) == ("yes", (8, 16))
     assert result.why.startswith("once B is cut to its first 8 values and normalized again, one")
     assert compare(a, a[:, :8]).why.startswith("once A is cut")
     result = compare(a[:, 8:], a)
-    assert (result.verdict, result.why) == (
+    assert (result.likeness, result.why) == (
         "no",
         "8 and 16 dimensions, and cut to 8 they differ too",
     )
@@ -129,7 +130,7 @@ def test_the_thresholds_on_a_model_whose_answers_are_known(minilm_f16: Path, tmp
         "prompt": compare(f16, prompted),
         "pooling": compare(f16, *vectors(minilm_f16, pooling=Pooling.CLS)),
     }
-    verdicts = {name: result.verdict for name, result in results.items()}
+    verdicts = {name: result.likeness for name, result in results.items()}
     assert verdicts == {"Q8_0": "yes", "Q4_0": "close", "prompt": "no", "pooling": "no"}
     # Far enough from the thresholds that another CPU's kernels do not decide.
     assert results["Q8_0"].cosine.p1 > 0.998
@@ -200,6 +201,54 @@ def test_a_row_without_direction(tmp_path: Path, value: float):
         stored(save(tmp_path / "v.npy", vectors)).rows(np.arange(2, 60))
 
 
+def lines(path: Path, vectors: np.ndarray) -> Path:
+    rows = (json.dumps({"id": i, "vector": row}) for i, row in enumerate(vectors.tolist()))
+    path.write_text("\n".join(rows) + "\n\n")
+    return path
+
+
+def test_lines_hold_what_an_array_holds(tmp_path: Path):
+    vectors = cloud()
+    file = stored(lines(tmp_path / "v.jsonl", vectors))
+    assert (file.shape, dict(file.about)) == ((60, 16), {})
+    places = np.array([1, 3, 59])
+    array = stored(save(tmp_path / "v.npy", vectors))
+    np.testing.assert_array_equal(file.rows(places), array.rows(places))
+    (tmp_path / "v.jsonl.meta.json").write_text('{"texts": 59}')
+    with pytest.raises(BadInput, match=r"describes 59 vectors, v\.jsonl holds 60"):
+        stored(tmp_path / "v.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("[1]", "line 2: holds no object with fields"),
+        ("{", "line 2: not JSON"),
+        ('{"text": "a"}', "line 2: no field 'vector' with a list of numbers"),
+        ('{"vector": []}', "line 2: no field 'vector' with"),
+        ('{"vector": [1, "a"]}', "line 2: no field 'vector' with"),
+        ('{"vector": [[1, 2]]}', "line 2: no field 'vector' with"),
+        ('{"vector": [1, 2, 3]}', "line 2: a vector of 3 values, the first has 2"),
+        ('{"vector": [1e300, 2]}', "row 1 is zero or not finite"),
+        ('{"vector": [NaN, 2]}', "row 1 is zero or not finite"),
+    ],
+)
+def test_lines_that_hold_no_vectors(tmp_path: Path, line: str, message: str):
+    path = tmp_path / "v.jsonl"
+    path.write_text(f'{{"vector": [1, 2]}}\n{line}\n')
+    with pytest.raises(BadInput, match=message):
+        stored(path).rows(np.arange(2))
+
+
+def test_what_embed_wrote_is_compared_in_either_form(tmp_path: Path):
+    """`embed` itself, with the built-in model: the two forms hold the same vectors."""
+    texts = tmp_path / "t.txt"
+    texts.write_text(words(MIN_TEXTS))
+    for name in ("v.npy", "v.jsonl"):
+        assert cli.main(["embed", str(texts), "-o", str(tmp_path / name), "--no-tune"]) == 0
+    assert cli.main(["compare", str(tmp_path / "v.npy"), str(tmp_path / "v.jsonl")]) == 0
+
+
 # -------------------------------------------------------------------------------- the command
 
 Run = Callable[..., tuple[int, str, str]]
@@ -230,11 +279,12 @@ def test_the_command_on_one_model(run: Run):
     assert (code, err) == (0, "")
     assert report.pop("cosine") == {"mean": 1, "p1": 1, "min": 1}
     assert report == {
+        "format": "gguf-embed-compare/1",
         "verdict": "yes",
         "why": "one vector space: A and B can stand in one index",
         "a": side,
         "b": side,
-        "texts": 125,
+        "n_texts": 125,
         "overlap_at_10": 1,
         "rank_correlation": 1,
     }

@@ -339,7 +339,7 @@ def test_missing_ids_are_named_and_counted(folder: Path):
     [
         ("corpus.jsonl", "{no json", r"corpus\.jsonl, line 1: not JSON"),
         ("corpus.jsonl", '{"_id": "a", "body": "b"}', r"line 1: no field 'text'.*: '_id', 'body'"),
-        ("corpus.jsonl", '["a"]', r"line 1: no field 'text'.*: none"),
+        ("corpus.jsonl", '["a"]', "line 1: holds no object with fields"),
         ("corpus.jsonl", '{"_id": "a", "text": 3}', "line 1: no field 'text'"),
         ("corpus.jsonl", '{"_id": [1], "text": "b"}', r"line 1: the id \[1\] is neither"),
         ("corpus.jsonl", '{"_id": "a", "text": "b"}\n' * 2, "two passages have the id 'a'"),
@@ -361,10 +361,10 @@ def test_what_is_wrong_is_told(folder: Path, name: str, content: str, message: s
 
 def test_files_that_cannot_be_read(folder: Path):
     (folder / "queries.jsonl").write_bytes(b'{"_id": "q0", "text": "\xff"}')
-    with pytest.raises(BadInput, match=r"queries\.jsonl: not UTF-8"):
+    with pytest.raises(BadInput, match=r"queries\.jsonl, line 1: not UTF-8: byte 0xff"):
         read_folder(folder)
     (folder / "queries.jsonl").unlink()
-    with pytest.raises(BadInput, match=r"queries\.jsonl: cannot be read: No such file"):
+    with pytest.raises(BadInput, match=r"queries\.jsonl: no such file or directory"):
         read_folder(folder)
 
 

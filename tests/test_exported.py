@@ -10,7 +10,16 @@ import gguf_embed
 from gguf_embed import errors
 
 NAMES = {
-    *("Embedder", "EncodeOptions", "Settings", "Pooling", "Priority", "Block", "__version__"),
+    *(
+        "Embedder",
+        "EncodeOptions",
+        "FailedRow",
+        "Settings",
+        "Pooling",
+        "Priority",
+        "Block",
+        "__version__",
+    ),
     *("GgufEmbedError", "BadInput", "BadText", "TextTooLong", "BadOption", "BadModelFile"),
     *("ModelNotFound", "DoesNotFit", "FetchFailed", "OutputFailed", "NativeFailed"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import pickle
 import struct
 from collections.abc import Callable, Sequence
@@ -16,21 +17,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import gguf_embed.gguf.header
+import gguf_embed.gguf.cursor
 from gguf_embed.errors import BadModelFile, ModelNotFound
-from gguf_embed.gguf.header import (
-    ENCODERS,
-    MAX_HEADER_BYTES,
-    ArraySummary,
-    Header,
-    MetaValue,
-    TensorInfo,
-    check_embedder,
-    needs_pooling,
-    parse_header,
-    read_header,
-)
+from gguf_embed.gguf.check import check_embedder, needs_pooling
+from gguf_embed.gguf.cursor import FIRST_CHUNK_BYTES, MAX_HEADER_BYTES, ArraySummary, MetaValue
+from gguf_embed.gguf.header import ENCODERS, Header, parse_header, read_header
 from gguf_embed.gguf.quants import BLOCK, FILE_TYPES, TYPE_NAMES
+from gguf_embed.gguf.tensors import TensorInfo
 from gguf_embed.vectors import Pooling
 
 # --- files by the byte -----------------------------------------------------------------
@@ -187,8 +180,8 @@ def test_chunks_do_not_matter(
     whole = parse_header(Ranges(raw), source="m", keep_arrays=keep_arrays)
     reader = Ranges(raw, size_known=size_known)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gguf_embed.gguf.header, "FIRST_CHUNK_BYTES", first)
-        patch.setattr(gguf_embed.gguf.header, "LARGEST_CHUNK_BYTES", first)
+        patch.setattr(gguf_embed.gguf.cursor, "FIRST_CHUNK_BYTES", first)
+        patch.setattr(gguf_embed.gguf.cursor, "LARGEST_CHUNK_BYTES", first)
         pieces = parse_header(reader, source="m", keep_arrays=keep_arrays)
     assert replace(pieces, file_bytes=whole.file_bytes) == whole
     assert pieces.file_bytes == reader.size
@@ -371,6 +364,18 @@ class Endless(Ranges):
 
 
 @pytest.mark.parametrize(
+    ("key", "number"),
+    [("qwen3.block_count", 20_000_000), ("bert.embedding_length", 1 << 30), ("x.expert_count", -1)],
+)
+def test_absurd_numbers_are_refused_as_soon_as_they_are_read(key: str, number: int) -> None:
+    value = entry(key, I32, struct.pack("<i", number))
+    reader = Endless(file(value, array("t", STR, 1 << 20, b""), n_keys=4096, n_tensors=60_000))
+    with pytest.raises(BadModelFile, match=f"{key} is {number}, llama.cpp takes up to"):
+        parse_header(reader, source="m")
+    assert sum(size for _, size in reader.asked) <= FIRST_CHUNK_BYTES
+
+
+@pytest.mark.parametrize(
     "lie",
     [
         entry("a", STR, struct.pack("<Q", MAX_HEADER_BYTES)),
@@ -391,6 +396,15 @@ def test_read_header_says_what_is_wrong_with_the_path(tmp_path: Path) -> None:
         read_header(tmp_path / "none.gguf")
     with pytest.raises(BadModelFile, match=r"a directory; pass the \.gguf file inside it"):
         read_header(tmp_path)
+    os.mkfifo(tmp_path / "pipe.gguf")  # opening it would wait for a writer
+    with pytest.raises(BadModelFile, match=r"pipe\.gguf: a pipe or a device"):
+        read_header(tmp_path / "pipe.gguf")
+    with pytest.raises(BadModelFile, match="a pipe or a device"):
+        read_header(Path("/dev/zero"))
+    with pytest.raises(ModelNotFound, match=r"\\xe9\.gguf: no such file"):
+        read_header(tmp_path / os.fsdecode(b"\xe9.gguf"))
+    with pytest.raises(BadModelFile, match="cannot be read: embedded null byte"):
+        read_header(tmp_path / "a\0b.gguf")
 
 
 # --- what a header says -----------------------------------------------------------------
@@ -409,6 +423,10 @@ QWEN3: dict[str, MetaValue] = {
     "qwen3.attention.value_length": 128,
     "qwen3.pooling_type": 3,
     "tokenizer.ggml.model": "gpt2",
+    "tokenizer.ggml.pre": "qwen2",
+    "tokenizer.ggml.tokens": ArraySummary(type="str", length=151669),
+    "tokenizer.ggml.token_type": ArraySummary(type="i32", length=151669),
+    "tokenizer.ggml.merges": ArraySummary(type="str", length=151387),
     "tokenizer.ggml.bos_token_id": 151643,
     "tokenizer.ggml.eos_token_id": 151645,
     "tokenizer.ggml.add_eos_token": True,
@@ -494,6 +512,10 @@ def test_vocabulary_without_a_table(tokens: MetaValue | None, size: int, expecte
 def test_causality() -> None:
     assert header().causal
     assert not header({"qwen3.attention.causal": False}).causal
+    assert not header({"general.architecture": "llama-embed"}).causal
+    assert header(
+        {"general.architecture": "llama-embed", "llama-embed.attention.causal": True}
+    ).causal
     assert not bert().causal
     # llama.cpp encodes without a mask whatever such a file says.
     assert not bert({"bert.attention.causal": True}).causal

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gguf_embed.errors import BadInput, NativeFailed
+from gguf_embed.errors import BadInput, BadOption, NativeFailed
 from gguf_embed.machine import linux as of_linux
 from gguf_embed.machine.advice import REQUIREMENT, advised
 from gguf_embed.machine.build import Native, read_native
@@ -33,7 +33,7 @@ from gguf_embed.machine.machine import (
     machine_to_json,
     summary,
 )
-from gguf_embed.machine.probe import probe
+from gguf_embed.machine.probe import check_threads, probe
 from gguf_embed.native import library
 
 MIB, GIB = 2**20, 2**30
@@ -84,6 +84,7 @@ def host(
         run=lambda command: known.get(" ".join(command)),
         memory=lambda: (16 * GIB, 10 * GIB),
         cores=lambda: (8, 6),
+        cpus=lambda: (8, 6),
     )
 
 
@@ -683,6 +684,29 @@ def test_real_cpu_limit():
         cpu = min(os.sched_getaffinity(0))
         machine = probe_in_child(f"os.sched_setaffinity(0, {{{cpu}}})")
     assert machine.usable_cores == 1
+
+
+@pytest.mark.parametrize(
+    ("n_threads", "quota", "said"),
+    [
+        (1, "max", None),
+        (6, "max", None),
+        (7, "max", "6 CPUs"),
+        (8, "max", "6 CPUs"),
+        (3, "250000", None),
+        (4, "250000", "3 CPUs that this process may use of 8"),
+    ],
+)
+def test_threads_that_share_cpus_are_told(tmp_path, n_threads, quota, said):
+    files = tree(tmp_path, linux() | {"sys/fs/cgroup/cpu.max": f"{quota} 100000\n"})
+    remark = check_threads(n_threads, root=files, host=host())
+    assert (remark is None) == (said is None)
+    assert said is None or said in str(remark)
+
+
+def test_more_threads_than_cpus_are_refused(tmp_path):
+    with pytest.raises(BadOption, match=r"9 threads .* the 8 CPUs .* at most 8"):
+        check_threads(9, root=tree(tmp_path, linux()), host=host())
 
 
 # -- JSON ----------------------------------------------------------------------------------------

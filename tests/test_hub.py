@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -46,7 +47,8 @@ from gguf_embed.errors import (
     OutputFailed,
 )
 from gguf_embed.gguf import header as gguf
-from gguf_embed.store import hub
+from gguf_embed.gguf.cursor import FIRST_CHUNK_BYTES
+from gguf_embed.store import download, failures, hub, names
 from gguf_embed.store import local as store
 from gguf_embed.store.local import Places, Source
 
@@ -91,7 +93,7 @@ def _own_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
     monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(tmp_path / "no-tokens"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "_BACKOFF_S", (0.01,) * 5)
+    monkeypatch.setattr(failures, "BACKOFF_S", (0.01,) * 5)
     close_session()  # it holds the proxies of the environment in which it was made
     yield
     close_session()
@@ -172,7 +174,9 @@ class Child:
         self.process.communicate(timeout=30)
 
 
-FETCH = f"from gguf_embed.store import hub; print(hub.fetch(hub.resolve({NAME!r})))"
+FETCH = (
+    f"from gguf_embed.store import download, names; print(download.fetch(names.resolve({NAME!r})))"
+)
 
 
 # ------------------------------------------------------------------------------- the fake
@@ -233,7 +237,7 @@ def test_the_fake_speaks_the_hubs_protocol(
 def test_names(
     at: Places, name: str, quant: str | None, repo: str, file: str, revision: str
 ) -> None:
-    source = hub.resolve(name, quant, at=at)
+    source = names.resolve(name, quant, at=at)
     assert (source.repo, source.path) == (repo, None)
     assert source.file == (file or "Qwen3-Embedding-0.6B-f16.gguf")
     assert source.revision.startswith(revision)
@@ -244,9 +248,9 @@ def test_names(
 
 @pytest.mark.usefixtures("no_network")
 def test_the_builtin_model_is_here(at: Places) -> None:
-    source = hub.resolve("all-minilm-l6-v2", at=replace(at, offline=True))
+    source = names.resolve("all-minilm-l6-v2", at=replace(at, offline=True))
     assert (source.where, source.path) == ("package", catalog.builtin_path())
-    assert hub.fetch(source, at=at) == catalog.builtin_path()
+    assert download.fetch(source, at=at) == catalog.builtin_path()
 
 
 @pytest.mark.usefixtures("no_network")
@@ -256,8 +260,8 @@ def test_a_fetched_file_does_not_change_what_the_default_means(at: Places) -> No
     better = card.file("F16")
     folder = store.cache_folder(at.cache, better.repo) / "snapshots" / better.revision
     sparse(folder / better.name, 45_949_216)
-    assert hub.resolve(catalog.BUILTIN, "F16", at=at).where == "cache"
-    assert hub.resolve(catalog.BUILTIN, at=at).where == "package"
+    assert names.resolve(catalog.BUILTIN, "F16", at=at).where == "cache"
+    assert names.resolve(catalog.BUILTIN, at=at).where == "package"
 
 
 @pytest.mark.parametrize(
@@ -270,8 +274,11 @@ def test_a_fetched_file_does_not_change_what_the_default_means(at: Places) -> No
         ("a/b/c.gguf", None, ModelNotFound, "written hf:owner/repo/file.gguf"),
         ("a/b/c", None, BadOption, "hf:owner/repo/file.gguf"),
         ("hf:a/b/c.bin", None, BadOption, "hf:owner/repo/file.gguf"),
-        ("hf:a/b/../../c.gguf", None, BadOption, "out of the repository"),
-        ("hf:a/b/c.gguf@x/../../y", None, BadOption, "out of the repository"),
+        ("hf:a/b/../../c.gguf", None, BadOption, "cannot name a file, it leads out of"),
+        ("hf:a/b/c.gguf@x/../../y", None, BadOption, "cannot name a revision, it leads out of"),
+        ("hf:a/b//c.gguf", None, BadOption, "cannot name a file, it is absolute"),
+        ("hf:a/b/origin.json", None, BadOption, "that of our own record"),
+        ("a--b/c", None, BadOption, "not of the form owner/name"),
         ("hf:a/b/c-00001-of-00002.gguf", None, BadOption, "llama-gguf-split --merge"),
     ],
 )
@@ -280,7 +287,7 @@ def test_names_that_mean_nothing(
     at: Places, name: str, quant: str | None, error: type[GgufEmbedError], says: str
 ) -> None:
     with pytest.raises(error) as caught:
-        hub.resolve(name, quant, at=at)
+        names.resolve(name, quant, at=at)
     assert says in str(caught.value)
 
 
@@ -290,7 +297,7 @@ def test_a_known_model_without_a_known_file(at: Places, monkeypatch: pytest.Monk
     assert card is not None
     monkeypatch.setattr(catalog, "find", lambda _: replace(card, files=()))
     with pytest.raises(ModelNotFound, match=r"make one from BAAI/bge-m3 with .*convert_hf"):
-        hub.resolve("bge-m3", at=at)
+        names.resolve("bge-m3", at=at)
 
 
 @given(name=st.text(st.sampled_from("aQ8_0:/@.-~ \\\0\u00e9\n") | st.characters(), max_size=12))
@@ -302,7 +309,7 @@ def test_any_name_is_understood_or_refused(name: str) -> None:
     nowhere = Path("no such folder")
     offline = Places(endpoint="", cache=nowhere, store=nowhere, ollama=(), offline=True)
     with suppress(GgufEmbedError):
-        hub.resolve(name, at=offline)
+        names.resolve(name, at=offline)
 
 
 def test_paths(at: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,23 +320,23 @@ def test_paths(at: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(here)
     (here / "mine").write_bytes(b"GGUF")
     for name in (file, str(file), "mine-fp16.gguf", "./mine-fp16.gguf"):
-        source = hub.resolve(name, at=at)
+        source = names.resolve(name, at=at)
         assert source.path is not None
         assert source.path.samefile(file)
         assert (source.where, source.quant, source.n_bytes) == ("file", "F16", 4)
-        assert hub.fetch(source, at=at) == source.path
-    assert hub.resolve("mine", at=at).path == Path("mine")
-    assert hub.resolve("../models/mine", at=at).path == Path("../models/mine")
+        assert download.fetch(source, at=at) == source.path
+    assert names.resolve("mine", at=at).path == Path("mine")
+    assert names.resolve("../models/mine", at=at).path == Path("../models/mine")
     (here / "bge-m3").touch()  # a known name stays what it is
-    assert hub.resolve("bge-m3", at=at).repo is not None
+    assert names.resolve("bge-m3", at=at).repo is not None
     monkeypatch.chdir(tmp_path)
-    assert hub.resolve("models/mine", at=at).path == Path("models/mine")  # no repository
+    assert names.resolve("models/mine", at=at).path == Path("models/mine")  # no repository
     with pytest.raises(BadOption, match="one file"):
-        hub.resolve(file, "Q8_0", at=at)
+        names.resolve(file, "Q8_0", at=at)
     with pytest.raises(ModelNotFound, match=r"does not exist; .* holds mine-fp16\.gguf"):
-        hub.resolve(here / "mein-fp16.gguf", at=at)
+        names.resolve(here / "mein-fp16.gguf", at=at)
     with pytest.raises(ModelNotFound, match=r"is a directory.* holds mine-fp16\.gguf"):
-        hub.resolve(here, at=at)
+        names.resolve(here, at=at)
 
 
 def test_an_unknown_repository_is_listed(
@@ -344,36 +351,36 @@ def test_an_unknown_repository_is_listed(
             "big-Q8_0-00001-of-00002.gguf": model,
         },
     )
-    found = hub.sources(REPO, at=at)
+    found = names.sources(REPO, at=at)
     assert [source.file for source in found] == ["sub/tiny.F16.gguf", "tiny-q4_k_m.gguf"]
     assert [source.quant for source in found] == ["F16", "Q4_K_M"]
     assert [source.n_bytes for source in found] == [len(model), len(other_model)]
     assert found[0].sha256 == sha256_of(model)
-    assert hub.resolve(f"{REPO}:q4_k_m", at=at) == found[1]
+    assert names.resolve(f"{REPO}:q4_k_m", at=at) == found[1]
     with pytest.raises(ModelNotFound, match=r"has no Q2_K; it has: F16 \(4 MiB\), Q4_K_M"):
-        hub.resolve(REPO, "Q2_K", at=at)
+        names.resolve(REPO, "Q2_K", at=at)
     fake.add("someone/split", {"big-Q8_0-00001-of-00002.gguf": model})
     with pytest.raises(ModelNotFound, match="only split ones among its 1 files"):
-        hub.resolve("someone/split", at=at)
+        names.resolve("someone/split", at=at)
 
 
 def test_what_is_here_is_used_without_asking(
     fake: FakeHub, at: Places, model: bytes, other_model: bytes
 ) -> None:
     fake.add(REPO, {FILE: model, "tiny-Q4_K_M.gguf": other_model})
-    path = hub.fetch(hub.resolve(REPO, "Q8_0", at=at), at=at)
+    path = download.fetch(names.resolve(REPO, "Q8_0", at=at), at=at)
     changed = model[::-1]
     fake.add(REPO, {FILE: changed})
     before = len(fake.requests)
     for name in (REPO, f"{REPO}:Q8_0", NAME, f"{REPO}@main"):
-        source = hub.resolve(name, at=at)
+        source = names.resolve(name, at=at)
         assert (source.path, source.where) == (path, "cache")
     assert len(fake.requests) == before
     # Another revision is asked for, and so is the list of all files.
     newest = fake.repos[REPO].branches["main"]
-    source = hub.resolve(f"{REPO}@{newest}", at=at)
+    source = names.resolve(f"{REPO}@{newest}", at=at)
     assert (source.path, source.sha256) == (None, sha256_of(changed))
-    assert hub.sources(REPO, at=at)[0].path is None
+    assert names.sources(REPO, at=at)[0].path is None
 
 
 # ----------------------------------------------------------------------- what is here
@@ -411,11 +418,11 @@ def test_an_ollama_blob_with_the_same_hash_is_used(at: Places) -> None:
     assert file.n_bytes is not None
     blob = at.ollama[0] / "blobs" / f"sha256-{file.sha256}"
     sparse(blob, file.n_bytes - 1)
-    assert hub.resolve("qwen3-embedding:0.6b", at=at).path is None  # not the whole file
+    assert names.resolve("qwen3-embedding:0.6b", at=at).path is None  # not the whole file
     sparse(blob, file.n_bytes)
-    source = hub.resolve("qwen3-embedding:0.6b", at=at)
+    source = names.resolve("qwen3-embedding:0.6b", at=at)
     assert (source.where, source.path, source.quant) == ("ollama", blob, "Q8_0")
-    assert hub.fetch(source, at=at) == blob
+    assert download.fetch(source, at=at) == blob
 
 
 def test_an_ollama_blob_is_found_when_the_hub_tells_the_hash(
@@ -425,15 +432,15 @@ def test_an_ollama_blob_is_found_when_the_hub_tells_the_hash(
     blob = at.ollama[0] / "blobs" / f"sha256-{sha256_of(model)}"
     blob.parent.mkdir(parents=True)
     blob.write_bytes(model)
-    assert hub.fetch(hub.resolve(NAME, at=at), at=at) == blob
+    assert download.fetch(names.resolve(NAME, at=at), at=at) == blob
     assert fake.bytes_served == 0
 
 
 def test_local_models(fake: FakeHub, at: Places, model: bytes, other_model: bytes) -> None:
     fake.add(REPO, {FILE: model})
-    cached = hub.fetch(hub.resolve(NAME, at=at), at=at)
+    cached = download.fetch(names.resolve(NAME, at=at), at=at)
     fake.add(REPO, {FILE: model, "README.md": b"newer"})  # the same bytes in a second snapshot
-    hub.fetch(hub.resolve(f"{NAME}@{fake.repos[REPO].branches['main']}", at=at), at=at)
+    download.fetch(names.resolve(f"{NAME}@{fake.repos[REPO].branches['main']}", at=at), at=at)
     sparse(cached.parent / "big-Q8_0-00001-of-00002.gguf", 10)  # a part is no model
     carried = at.cache.parent / "carried.gguf"
     carried.write_bytes(other_model)
@@ -463,8 +470,8 @@ def test_local_models(fake: FakeHub, at: Places, model: bytes, other_model: byte
     ]
     assert found[-2].card == qwen  # by its hash
     assert found[-2].quant == "Q8_0"
-    assert hub.resolve("nomic:latest", at=at).path == found[-1].path
-    assert hub.resolve("mine", at=at) == stored
+    assert names.resolve("nomic:latest", at=at).path == found[-1].path
+    assert names.resolve("mine", at=at) == stored
 
 
 def test_install_takes_only_the_right_file(at: Places, tmp_path: Path, model: bytes) -> None:
@@ -481,10 +488,10 @@ def test_install_takes_only_the_right_file(at: Places, tmp_path: Path, model: by
     assert store.install(file, wanted, at) == stored  # again is no harm
     # Found offline by the name that it came from, and by its hash under any other.
     offline = replace(at, offline=True)
-    assert hub.resolve(NAME, at=offline).path == stored.path
-    assert hub.resolve(REPO, at=offline).path == stored.path
+    assert names.resolve(NAME, at=offline).path == stored.path
+    assert names.resolve(REPO, at=offline).path == stored.path
     same = Source(name="x", repo="another/repo", file="y.gguf", sha256=wanted.sha256)
-    assert hub.fetch(same, at=offline) == stored.path
+    assert download.fetch(same, at=offline) == stored.path
 
 
 def test_a_damaged_origin_is_reported_and_left_out(
@@ -506,8 +513,8 @@ def test_fetch_makes_the_standard_cache(
     commit = fake.add(REPO, {f"sub/{FILE}": model})
     monkeypatch.setenv("HF_TOKEN", fake.token)
     seen: list[tuple[int, int]] = []
-    path = hub.fetch(
-        hub.resolve(f"hf:{REPO}/sub/{FILE}", at=at),
+    path = download.fetch(
+        names.resolve(f"hf:{REPO}/sub/{FILE}", at=at),
         progress=lambda done, total: seen.append((done, total)),
         at=at,
     )
@@ -538,7 +545,7 @@ def test_what_the_real_client_fetched_is_used(fake: FakeHub, at: Places, model: 
     fake.add(REPO, {FILE: model})
     theirs = hf_hub_download(REPO, FILE, endpoint=fake.url, cache_dir=at.cache)
     asked = len(fake.requests)
-    source = hub.resolve(NAME, at=at)
+    source = names.resolve(NAME, at=at)
     assert (source.where, source.path) == ("cache", Path(theirs))
     assert len(fake.requests) == asked
 
@@ -547,15 +554,15 @@ def test_the_same_bytes_under_another_commit_are_not_fetched_again(
     fake: FakeHub, at: Places, model: bytes
 ) -> None:
     fake.add(REPO, {FILE: model})
-    first = hub.fetch(hub.resolve(NAME, at=at), at=at)
+    first = download.fetch(names.resolve(NAME, at=at), at=at)
     commit = fake.add(REPO, {FILE: model, "README.md": b""})
-    second = hub.fetch(hub.resolve(f"{NAME}@{commit}", at=at), at=at)
+    second = download.fetch(names.resolve(f"{NAME}@{commit}", at=at), at=at)
     assert first.parent.name != second.parent.name == commit
     assert second.samefile(first)
     assert fake.bytes_served == len(model)
     # Where the hash is known beforehand, the Hub need not even be asked.
     pinned = Source(name="x", repo=REPO, revision="0" * 40, file=FILE, sha256=sha256_of(model))
-    assert hub.fetch(pinned, at=replace(at, offline=True)).samefile(first)
+    assert download.fetch(pinned, at=replace(at, offline=True)).samefile(first)
 
 
 def test_killed_twice_and_resumed(fake: FakeHub, at: Places, model: bytes) -> None:
@@ -617,7 +624,7 @@ def test_cut_connections_are_taken_up_again(cuts: list[int], ignore_ranges: bool
         fake.faults.ignore_ranges = ignore_ranges
         nowhere = Path(folder, "none")
         at = Places(endpoint=fake.url, cache=Path(folder), store=nowhere, ollama=(), offline=False)
-        assert hub.fetch(hub.resolve(NAME, at=at), at=at).read_bytes() == SMALL
+        assert download.fetch(names.resolve(NAME, at=at), at=at).read_bytes() == SMALL
         assert ignore_ranges or fake.bytes_served == len(SMALL)
 
 
@@ -629,11 +636,11 @@ def test_a_connection_that_stays_cut_is_an_error_and_what_came_is_kept(
     with pytest.raises(
         FetchFailed, match=r"127\.0\.0\.1.*again and again.*what came so far is kept"
     ):
-        hub.fetch(hub.resolve(NAME, at=at), at=at)
+        download.fetch(names.resolve(NAME, at=at), at=at)
     assert len([r for r in fake.requests if r.storage]) == 6
     assert partial_of(at, model).read_bytes() == model[:100_000]
     fake.faults = Faults()
-    assert hub.fetch(hub.resolve(NAME, at=at), at=at).read_bytes() == model
+    assert download.fetch(names.resolve(NAME, at=at), at=at).read_bytes() == model
     assert fake.bytes_served == len(model)
 
 
@@ -641,13 +648,13 @@ def test_busy_servers_are_waited_for(
     fake: FakeHub, at: Places, model: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake.add(REPO, {FILE: model})
-    monkeypatch.setattr(hub, "_BACKOFF_S", (1.0, 2.0, 4.0, 8.0, 16.0))
+    monkeypatch.setattr(failures, "BACKOFF_S", (1.0, 2.0, 4.0, 8.0, 16.0))
     waits: list[float] = []
-    monkeypatch.setattr(hub.time, "sleep", waits.append)
+    monkeypatch.setattr(failures.time, "sleep", waits.append)
     in_20_s = formatdate(time.time() + 20, usegmt=True)
     fake.faults.answers.extend([(429, {"Retry-After": "7"}), (503, {}), (500, {})])
     fake.faults.storage_answers.extend([(503, {}), (429, {"Retry-After": in_20_s}), (408, {})])
-    assert hub.fetch(hub.resolve(NAME, at=at), at=at).read_bytes() == model
+    assert download.fetch(names.resolve(NAME, at=at), at=at).read_bytes() == model
     assert waits[:4] == [7.0, 2.0, 4.0, 1.0]
     assert 15 < waits[4] <= 20
     assert waits[5:] == [4.0]
@@ -666,7 +673,7 @@ def test_patience_ends(
     fake.add(REPO, {FILE: model})
     fake.faults.answers.extend([answer] * 100)
     with pytest.raises(FetchFailed, match=says):
-        hub.fetch(hub.resolve(NAME, at=at), at=at)
+        download.fetch(names.resolve(NAME, at=at), at=at)
     assert len(fake.faults.answers) == 94
 
 
@@ -674,14 +681,14 @@ def test_an_hour_is_not_waited(fake: FakeHub, at: Places, model: bytes) -> None:
     fake.add(REPO, {FILE: model})
     fake.faults.answers.append((429, {"Retry-After": "3600"}))
     with pytest.raises(FetchFailed, match="wait 3600 s"):
-        hub.fetch(hub.resolve(NAME, at=at), at=at)
+        download.fetch(names.resolve(NAME, at=at), at=at)
 
 
 def test_a_server_without_ranges_begins_anew(fake: FakeHub, at: Places, model: bytes) -> None:
     fake.add(REPO, {FILE: model})
     fake.faults.ignore_ranges = True
     fake.faults.cut_after.extend([1_000_000, 500_000, 2_000_000])
-    path = hub.fetch(hub.resolve(NAME, at=at), at=at)
+    path = download.fetch(names.resolve(NAME, at=at), at=at)
     assert path.read_bytes() == model
     assert fake.bytes_served == 3_500_000 + len(model)
 
@@ -693,7 +700,7 @@ def test_a_server_without_ranges_that_always_cuts_is_given_up(
     fake.faults.ignore_ranges = True
     fake.faults.cut_after.extend([1_000_000] * 100)
     with pytest.raises(FetchFailed):
-        hub.fetch(hub.resolve(NAME, at=at), at=at)
+        download.fetch(names.resolve(NAME, at=at), at=at)
     assert len(fake.faults.cut_after) == 94
 
 
@@ -702,10 +709,10 @@ def test_bytes_of_another_range_are_not_taken(fake: FakeHub, at: Places, model: 
     fake.faults.cut_after.append(1_000_000)
     fake.faults.wrong_ranges = 100
     with pytest.raises(FetchFailed, match=r"asked for bytes=1000000-.*gave 'bytes 999999-"):
-        hub.fetch(hub.resolve(NAME, at=at), at=at)
+        download.fetch(names.resolve(NAME, at=at), at=at)
     assert partial_of(at, model).read_bytes() == model[:1_000_000]
     fake.faults.wrong_ranges = 2
-    assert hub.fetch(hub.resolve(NAME, at=at), at=at).read_bytes() == model
+    assert download.fetch(names.resolve(NAME, at=at), at=at).read_bytes() == model
 
 
 def test_a_stalled_transfer_is_taken_up_again(
@@ -719,8 +726,8 @@ def test_a_stalled_transfer_is_taken_up_again(
         if stalling.held.is_set():
             fake.faults = Faults()
 
-    source = hub.resolve(NAME, at=at)
-    assert hub.fetch(source, progress=recover, at=at).read_bytes() == model
+    source = names.resolve(NAME, at=at)
+    assert download.fetch(source, progress=recover, at=at).read_bytes() == model
     assert fake.bytes_served == len(model)
 
 
@@ -728,7 +735,7 @@ def test_wrong_bytes_are_never_in_place(fake: FakeHub, at: Places, model: bytes)
     fake.add(REPO, {FILE: model})
     fake.faults.tamper_at = 2_000_000
     with pytest.raises(FetchFailed, match=rf"expected {len(model)} and {sha256_of(model)}"):
-        hub.fetch(hub.resolve(NAME, at=at), at=at)
+        download.fetch(names.resolve(NAME, at=at), at=at)
     assert left_over(at) == []
     assert fake.bytes_served == len(model)
 
@@ -737,7 +744,7 @@ def test_a_file_that_does_not_end_is_cut_off(fake: FakeHub, at: Places, model: b
     fake.add(REPO, {FILE: model})
     fake.faults.extra_bytes = 64 * 2**20
     with pytest.raises(FetchFailed, match=rf"expected {len(model)} and"):
-        hub.fetch(hub.resolve(NAME, at=at), at=at)
+        download.fetch(names.resolve(NAME, at=at), at=at)
     assert left_over(at) == []
     assert fake.bytes_served < 32 * 2**20  # what the sockets between them hold
 
@@ -751,7 +758,7 @@ def test_a_damaged_start_is_thrown_away(
     partial = partial_of(at, model)
     partial.parent.mkdir(parents=True)
     partial.write_bytes(start or model + b"more")
-    assert hub.fetch(hub.resolve(NAME, at=at), at=at).read_bytes() == model
+    assert download.fetch(names.resolve(NAME, at=at), at=at).read_bytes() == model
     assert not partial.exists()
 
 
@@ -761,7 +768,7 @@ def test_a_complete_start_needs_no_bytes(fake: FakeHub, at: Places, model: bytes
     partial = partial_of(at, model)
     partial.parent.mkdir(parents=True)
     partial.write_bytes(model)
-    assert hub.fetch(hub.resolve(NAME, at=at), at=at).read_bytes() == model
+    assert download.fetch(names.resolve(NAME, at=at), at=at).read_bytes() == model
     assert fake.bytes_served == 0
 
 
@@ -771,10 +778,10 @@ def test_a_file_that_changed_between_runs_is_not_mixed(
     fake.add(REPO, {FILE: model})
     fake.faults.cut_after.extend([500_000] + [0] * 5)
     with pytest.raises(FetchFailed):
-        hub.fetch(hub.resolve(NAME, at=at), at=at)
+        download.fetch(names.resolve(NAME, at=at), at=at)
     fake.faults = Faults()
     fake.add(REPO, {FILE: other_model})
-    assert hub.fetch(hub.resolve(NAME, at=at), at=at).read_bytes() == other_model
+    assert download.fetch(names.resolve(NAME, at=at), at=at).read_bytes() == other_model
 
 
 def test_a_file_that_changes_during_a_fetch_stays_the_one_begun(
@@ -787,7 +794,7 @@ def test_a_file_that_changes_during_a_fetch_stays_the_one_begun(
         if done == 500_000:
             fake.add(REPO, {FILE: other_model})
 
-    path = hub.fetch(hub.resolve(NAME, at=at), progress=push, at=at)
+    path = download.fetch(names.resolve(NAME, at=at), progress=push, at=at)
     assert path.read_bytes() == model
     assert path.parent.name == commit
 
@@ -802,7 +809,7 @@ def test_another_file_than_the_known_one_is_refused_before_it_moves(
     ):
         source = Source(name="tiny", repo=REPO, file=FILE, **known)
         with pytest.raises(FetchFailed, match=rf"not the file that is known.*{FILE}@{commit}"):
-            hub.fetch(source, at=at)
+            download.fetch(source, at=at)
     assert fake.bytes_served == 0
 
 
@@ -813,11 +820,11 @@ def test_a_mirror_without_hashes_is_held_to_the_known_one(
     fake.faults.no_hash = True
     wrong = Source(name="tiny", repo=REPO, file=FILE, sha256="ab" * 32)
     with pytest.raises(FetchFailed, match="it was deleted"):
-        hub.fetch(wrong, at=at)
+        download.fetch(wrong, at=at)
     assert left_over(at) == []
-    assert hub.fetch(replace(wrong, sha256=sha256_of(model)), at=at).read_bytes() == model
+    assert download.fetch(replace(wrong, sha256=sha256_of(model)), at=at).read_bytes() == model
     assert not caplog.records
-    assert hub.fetch(hub.resolve(NAME, at=at), at=at).read_bytes() == model
+    assert download.fetch(names.resolve(NAME, at=at), at=at).read_bytes() == model
 
 
 def test_a_file_of_unknown_hash_is_said_to_be_unchecked(
@@ -825,16 +832,16 @@ def test_a_file_of_unknown_hash_is_said_to_be_unchecked(
 ) -> None:
     fake.add(REPO, {FILE: model})
     fake.faults.no_hash = True
-    assert hub.fetch(hub.resolve(NAME, at=at), at=at).read_bytes() == model
+    assert download.fetch(names.resolve(NAME, at=at), at=at).read_bytes() == model
     assert "only the size was checked" in caplog.text
 
 
 def test_a_blob_of_the_wrong_size_is_replaced(fake: FakeHub, at: Places, model: bytes) -> None:
     fake.add(REPO, {FILE: model})
-    path = hub.fetch(hub.resolve(NAME, at=at), at=at)
+    path = download.fetch(names.resolve(NAME, at=at), at=at)
     path.resolve().write_bytes(model[:-5])
     known = Source(name="tiny", repo=REPO, file=FILE, n_bytes=len(model), sha256=sha256_of(model))
-    assert hub.fetch(known, at=at).read_bytes() == model
+    assert download.fetch(known, at=at).read_bytes() == model
 
 
 def test_without_links_the_file_itself_is_in_the_snapshot(
@@ -842,12 +849,12 @@ def test_without_links_the_file_itself_is_in_the_snapshot(
 ) -> None:
     fake.add(REPO, {FILE: model})
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_SYMLINKS", True, raising=False)
-    path = hub.fetch(hub.resolve(NAME, at=at), at=at)
+    path = download.fetch(names.resolve(NAME, at=at), at=at)
     assert path.read_bytes() == model
     assert not path.is_symlink()
     assert left_over(at) == [str(path)]
-    assert hub.resolve(NAME, at=at).path == path
-    assert [source.path for source in hub.sources(REPO, at=at)] == [path]
+    assert names.resolve(NAME, at=at).path == path
+    assert [source.path for source in names.sources(REPO, at=at)] == [path]
 
 
 # ------------------------------------------------------------------------------- disks
@@ -862,17 +869,17 @@ def test_too_little_disk_is_said_before(
     partial.write_bytes(model[:1_000_000])
     rest = len(model) - 1_000_000
     free = io.StringIO()  # anything with an attribute
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda _: free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
     free.free = rest - 1  # type: ignore[attr-defined]
     with pytest.raises(DoesNotFit, match="HF_HOME") as caught:
-        hub.fetch(hub.resolve(NAME, at=at), at=at)
+        download.fetch(names.resolve(NAME, at=at), at=at)
     assert (caught.value.needed_bytes, caught.value.free_bytes) == (rest, rest - 1)
     assert fake.bytes_served == 0
     free.free = rest  # type: ignore[attr-defined]
-    hub.fetch(hub.resolve(NAME, at=at), at=at)
+    download.fetch(names.resolve(NAME, at=at), at=at)
 
 
-class FullDisk(hub._Partial):
+class FullDisk(download.Partial):
     """A disk that is full after so many bytes of one run, and takes few at a time."""
 
     room = 0
@@ -906,14 +913,14 @@ def test_a_disk_that_fills_up_keeps_what_came(
     fake.add(REPO, {FILE: model})
     with monkeypatch.context() as patch:
         patch.setattr(FullDisk, "room", 1_000_001)
-        patch.setattr(hub, "_Partial", FullDisk)
+        patch.setattr(download, "Partial", FullDisk)
         with pytest.raises(OutputFailed, match=r"is full: .* MiB free, the file has 4 MiB; .*kept"):
-            hub.fetch(hub.resolve(NAME, at=at), at=at)
+            download.fetch(names.resolve(NAME, at=at), at=at)
     assert len([r for r in fake.requests if r.storage]) == 1  # trying again would be no use
     assert partial_of(at, model).read_bytes() == model[:1_000_001]
     monkeypatch.setattr(FullDisk, "room", 10 * len(model))
-    monkeypatch.setattr(hub, "_Partial", FullDisk)
-    assert hub.fetch(hub.resolve(NAME, at=at), at=at).read_bytes() == model
+    monkeypatch.setattr(download, "Partial", FullDisk)
+    assert download.fetch(names.resolve(NAME, at=at), at=at).read_bytes() == model
     assert fake.requests[-1].byte_range == "bytes=1000001-"
 
 
@@ -923,7 +930,7 @@ def test_a_cache_that_cannot_be_written(
     fake.add(REPO, {FILE: model})
     (tmp_path / "file").touch()
     with pytest.raises(OutputFailed, match=r"cannot be written.*HF_HOME"):
-        hub.fetch(hub.resolve(NAME, at=at), at=replace(at, cache=tmp_path / "file" / "hub"))
+        download.fetch(names.resolve(NAME, at=at), at=replace(at, cache=tmp_path / "file" / "hub"))
 
 
 # ------------------------------------------------------------------------ remote facts
@@ -938,12 +945,12 @@ def test_remote_header(
     fake.faults.cut_after.append(1000)
     (tmp_path / FILE).write_bytes(model)
     local = gguf.read_header(tmp_path / FILE)
-    source = hub.resolve(NAME, at=at)
+    source = names.resolve(NAME, at=at)
     remote = hub.remote_header(source, at=at)
     assert remote == replace(local, source=NAME)
     if not ignore_ranges:
-        assert fake.bytes_served <= 1000 + 3 * gguf.FIRST_CHUNK_BYTES < len(model) / 4
-    path = hub.fetch(source, at=at)
+        assert fake.bytes_served <= 1000 + 3 * FIRST_CHUNK_BYTES < len(model) / 4
+    path = download.fetch(source, at=at)
     assert hub.remote_header(source, at=replace(at, offline=True)) == replace(
         local, source=str(path)
     )
@@ -951,7 +958,7 @@ def test_remote_header(
 
 def test_remote_info(fake: FakeHub, at: Places, model: bytes) -> None:
     commit = fake.add(REPO, {FILE: model}, licence="cc-by-nc-4.0", gated=True)
-    source = hub.resolve(NAME, at=at)
+    source = names.resolve(NAME, at=at)
     assert hub.remote_info(source, at=at) == hub.RemoteInfo(
         commit=commit,
         n_bytes=len(model),
@@ -963,7 +970,7 @@ def test_remote_info(fake: FakeHub, at: Places, model: bytes) -> None:
     with pytest.raises(ModelNotFound, match=f"no file other.gguf at main; its GGUF files: {FILE}"):
         hub.remote_info(replace(source, file="other.gguf"), at=at)
     with pytest.raises(BadOption, match="on this machine"):
-        hub.remote_info(hub.resolve("all-minilm-l6-v2", at=at), at=at)
+        hub.remote_info(names.resolve("all-minilm-l6-v2", at=at), at=at)
 
 
 # ------------------------------------------------------------------------------ errors
@@ -987,24 +994,24 @@ def test_what_the_hub_refuses(
     fake.add("someone/gated", {"x.gguf": model}, gated=True)
     fake.add("someone/private", {"x.gguf": model}, private=True)
     with pytest.raises(error, match=says):
-        hub.fetch(hub.resolve(name, at=at), at=at)
+        download.fetch(names.resolve(name, at=at), at=at)
     with pytest.raises(error, match=says):
-        hub.remote_header(hub.resolve(name, at=at), at=at)
+        hub.remote_header(names.resolve(name, at=at), at=at)
 
 
 def test_tokens(fake: FakeHub, at: Places, model: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     fake.add(REPO, {FILE: model}, gated=True)
     monkeypatch.setenv("HF_TOKEN", "hf_expired")
     with pytest.raises(FetchFailed, match="HF_TOKEN is wrong or expired"):
-        hub.fetch(hub.resolve(NAME, at=at), at=at)
+        download.fetch(names.resolve(NAME, at=at), at=at)
     monkeypatch.setenv("HF_TOKEN", fake.token)
-    assert hub.fetch(hub.resolve(NAME, at=at), at=at).read_bytes() == model
+    assert download.fetch(names.resolve(NAME, at=at), at=at).read_bytes() == model
 
 
 def test_a_server_that_is_no_hub(fake: FakeHub, at: Places) -> None:
     fake.faults.answers.append((200, {"ETag": '"0123456789"'}))
     with pytest.raises(FetchFailed, match="HF_ENDPOINT"):
-        hub.fetch(hub.resolve(NAME, at=at), at=at)
+        download.fetch(names.resolve(NAME, at=at), at=at)
 
 
 @pytest.mark.parametrize("header", ["X-Repo-Commit", "X-Linked-ETag"])
@@ -1016,7 +1023,7 @@ def test_a_server_cannot_name_files_outside_the_cache(
         (302, {**answer, header: "../../../../x", "Location": fake.storage_url})
     )
     with pytest.raises(FetchFailed, match="no Hugging Face Hub"):
-        hub.fetch(hub.resolve(NAME, at=at), at=at)
+        download.fetch(names.resolve(NAME, at=at), at=at)
     assert not at.cache.exists()
 
 
@@ -1026,7 +1033,7 @@ def test_signed_addresses_are_in_no_message(
     fake.add(REPO, {FILE: model})
     fake.faults.storage_answers.extend([(503, {}), (403, {})])
     with pytest.raises(FetchFailed, match=r"forbids .*403.*HF_TOKEN") as caught:
-        hub.fetch(hub.resolve(NAME, at=at), at=at)
+        download.fetch(names.resolve(NAME, at=at), at=at)
     assert fake.storage_url in str(caught.value)
     assert "503" in caplog.text
     assert "signature" not in str(caught.value) + caplog.text
@@ -1037,14 +1044,14 @@ def test_the_clients_own_offline_mode_counts_too(
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ModelNotFound, match="offline mode is on"):
-        hub.fetch(hub.resolve(NAME, at=at), at=at)
+        download.fetch(names.resolve(NAME, at=at), at=at)
 
 
 def test_timeout(fake: FakeHub, at: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     fake.faults.mute = True
     monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.05)
     with pytest.raises(FetchFailed, match=r"did not answer within .*HF_HUB_DOWNLOAD_TIMEOUT"):
-        hub.fetch(hub.resolve(NAME, at=at), at=at)
+        download.fetch(names.resolve(NAME, at=at), at=at)
 
 
 def test_no_dns(at: Places, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1054,23 +1061,23 @@ def test_no_dns(at: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", fail)
     nowhere = replace(at, endpoint="http://hub.invalid")
     with pytest.raises(FetchFailed, match=r"name hub\.invalid cannot be resolved.*bundle hf:"):
-        hub.fetch(hub.resolve(NAME, at=nowhere), at=nowhere)
+        download.fetch(names.resolve(NAME, at=nowhere), at=nowhere)
 
 
 def test_nobody_listens(at: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     """A refused connection is an error at once, not after half a minute."""
-    monkeypatch.setattr(hub.time, "sleep", lambda _: pytest.fail("waited"))
+    monkeypatch.setattr(failures.time, "sleep", lambda _: pytest.fail("waited"))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and no listen
         nobody = replace(at, endpoint=f"http://127.0.0.1:{taken.getsockname()[1]}")
         with pytest.raises(FetchFailed, match=r"no connection to 127\.0\.0\.1.*HF_ENDPOINT"):
-            hub.fetch(hub.resolve(NAME, at=nobody), at=nobody)
+            download.fetch(names.resolve(NAME, at=nobody), at=nobody)
 
 
 def test_tls(fake: FakeHub, at: Places) -> None:
     tls = replace(at, endpoint=fake.url.replace("http:", "https:"))  # a server without TLS
     with pytest.raises(FetchFailed, match=r"no trusted TLS connection.*SSL_CERT_FILE"):
-        hub.fetch(hub.resolve(NAME, at=tls), at=tls)
+        download.fetch(names.resolve(NAME, at=tls), at=tls)
 
 
 def test_proxies(fake: FakeHub, at: Places, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1080,7 +1087,7 @@ def test_proxies(fake: FakeHub, at: Places, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("HTTPS_PROXY", proxy)  # knows no CONNECT
     away = replace(at, endpoint="https://huggingface.co")
     with pytest.raises(FetchFailed, match=f"proxy .*{shown}.*did not let through") as caught:
-        hub.fetch(hub.resolve(NAME, at=away), at=away)
+        download.fetch(names.resolve(NAME, at=away), at=away)
     assert "secret" not in str(caught.value)
     close_session()
     monkeypatch.delenv("HTTPS_PROXY")
@@ -1089,7 +1096,7 @@ def test_proxies(fake: FakeHub, at: Places, monkeypatch: pytest.MonkeyPatch) -> 
     away = replace(at, endpoint="http://hub.invalid")
     monkeypatch.setattr("fakehub._Handler.path", property(proxied_path, keep_path), raising=False)
     with pytest.raises(FetchFailed, match="wants a name and a password"):
-        hub.fetch(hub.resolve(NAME, at=away), at=away)
+        download.fetch(names.resolve(NAME, at=away), at=away)
 
 
 def keep_path(handler: Any, value: str) -> None:
@@ -1106,8 +1113,8 @@ def proxied_path(handler: Any) -> str:
 @pytest.mark.usefixtures("no_network")
 def test_offline_says_what_is_here_and_how_to_bring_the_rest(at: Places) -> None:
     offline = replace(at, offline=True)
-    source = hub.resolve("qwen3-embedding:0.6b", "Q8_0", at=offline)
-    ask: list[Callable[..., object]] = [hub.fetch, hub.remote_header, hub.remote_info]
+    source = names.resolve("qwen3-embedding:0.6b", "Q8_0", at=offline)
+    ask: list[Callable[..., object]] = [download.fetch, hub.remote_header, hub.remote_info]
     for function in ask:
         with pytest.raises(ModelNotFound) as caught:
             function(source, at=offline)
@@ -1118,13 +1125,13 @@ def test_offline_says_what_is_here_and_how_to_bring_the_rest(at: Places) -> None
         assert "gguf-embed bundle qwen3-embedding-0.6b --quant Q8_0 -o DIR" in said
     for name, bundle in ((REPO, f"bundle {REPO} -o"), (NAME, f"bundle {NAME} -o")):
         with pytest.raises(ModelNotFound, match=bundle):
-            hub.fetch(hub.resolve(name, at=offline), at=offline)
+            download.fetch(names.resolve(name, at=offline), at=offline)
 
 
 def test_offline_never_touches_the_network(fake: FakeHub, at: Places, model: bytes) -> None:
     """As a user sets it: HF_HUB_OFFLINE, in a process that may open no socket."""
     fake.add(REPO, {FILE: model})
-    path = hub.fetch(hub.resolve(NAME, at=at), at=at)
+    path = download.fetch(names.resolve(NAME, at=at), at=at)
     asked = len(fake.requests)
     code = f"""
 import socket
@@ -1132,17 +1139,17 @@ def refuse(*_, **__):
     raise SystemExit("the network was touched")
 socket.socket.connect = socket.socket.connect_ex = socket.socket.sendto = refuse
 socket.create_connection = socket.getaddrinfo = refuse
-from gguf_embed.store import hub; from gguf_embed.store import local as store
+from gguf_embed.store import download, hub, names; from gguf_embed.store import local as store
 from gguf_embed.errors import ModelNotFound
 for name in ({NAME!r}, {REPO!r}, {REPO + ":Q8_0"!r}):
-    path = hub.fetch(hub.resolve(name))
+    path = download.fetch(names.resolve(name))
 print(path)
-assert hub.sources({REPO!r})[0].path == path
-assert hub.remote_header(hub.resolve({NAME!r})).architecture == "bert"
+assert names.sources({REPO!r})[0].path == path
+assert hub.remote_header(names.resolve({NAME!r})).architecture == "bert"
 assert [model.where for model in store.local_models(hub.places())] == ["package", "cache"]
 for name in ("qwen3-embedding:8b", "someone/else", "hf:someone/else/x.gguf@v1"):
     try:
-        hub.fetch(hub.resolve(name))
+        download.fetch(names.resolve(name))
     except ModelNotFound as error:
         assert "offline" in str(error), error
     else:

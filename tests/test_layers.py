@@ -38,12 +38,8 @@ ONLY_IN = {
 MAX_LINES = 400
 # Longer files, each with its reason.
 LONG: Mapping[str, str] = {
-    "bundle/bundle.py": "to be split into format, bundle and unbundle",
-    "catalog/catalog.py": "to be split into catalog and card_file",
     "engine/tune.py": "to be split",
-    "gguf/header.py": "to be split into header and check",
     "plan/plan.py": "to be split into settings, memory, plan and reasons",
-    "store/hub.py": "to be split",
 }
 
 

@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gguf_embed.errors import BadOption
-from gguf_embed.gguf.header import TensorInfo, read_header
+from gguf_embed.gguf.header import read_header
 from gguf_embed.gguf.layout import QUANTS, Shape, tensors
 from gguf_embed.gguf.quants import FILE_TYPES
+from gguf_embed.gguf.tensors import TensorInfo
 
 MODELS = Path(__file__).parent.parent / "models"
 

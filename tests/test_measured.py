@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_layout import QWEN3_06B
 
@@ -15,6 +15,7 @@ from gguf_embed.catalog import catalog
 from gguf_embed.gguf import layout
 from gguf_embed.lab.metrics import as_good
 from gguf_embed.machine import measured
+from gguf_embed.machine.load import Load
 from gguf_embed.machine.measured import (
     LevelFigures,
     LevelQuality,
@@ -140,6 +141,39 @@ def test_quality_in_words():
     assert str(replace(QUALITY, loss=None)) == "93 % of F16's ten nearest texts"
 
 
+BUSY = Load(before=0.1, during=0.6)
+QUIET = Load(before=0.25, during=0.05)
+
+
+def test_speeds_measured_beside_other_work_do_not_count():
+    slow = replace(measured_run("F16", "Q8_0", "Q4_0", speed=1, quality=QUALITY), load=BUSY)
+    fast = replace(measured_run("F16", "Q8_0", speed=9), load=QUIET)
+    found = figures([fast, slow], KEY, "m")
+    assert {q: one.tokens_per_s for q, one in found.items()} == {"F16": 9, "Q8_0": 9, "Q4_0": None}
+    assert found["Q4_0"].quality == QUALITY  # which does not depend on it
+    assert figures([replace(slow, levels=fast.levels)], KEY, "m") == {}
+
+
+@pytest.mark.parametrize("by", ["bench", "tune"])
+def test_a_busy_run_does_not_replace_a_quiet_one(by: measured.By):
+    quiet = replace(measured_run("F16", by=by, speed=9), load=QUIET)
+    busy = replace(measured_run("F16", by=by, speed=1), load=BUSY)
+    keep(busy, 2)
+    keep(quiet, 2)
+    assert load(2) == (quiet,)
+    keep(busy, 2)
+    assert load(2) == (quiet, busy)
+    assert figures(load(2), KEY, "m")["F16"].tokens_per_s == 9
+
+
+def test_runs_of_the_tuner_together_have_the_worse_load():
+    for quant, steal in (("F16", 0.1), ("Q8_0", 0.0)):
+        run = measured_run(quant, by="tune", model="", texts="")
+        keep(replace(run, load=replace(QUIET, steal=steal)), 2)
+    (run,) = load(2)
+    assert (set(run.levels), run.load) == ({"F16", "Q8_0"}, replace(QUIET, steal=0.1))
+
+
 # -- kept ----------------------------------------------------------------------------------------
 
 
@@ -205,6 +239,7 @@ levels = st.dictionaries(
 )
 
 
+@settings(max_examples=50, deadline=None)  # each writes files to disk
 @given(st.lists(levels, max_size=6))
 def test_no_measured_level_is_forgotten(each: list[dict[str, LevelFigures]]):
     with pytest.MonkeyPatch.context() as patch:
@@ -217,7 +252,18 @@ def test_no_measured_level_is_forgotten(each: list[dict[str, LevelFigures]]):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{}", "[1]", "[{}]", '[{"levels": {"F16": 1}}]', '[{"levels": {}, "more": 1}]']
+    "text",
+    [
+        "",
+        "{}",
+        "[1]",
+        "null",
+        "[" * 100_000,
+        '[{"levels": {"F16": null}}]',
+        "[{}]",
+        '[{"levels": {"F16": 1}}]',
+        '[{"levels": {}, "more": 1}]',
+    ],
 )
 def test_a_file_that_is_not_understood_is_no_measurement(text: str):
     keep(measured_run("F16"), 2)

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from gguf_embed import cli
 from gguf_embed.catalog import catalog
-from gguf_embed.catalog.catalog import ModelCard
+from gguf_embed.catalog.card import ModelCard
 from gguf_embed.cli.options import size
 from gguf_embed.engine import runner, tune
 from gguf_embed.engine.runner import Meaning, Runner, RunSettings

@@ -28,13 +28,14 @@ from gguf_embed.errors import (
     NativeFailed,
     OutputFailed,
 )
-from gguf_embed.gguf.header import Header, TensorInfo, read_header
+from gguf_embed.gguf.header import Header, read_header
+from gguf_embed.gguf.tensors import TensorInfo
 from gguf_embed.lab import forecast as forecasting
 from gguf_embed.lab import quantize
 from gguf_embed.lab.forecast import Fallback, find_source, forecast, level_named
 from gguf_embed.lab.quantize import make
 from gguf_embed.lab.quantize_child import Recipe
-from gguf_embed.store import hub
+from gguf_embed.store import hub, names
 from gguf_embed.store.local import Source
 from gguf_embed.system import files
 
@@ -206,7 +207,7 @@ def test_a_quantized_source_is_refused_unless_forced(tiny_model: Write, tmp_path
 
 
 def test_the_better_source_of_a_known_model_is_named():
-    builtin = hub.resolve("all-minilm-l6-v2").path
+    builtin = names.resolve("all-minilm-l6-v2").path
     assert builtin
     with pytest.raises(BadOption, match="quantize all-minilm-l6-v2:F16, or insist"):
         forecast(builtin, Recipe(level="Q4_0"))
@@ -475,8 +476,8 @@ def test_the_source_is_exact_and_here_if_possible(
     monkeypatch: pytest.MonkeyPatch, found: list[tuple[str, bool]], expected: str
 ):
     sources = [source(quant, here=here) for quant, here in found]
-    monkeypatch.setattr(hub, "sources", lambda name: tuple(sources))
-    monkeypatch.setattr(hub, "resolve", lambda name: sources[0])
+    monkeypatch.setattr(names, "sources", lambda name: tuple(sources))
+    monkeypatch.setattr(names, "resolve", lambda name: sources[0])
     monkeypatch.setattr(hub, "remote_header", lambda one: header_of("F16"))
     assert find_source("m").quant == expected
 
@@ -496,8 +497,8 @@ def header_of(quant: str) -> Header:
 
 def test_a_quantized_file_is_not_even_fetched(monkeypatch: pytest.MonkeyPatch):
     far = source("Q8_0", here=False)
-    monkeypatch.setattr(hub, "sources", lambda name: (far,))
-    monkeypatch.setattr(hub, "resolve", lambda name: far)
+    monkeypatch.setattr(names, "sources", lambda name: (far,))
+    monkeypatch.setattr(names, "resolve", lambda name: far)
     monkeypatch.setattr(hub, "remote_header", lambda one: header_of("Q8_0"))
     with pytest.raises(BadOption, match=r"hf:o/m/m\.gguf is quantized already"):
         find_source("m")

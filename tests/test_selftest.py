@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +19,7 @@ from gguf_embed.engine.opening import Settings
 from gguf_embed.errors import NativeFailed
 from gguf_embed.gguf.header import read_header
 from gguf_embed.machine import selftest
+from gguf_embed.machine.tiny_model import write_tiny_model
 from gguf_embed.native import library
 
 
@@ -86,10 +93,147 @@ def test_a_home_that_cannot_be_written_is_no_obstacle(
 
 @pytest.mark.parametrize("weight_type", ["F16", "Q8_0", "Q4_K", "Q6_K", "IQ2_XXS"])
 def test_the_tiny_model_is_of_the_asked_type(weight_type: str, tmp_path: Path):
-    selftest.write_tiny_model(tmp_path / "tiny.gguf", weight_type)
+    write_tiny_model(tmp_path / "tiny.gguf", weight_type)
     header = read_header(tmp_path / "tiny.gguf")
     matrices = {tensor.type for tensor in header.tensors if len(tensor.shape) == 2}
     assert matrices == {weight_type}
+
+
+# -- what says nothing about the build ------------------------------------------------------------
+
+
+_CHECK = """
+import json, sys
+from gguf_embed.machine import selftest
+from gguf_embed.machine.tiny_model import write_tiny_model
+{prepare}
+working = selftest.check(["Q8_0"])
+kept = list(selftest.verdicts())
+print(json.dumps([working.flash, working.repack, working.gpu, working.remark, kept]))
+"""
+
+
+def checked(
+    prepare: str = "", cwd: Path | None = None, **environment: str
+) -> tuple[bool, bool, bool, str, list[str]]:
+    """(flash, repack, gpu, remark, weight types with a kept verdict) as a fresh process has it."""
+    done = subprocess.run(
+        [sys.executable, "-c", _CHECK.format(prepare=prepare)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        env={**os.environ, **environment},
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+LIMIT = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits and signals are POSIX's")
+@pytest.mark.parametrize(
+    ("prepare", "environment", "cause"),
+    [
+        (LIMIT, {}, r"File too large; raise the limit .*ulimit -f"),
+        ("selftest.TIMEOUT_S = 0.01", {}, r"no answer in 0\.01 s; try again when .* less busy"),
+        ("", {selftest.FAULT_VARIABLE: "plain:SIGKILL"}, r"killed \(SIGKILL\).* memory is short"),
+        ("", {selftest.FAULT_VARIABLE: "repack:SIGTERM"}, "ended early"),
+    ],
+)
+def test_what_says_nothing_about_the_build_is_not_kept(
+    prepare: str, environment: dict[str, str], cause: str
+):
+    flash, repack, gpu, remark, kept = checked(prepare, **environment)
+    assert (repack, gpu, kept) == (False, True, [])
+    assert flash == ("repack" in str(environment))
+    assert re.search(f"could not be made: .*{cause}", remark)
+    assert "next opening" in remark
+    assert checked() == [True, True, True, None, ["Q8_0"]]  # measured again, and all is well
+
+
+def test_without_a_place_for_temporary_files_it_says_so(tmp_path: Path):
+    nowhere = f"import tempfile; tempfile.tempdir = {str(tmp_path / 'gone')!r}"
+    remark = checked(nowhere)[3]
+    assert re.search(r"could not be made: No such file .*gone.*; .*set TMPDIR to", remark)
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="a small disk is made with unshare")
+@pytest.mark.parametrize("home_is_full", [False, True])
+def test_a_full_disk_for_temporary_files(tmp_path: Path, home_is_full: bool):
+    """The tiny model goes beside what is kept; where that disk is full too, it says so."""
+    full, home = tmp_path / "full", tmp_path / "home"
+    full.mkdir()
+    mount = f"mount -t tmpfs -o size=64k none {full}"
+    own = ["unshare", "-rm", "sh", "-ec"]
+    if subprocess.run([*own, mount], capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    done = subprocess.run(
+        [*own, f'{mount}; exec "$@"', "sh", sys.executable, "-c", _CHECK.format(prepare="")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={
+            **os.environ,
+            "TMPDIR": str(full),
+            "GGUF_EMBED_HOME": str(full if home_is_full else home),
+        },
+    )
+    assert done.returncode == 0, done.stderr
+    flash, _, _, remark, kept = json.loads(done.stdout)
+    assert (flash, kept) == ((False, []) if home_is_full else (True, ["Q8_0"]))
+    if home_is_full:
+        assert re.search("No space left on device; make room, or set TMPDIR", remark)
+
+
+def test_files_of_the_current_folder_are_not_run(tmp_path: Path):
+    folder = tmp_path / "project"
+    folder.mkdir()
+    for name in ("json", "numpy", "random", "tempfile"):
+        (folder / f"{name}.py").write_text("raise SystemExit('a file of the user ran')")
+    code = (
+        "import sys; sys.path = [entry for entry in sys.path if entry]\n"
+        f"import os; os.chdir({str(folder)!r})\n"
+        "sys.path.insert(0, '')\n"
+    )
+    assert checked(code) == [True, True, True, None, ["Q8_0"]]
+
+
+def test_only_the_crash_of_a_gpu_is_kept(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(selftest.FAULT_VARIABLE, "gpu:SIGKILL")
+    assert not selftest.check(["Q8_0"], gpus=["a card"]).gpu
+    monkeypatch.delenv(selftest.FAULT_VARIABLE)
+    assert selftest.check(["Q8_0"], gpus=["a card"]).gpu
+    monkeypatch.setenv(selftest.FAULT_VARIABLE, "gpu:SIGSEGV")
+    assert not selftest.check(["Q8_0"], gpus=["another card"]).gpu
+    monkeypatch.delenv(selftest.FAULT_VARIABLE)
+    assert "SIGSEGV" in str(selftest.check(["Q8_0"], gpus=["another card"]).remark)
+    assert selftest.forget_bad_gpus() == ["Q8_0: SIGSEGV"]
+    assert selftest.check(["Q8_0"], gpus=["another card"]).gpu
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "null",
+        "[]",
+        "[" * 100_000,
+        '{"Q8_0": null}',
+        '{"Q8_0": {"weight_type": "Q8_0", "plain": "No space left on device"}}',
+        '{"Q8_0": {"weight_type": "Q8_0", "plain": "SIGKILL"}}',
+        '{"Q8_0": {"weight_type": "Q8_0", "plain": "ok"}}',
+        '{"Q8_0": {"weight_type": "Q8_0"}}',
+        '{"Q8_0": {"weight_type": "F16", "plain": "SIGILL"}}',
+    ],
+)
+def test_a_file_that_is_not_right_is_healed(content: str, tmp_path: Path):
+    expected = selftest.check(["Q8_0"])
+    (path,) = (tmp_path / "selftest").iterdir()
+    path.write_text(content)
+    assert selftest.verdicts() == {}
+    assert selftest.check(["Q8_0"]) == expected
+    assert selftest.verdicts()["Q8_0"].good
 
 
 def _vector() -> np.ndarray:

@@ -38,6 +38,7 @@ from gguf_embed.engine.tune import (
 from gguf_embed.gguf.header import Header, read_header
 from gguf_embed.machine import measured, selftest
 from gguf_embed.machine import probe as hardware
+from gguf_embed.machine.load import Load
 from gguf_embed.machine.selftest import Working
 from gguf_embed.native import library
 from gguf_embed.native.model import Tokens
@@ -402,11 +403,11 @@ def test_wrong_kernels_are_seen_by_their_vectors(
     class Broken(tune.Runner):
         n_wrong: ClassVar[int] = 0
 
-        def run(self, sequences: Sequence[Tokens], *, n_prefix: int = 0, share: int = 1) -> Outcome:
+        def run(self, sequences: Sequence[Tokens], *, n_prefix: int = 0, **more: Any) -> Outcome:
             if self.settings.n_contexts == 2 and n_prefix == 0:
                 Broken.n_wrong += 1
                 sequences = [sequence[::-1] for sequence in sequences]
-            return super().run(sequences, n_prefix=n_prefix, share=share)
+            return super().run(sequences, n_prefix=n_prefix, **more)
 
     monkeypatch.setattr(tune, "Runner", Broken)
     monkeypatch.setattr(tune, "GAIN", 0.0)  # anything counts as faster
@@ -575,6 +576,26 @@ def test_a_record_is_read_as_it_was_written(cost: Cost | None, header: Header):
     assert json.loads(to_json(tuned)) == json.loads(json.dumps(asdict(tuned)))
 
 
+def test_what_was_measured_beside_other_work_serves_until_the_machine_is_quiet(
+    header: Header, monkeypatch: pytest.MonkeyPatch
+):
+    busy = replace(record(RunSettings(max_batch_tokens=55)), load=Load(before=0.5, during=0.0))
+    tune._keep(busy, header, 2)
+    assert load(header, 2) is None  # quiet, as far as the tests can tell
+
+    class Busy:
+        quiet = False
+
+        def __init__(self, n_cores: int) -> None:
+            pass
+
+    monkeypatch.setattr(tune, "LoadMeter", Busy)
+    assert load(header, 2) == busy
+    quiet = replace(busy, load=Load(before=0.2, during=0.2))
+    tune._keep(quiet, header, 2)
+    assert load(header, 2) == quiet
+
+
 DAMAGE: dict[str, Callable[[dict[str, Any]], object]] = {
     "an unknown setting": lambda kept: kept["settings"].update(colour="red"),
     "an unknown key": lambda kept: kept.update(colour="red"),
@@ -584,6 +605,8 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], object]] = {
     "a trial that is none": lambda kept: kept.update(trials=[5]),
     "settings that are none": lambda kept: kept.update(settings=5),
     "a cost that is none": lambda kept: kept.update(cost=[1, 2]),
+    "a speed that is no number": lambda kept: kept.update(tokens_per_s=float("nan")),
+    "threads that are no number": lambda kept: kept["settings"].update(n_threads="2"),
 }
 
 
@@ -597,7 +620,9 @@ def test_a_record_of_another_form_is_ignored(damage: str, header: Header):
     assert load(header, 2) is None
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"5", b"null", b'"text"', b"\xff\xfe{}"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"5", b"null", b"[" * 100_000, b'"text"', b"\xff\xfe{}"]
+)
 def test_a_damaged_record_is_ignored_and_replaced(content: bytes, header: Header):
     path = tune._file(header, 2)
     path.parent.mkdir(parents=True)

@@ -227,6 +227,7 @@ def test_a_python_without_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         REAL_PIP(["download", "x"])
 
 
+@pytest.mark.network
 def test_a_wheel_of_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The one call of it that is real: everything else about packages takes seconds of network."""
     made: list[Path] = []

@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from gguf_embed.cli import console, options
 from gguf_embed.errors import OutputFailed
+from gguf_embed.lab import LIMIT, ROUNDS
 
 if TYPE_CHECKING:
     from gguf_embed.lab.bench import BenchOptions, Report
-
-LIMIT = 1000
-ROUNDS = 5
 
 DESCRIPTION = """\
 Compare quantization levels of a model on this machine: size, memory, speed, and how much of the
@@ -26,12 +24,14 @@ made from an F32, BF16 or F16 file in a scratch directory and removed afterwards
   --texts  .jsonl ("text", "_id"), .txt, .csv, .md, a directory of such files, or a folder
            as BEIR and MTEB have it: corpus.jsonl, queries.jsonl, qrels/test.tsv
 Without queries each text is a query; without qrels the best level's ranking is the truth. Each
-level runs in a process of its own, in interleaved rounds. The machine should be quiet.
+level runs in a process of its own, in interleaved rounds. The machine should be quiet. How long
+it will take is told as soon as the first level is open.
 What is found is kept in the cache directory: `gguf-embed plan --prefer speed` goes by it."""
 
 EPILOG = """\
 examples:
-  gguf-embed bench all-minilm-l6-v2 --quants F16,Q8_0,Q4_K_M
+  gguf-embed bench all-minilm-l6-v2 --quants Q8_0     offline: built-in model, Python's docstrings
+  gguf-embed bench all-minilm-l6-v2 --quants F16,Q8_0,Q4_K_M     fetches F16 from the Hub
   gguf-embed bench model-F16.gguf --texts my.jsonl --queries q.jsonl --qrels r.tsv
   gguf-embed bench files/ --texts scifact/ --report levels.md --plots levels/
   gguf-embed bench random-F16.gguf --no-quality --quants Q8_0,Q4_K_M --json"""

@@ -62,14 +62,15 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the bundle; returns 0."""
     from gguf_embed.bundle import bundle, wheels
-    from gguf_embed.store import hub
+    from gguf_embed.store import names
 
-    source = hub.resolve(args.model, args.quant)
-    options.check_licence(source, accepted=args.accept_licence)
+    source = names.resolve(args.model, args.quant)
+    options.agree_to_licence(source, accepted=args.accept_licence)
     with console.transfer(source.label, quiet=args.quiet) as moved:
         written = bundle.write(
             source,
             args.output,
+            accept_licence=args.accept_licence,
             packages_for=None if args.no_wheels else args.platform or wheels.HERE,
             progress=moved,
             on_status=None if args.quiet else console.say,

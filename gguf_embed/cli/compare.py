@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Tell whether two models, quantization levels, prompts, dimensions or poolings give one vector
-space: the same texts are embedded with both, or two .npy files of the same texts are taken as
-they are."""
+space: the same texts are embedded with both, or two files of vectors of the same texts, as
+`gguf-embed embed` writes them (.npy or .jsonl), are taken as they are."""
 
 EPILOG = """\
 verdicts, by the cosine that 99 % of the texts reach and the ten nearest other texts of each:
@@ -35,7 +35,7 @@ The texts are 125 short English sentences, or those of --texts, which tell more;
 examples:
   gguf-embed compare model-F16.gguf model-Q4_K_M.gguf
   gguf-embed compare minilm minilm --prompt-name-b query
-  gguf-embed compare old.npy new.npy
+  gguf-embed compare old.npy new.jsonl
   gguf-embed compare qwen3-embedding-0.6b:Q8_0 mine.gguf --texts docs.jsonl --dimensions-a 256"""
 
 
@@ -46,7 +46,9 @@ def add(commands: Any) -> None:
     )
     for name in "AB":
         parser.add_argument(
-            name.lower(), metavar=name, help="name of a model, .gguf file, or .npy file of vectors"
+            name.lower(),
+            metavar=name,
+            help="name of a model, .gguf file, or file of vectors (.npy, .jsonl)",
         )
     parser.add_argument(
         "--texts", action="append", default=[], metavar="INPUT", help="file, directory or -"
@@ -77,15 +79,16 @@ def add(commands: Any) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Side:
-    about: Mapping[str, object]  # the keys of NAME.npy.meta.json that decide the vectors
+    about: Mapping[str, object]  # the keys of NAME.meta.json that decide the vectors
     vectors: Vectors
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the comparison; returns 0 for yes and close, 1 for no."""
     from gguf_embed.lab.compare import compare
+    from gguf_embed.lab.stored import is_stored
 
-    of_files = [name.lower().endswith(".npy") for name in (args.a, args.b)]
+    of_files = [is_stored(name) for name in (args.a, args.b)]
     if of_files[0] != of_files[1]:
         raise BadOption(
             f"{args.a} and {args.b}: one holds vectors, the other is a model; embed the same "
@@ -97,11 +100,12 @@ def run(args: argparse.Namespace) -> int:
         console.print_json("compare", _report(sides, comparison))
     else:
         _print(sides, comparison)
-    return int(comparison.verdict == "no")
+    return int(comparison.likeness == "no")
 
 
 def _stored(args: argparse.Namespace) -> list[_Side]:
-    from gguf_embed.lab.compare import evenly, stored
+    from gguf_embed.lab.compare import evenly
+    from gguf_embed.lab.stored import stored
 
     made_with = ("prompt_name_a", "prompt_name_b", "dimensions_a", "dimensions_b")
     given = [name for name in (*made_with, "pooling_a", "pooling_b", "texts") if vars(args)[name]]
@@ -192,7 +196,7 @@ def _embed(
 def _report(sides: Sequence[_Side], comparison: Comparison) -> dict[str, object]:
     cosine = comparison.cosine
     return {
-        "verdict": comparison.verdict,
+        "verdict": comparison.likeness,
         "why": comparison.why,
         "a": dict(sides[0].about),
         "b": dict(sides[1].about),
@@ -217,7 +221,7 @@ def _print(sides: Sequence[_Side], comparison: Comparison) -> None:
         f"min {cosine.min:.4f}\n"
         f"overlap@10        {comparison.overlap:.3f}\n"
         f"rank correlation  {comparison.rank_correlation:.4f}\n\n"
-        f"{comparison.verdict}: {comparison.why}"
+        f"{comparison.likeness}: {comparison.why}"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ from gguf_embed.errors import GgufEmbedError
 from gguf_embed.gguf import quants
 
 if TYPE_CHECKING:
+    from gguf_embed.machine.load import Load
+    from gguf_embed.machine.machine import Machine
     from gguf_embed.machine.selftest import Verdict
 
 PACKAGES = ("llama-cpp-python", "numpy", "huggingface-hub", "psutil", "rich")
@@ -41,21 +44,21 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the report; returns 0 where embedding works, else 1."""
-    from gguf_embed.machine import selftest
     from gguf_embed.machine.advice import advised
     from gguf_embed.machine.machine import machine_to_json, summary
     from gguf_embed.machine.probe import probe
+    from gguf_embed.native.library import LIBRARY_VARIABLE
     from gguf_embed.system import paths
 
     versions = {"gguf-embed": __version__, "python": platform.python_version()}
     versions |= {name: _version(name) for name in PACKAGES}
+    elsewhere = os.environ.get(LIBRARY_VARIABLE)
     machine = advised(probe(store=paths.home()))
     # Where the library cannot be loaded there is nothing to test; the remarks say why.
-    verdicts = selftest.run(WEIGHT_TYPES) if machine.build is not None else {}
+    verdicts, advice = _self_test() if machine.build is not None else ({}, [])
     works, embedding = _embed_one()
-    advice = [*machine.remarks]
-    if any(v.plain == selftest.OK and not _passes(v) for v in verdicts.values()):
-        advice.append(f"the self-test fails at some fast paths; rebuild: {selftest.REINSTALL}")
+    advice = [*machine.remarks, *advice, *_heal()]
+    load, measurements = _measurements(machine) if machine.build is not None else (None, {})
     if versions["rich"] == "-":
         advice.append("no progress bars without rich: pip install 'gguf-embed[cli]'")
     if args.json:
@@ -63,17 +66,26 @@ def run(args: argparse.Namespace) -> int:
             "works": works,
             "embedding": embedding,
             "versions": versions,
+            "library_path": elsewhere,
             "machine": json.loads(machine_to_json(machine)),
-            "self_test": {v.weight_type: _stages(v) for v in verdicts.values()},
+            "load": None if load is None else load.before,
+            "measurements": measurements,
+            "self_test": {v.weight_type: v.stages for v in verdicts.values()},
             "advice": advice,
         }
         console.print_json("doctor", report)
         return 0 if works else 1
     rows = [("versions", ", ".join(f"{name} {version}" for name, version in versions.items()))]
     rows += [line for line in summary(machine) if line[0] != "remark"]
+    if elsewhere is not None:
+        rows.append(("libraries", f"{elsewhere} ({LIBRARY_VARIABLE})"))
     for verdict in verdicts.values():
-        stages = ", ".join(f"{stage} {result}" for stage, result in _stages(verdict).items())
+        stages = ", ".join(f"{stage} {result}" for stage, result in verdict.stages.items())
         rows.append(("self-test", f"{verdict.weight_type}: {stages}"))
+    if load is not None:
+        rows.append(("load", f"other work keeps {100 * load.before:.0f} % of the cores busy"))
+    if measurements:
+        rows.append(("measured", ", ".join(f"{n} {name}" for name, n in measurements.items())))
     rows.append(("embedding", embedding))
     rows += [("advice", text) for text in advice]
     console.print_pairs(rows)
@@ -88,14 +100,50 @@ def _version(package: str) -> str:
         return "-"
 
 
-def _stages(verdict: Verdict) -> dict[str, str]:
-    return {"plain": verdict.plain, "flash": verdict.flash, "repack": verdict.repack}
-
-
-def _passes(verdict: Verdict) -> bool:
+def _self_test() -> tuple[dict[str, Verdict], list[str]]:
+    """The verdicts, tested anew, and what they advise; what was kept as bad is tested as well."""
     from gguf_embed.machine import selftest
 
-    return all(result == selftest.OK for result in _stages(verdict).values())
+    kept_as_bad = [name for name, v in selftest.verdicts().items() if not v.good]
+    verdicts = selftest.run([*dict.fromkeys([*WEIGHT_TYPES, *kept_as_bad])])
+    advice: list[str] = []
+    if any(v.proven and v.plain == selftest.OK and not v.good for v in verdicts.values()):
+        advice.append(f"the self-test fails at some fast paths; rebuild: {selftest.REINSTALL}")
+    causes = {r for v in verdicts.values() for r in v.stages.values() if not selftest.is_proof(r)}
+    advice += [f"the self-test could not be made: {cause}" for cause in sorted(causes)]
+    if forgotten := selftest.forget_bad_gpus():
+        advice.append(
+            f"kept as bad on a GPU: {', '.join(forgotten)}; forgotten, so that the next model "
+            "with layers on that GPU tests it again"
+        )
+    return verdicts, advice
+
+
+def _heal() -> list[str]:
+    """Remove what is damaged of what was kept; it is measured anew when it is needed."""
+    from gguf_embed.engine.tune import Tuned
+    from gguf_embed.machine import measured, selftest
+    from gguf_embed.system import paths
+    from gguf_embed.system.kept import remove_damaged
+
+    removed = [
+        *remove_damaged(paths.home() / "selftest", *selftest.KEPT),
+        *remove_damaged(paths.home() / "measured", measured.KEPT),
+        *remove_damaged(paths.home() / "tune", Tuned),
+    ]
+    return [f"{path} was damaged and is removed; it is measured anew" for path in removed]
+
+
+def _measurements(machine: Machine) -> tuple[Load | None, dict[str, int]]:
+    """How busy the machine is, and how many measurements of `plan` were made here, by use."""
+    from gguf_embed.machine import measured
+    from gguf_embed.machine.load import LoadMeter
+
+    load = LoadMeter(machine.usable_cores).end()
+    runs = measured.load(machine.usable_cores)
+    n_busy = sum(not run.quiet for run in runs)
+    counts = {"used by plan": len(runs) - n_busy, "under load, not used": n_busy}
+    return load, {name: n for name, n in counts.items() if n}
 
 
 def _embed_one() -> tuple[bool, str]:

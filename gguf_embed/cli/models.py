@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gguf_embed.cli import console
 
 if TYPE_CHECKING:
-    from gguf_embed.catalog.catalog import ModelCard
+    from gguf_embed.catalog.card import ModelCard
     from gguf_embed.store.local import Source
 
 DESCRIPTION = """\
@@ -18,7 +18,8 @@ Hugging Face cache and Ollama's. No network is used. Any other GGUF embedder wor
 EPILOG = """\
 columns:
   dims       length of a vector; where there are several, --dimensions takes a shorter one
-  tokens     longest text the model was made for
+  tokens     longest text that it was trained and scored with (max_seq_length)
+  at most    longest text that it takes (n_ctx_train), which is what plan and embed use
   here       the quantizations on this machine
 
 examples:
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         known = [_card_json(card, here) for card in cards]
         console.print_json("models", {"known": known, "others": [_source_json(s) for s in others]})
         return 0
-    columns = ("model", "kind", "parameters", "dims", "tokens", "licence", "here")
+    columns = ("model", "kind", "parameters", "dims", "tokens", "at most", "licence", "here")
     console.print_table(columns, [_card_row(card, here) for card in cards])
     if others:
         console.out("\nother GGUF files here:")
@@ -70,7 +71,8 @@ def _card_row(card: ModelCard, here: tuple[Source, ...]) -> tuple[str, ...]:
         card.kind,
         "" if card.parameters is None else f"{card.parameters / 1e6:,.0f} M",
         f"{card.mrl_min}-{card.dim}" if card.mrl_min else ", ".join(map(str, dims)),
-        f"{card.max_tokens:,}",
+        f"{card.max_seq_length:,}",
+        "" if card.n_ctx_train is None else f"{card.n_ctx_train:,}",
         card.licence if card.commercial else f"{card.licence} (non-commercial)",
         ", ".join(quants),
     )
@@ -86,7 +88,8 @@ def _card_json(card: ModelCard, here: tuple[Source, ...]) -> dict[str, object]:
         "dim": card.dim,
         "mrl_min": card.mrl_min,
         "mrl_dims": card.mrl_dims,
-        "max_tokens": card.max_tokens,
+        "max_seq_length": card.max_seq_length,
+        "n_ctx_train": card.n_ctx_train,
         "pooling": card.pooling.name.lower(),
         "prompts": dict(card.prompts),
         "languages": card.languages,

@@ -7,18 +7,18 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from gguf_embed.catalog import BUILTIN
 from gguf_embed.cli import console
 from gguf_embed.errors import BadInput
 
 if TYPE_CHECKING:
-    from gguf_embed.bundle.bundle import Licence
+    from gguf_embed.bundle.format import Licence
     from gguf_embed.engine.embedder import Embedder
     from gguf_embed.engine.opening import Settings
     from gguf_embed.io.sources import Sources
     from gguf_embed.store.local import Source
     from gguf_embed.vectors import Pooling
 
-BUILTIN = "all-minilm-l6-v2"
 POOLINGS = ("mean", "cls", "last")
 PREFERENCES = ("quality", "speed", "memory")
 
@@ -178,7 +178,7 @@ def find(inputs: Sequence[str], args: argparse.Namespace, *, quiet: bool = False
 
 
 def add_accept_licence(parser: argparse.ArgumentParser) -> None:
-    """--accept-licence, for `check_licence`."""
+    """--accept-licence, for `agree_to_licence`."""
     parser.add_argument(
         "--accept-licence",
         action="store_true",
@@ -186,7 +186,7 @@ def add_accept_licence(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check_licence(source: Source, *, accepted: bool) -> None:
+def agree_to_licence(source: Source, *, accepted: bool) -> None:
     """Show a licence that forbids commercial use, and fetch nothing under it unasked."""
     card = source.card
     if card is None or card.commercial:

@@ -77,12 +77,12 @@ def run(args: argparse.Namespace) -> int:
     from gguf_embed.machine import measured
     from gguf_embed.plan import plan
     from gguf_embed.plan.plan import Limits
-    from gguf_embed.store import hub
+    from gguf_embed.store import names
 
     limits = Limits(**options.limits(args), allow_smaller=args.allow_smaller)
     machine = _machine(args.machine)
     if args.any_quant and args.model != plan.AUTO:
-        card = hub.sources(args.model)[0].card
+        card = names.sources(args.model)[0].card
         if card is None:
             raise BadOption(
                 f"{args.model}: what its other quantizations take is not known; name a file"

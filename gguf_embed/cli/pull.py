@@ -44,11 +44,11 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Fetch and print the path; returns 0."""
-    from gguf_embed.store import hub
+    from gguf_embed.store import download
 
     source = _source(args)
     with console.transfer(source.label, quiet=args.quiet) as moved:
-        path = hub.fetch(source, progress=moved, accept_licence=args.accept_licence)
+        path = download.fetch(source, progress=moved, accept_licence=args.accept_licence)
     if args.json:
         licence = source.card.licence if source.card is not None else None
         console.print_json(
@@ -71,12 +71,12 @@ def _source(args: argparse.Namespace) -> Source:
     from gguf_embed.engine import opening as choice
     from gguf_embed.machine import probe as hardware
     from gguf_embed.plan import plan
-    from gguf_embed.store import hub
+    from gguf_embed.store import names
 
     if args.model != plan.AUTO:
-        offered = hub.offered(args.model, args.quant)
+        offered = names.offered(args.model, args.quant)
         source = next((s for s in offered if s.path), offered[0])
-        options.check_licence(source, accepted=args.accept_licence)  # before a header is read
+        options.agree_to_licence(source, accepted=args.accept_licence)  # before a header is read
         if args.quant or len(offered) == 1:
             return source
     try:

@@ -74,7 +74,7 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Quantize and verify; returns 0."""
     from gguf_embed.lab import forecast, quantize
-    from gguf_embed.store import hub
+    from gguf_embed.store import download
 
     recipe = forecast.Recipe(
         level=forecast.level_named(args.level),
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     )
     source = forecast.find_source(args.source, force=args.force)
     with _Line.on_terminal(quiet=args.quiet) as line:
-        path = hub.fetch(
+        path = download.fetch(
             source,
             progress=lambda here, total: line.show(
                 f"fetching {source.label}: {here >> 20:,} of {total >> 20:,} MiB"

@@ -99,6 +99,8 @@ def _print(tuned: Tuned) -> None:
         f"{tuned.tokens_per_s:,.0f} tokens/s, untuned {tuned.untuned_tokens_per_s:,.0f}; "
         f"measured in {tuned.seconds:.0f} s and kept"
     )
+    if tuned.load is not None and not tuned.load.quiet:
+        console.out(f"{tuned.load}; it will be measured again when the machine is quiet")
 
 
 def _row(trial: Trial) -> tuple[str, str, str, str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gguf_embed.cli import console, options
 
 if TYPE_CHECKING:
-    from gguf_embed.bundle.bundle import Opened
+    from gguf_embed.bundle.unbundle import Arrived
 
 DESCRIPTION = """\
 Install a model from a folder that `gguf-embed bundle` wrote on another machine. Every file is
@@ -42,39 +42,39 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Verify, prove and install; returns 0."""
-    from gguf_embed.bundle import bundle
+    from gguf_embed.bundle.unbundle import unbundle
 
-    opened = bundle.unbundle(args.folder, on_status=None if args.quiet else console.say)
+    arrived = unbundle(args.folder, on_status=None if args.quiet else console.say)
     if args.json:
-        console.print_json("unbundle", _report(opened))
+        console.print_json("unbundle", _report(arrived))
     elif not args.quiet:
-        name = console.plain(opened.name)
+        name = console.plain(arrived.name)
         console.out(
-            f"{name} works here offline: {opened.source.path}\n"
-            f"  verified    {opened.n_files} files; SHA256SUMS has sha256 {opened.sums_sha256}\n"
-            f"  canaries    {opened.n_canaries}, cosine to the carried vectors: mean "
-            f"{opened.canaries.mean:.6f}, min {opened.canaries.min:.6f} "
-            f"(at least {opened.min_cosine})\n"
-            f"  licence     {options.licence_line(opened.licence)}\n"
+            f"{name} works here offline: {arrived.source.path}\n"
+            f"  verified    {arrived.n_files} files; SHA256SUMS has sha256 {arrived.sums_sha256}\n"
+            f"  canaries    {arrived.n_canaries}, cosine to the carried vectors: mean "
+            f"{arrived.canaries.mean:.6f}, min {arrived.canaries.min:.6f} "
+            f"(at least {arrived.min_cosine})\n"
+            f"  licence     {options.licence_line(arrived.licence)}\n"
             f"  next        gguf-embed embed notes.txt --model {name} -o notes.npy"
         )
     return 0
 
 
-def _report(opened: Opened) -> dict[str, object]:
+def _report(arrived: Arrived) -> dict[str, object]:
     return {
-        "model": opened.name,
-        "quant": opened.source.quant,
-        "file": str(opened.source.path),
-        "n_bytes": opened.source.n_bytes,
-        "sha256": opened.source.sha256,
-        "licence": options.licence_json(opened.licence),
-        "n_files": opened.n_files,
+        "model": arrived.name,
+        "quant": arrived.source.quant,
+        "file": str(arrived.source.path),
+        "n_bytes": arrived.source.n_bytes,
+        "sha256": arrived.source.sha256,
+        "licence": options.licence_json(arrived.licence),
+        "n_files": arrived.n_files,
         "canaries": {
-            "n": opened.n_canaries,
-            "mean_cosine": round(opened.canaries.mean, 7),
-            "min_cosine": round(opened.canaries.min, 7),
-            "required": opened.min_cosine,
+            "n": arrived.n_canaries,
+            "mean_cosine": round(arrived.canaries.mean, 7),
+            "min_cosine": round(arrived.canaries.min, 7),
+            "required": arrived.min_cosine,
         },
-        "sums_sha256": opened.sums_sha256,
+        "sums_sha256": arrived.sums_sha256,
     }

@@ -37,11 +37,13 @@ class BatchLimits:
 class Outcome:
     """Vectors of one microbatch, shape (rows, dim), for Head.TOKENS (tokens, dim).
 
-    `bad` are the rows without a usable vector.
+    `bad` are the rows without a usable vector; `died` those of them that killed the computing
+    process.
     """
 
     vectors: Vectors
     bad: tuple[int, ...] = ()
+    died: tuple[int, ...] = ()
 
 
 class Backend(Protocol):

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Final, TypeAlias, TypedDict, Unpack
+from typing import Final, TypeAlias, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +23,10 @@ import numpy.typing as npt
 from gguf_embed.catalog.catalog import BUILTIN
 from gguf_embed.engine.backend import Backend, Head
 from gguf_embed.engine.calls import Calls
+from gguf_embed.engine.isolated import IsolatedModel
 from gguf_embed.engine.loaded import load
 from gguf_embed.engine.opening import Found, Settings, find_model
+from gguf_embed.engine.options import Block, EncodeOptions, FailedRow, OnError, VectorOptions
 from gguf_embed.engine.prepare import Prepared, Preparer, Truncate
 from gguf_embed.engine.runner import RunSettings
 from gguf_embed.engine.scheduler import Scheduler, Ticket
@@ -32,7 +34,7 @@ from gguf_embed.engine.stacks import stack_pool
 from gguf_embed.engine.turns import Caller, Priority
 from gguf_embed.errors import BadInput, BadOption, NativeFailed, TextTooLong
 from gguf_embed.plan.plan import Plan
-from gguf_embed.store import hub
+from gguf_embed.store import download
 from gguf_embed.system.closing import Closes
 from gguf_embed.vectors import Vectors, check_dimensions, finish
 
@@ -44,40 +46,6 @@ ENCODE_WINDOW: Final = 1 << 18  # the same for `encode`, whose caller holds all 
 _THREADS: Final = "gguf-embed"  # how the names of our threads begin
 
 
-class VectorOptions(TypedDict, total=False):
-    """What may be said of the vectors of any call, by keyword.
-
-    `dimensions` keeps the first values (MRL) before normalizing. A text longer than `n_ctx` is an
-    error unless `truncate` says which end to cut; the end token is kept. A call of a higher
-    `priority` overtakes others at the next microbatch.
-    """
-
-    dimensions: int | None
-    normalize: bool
-    truncate: Truncate
-    priority: Priority
-
-
-class EncodeOptions(VectorOptions, total=False):
-    """What `encode` and `stream` take by keyword.
-
-    `prompt_name` puts one of the model's `prompts` in front of each text, `prompt` any string.
-    """
-
-    prompt_name: str | None
-    prompt: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Block:
-    """Consecutive results of `stream`; row i of each array is text `start + i`."""
-
-    start: int
-    vectors: Vectors  # (n, dim)
-    token_counts: npt.NDArray[np.int32]  # (n,), after truncation
-    truncated: npt.NDArray[np.bool_]  # (n,)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Request:
     """The options of one call, checked."""
@@ -87,6 +55,7 @@ class _Request:
     normalize: bool
     truncate: Truncate
     priority: Priority
+    on_error: OnError
 
 
 class Embedder(Closes):
@@ -135,7 +104,8 @@ class Embedder(Closes):
         *,
         settings: Settings | None = None,
         on_status: Callable[[str], None] | None = None,
-        on_download: hub.Progress | None = None,
+        on_download: download.Progress | None = None,
+        isolated: bool = False,
     ) -> Embedder:
         """Open a model by catalog name, Hub repository, path, or "auto"; downloads it if need be.
 
@@ -146,11 +116,18 @@ class Embedder(Closes):
         `on_status` gets a line of text before something takes long: what was chosen, a download,
         the measurement on first use. `on_download` gets (bytes here, bytes in all).
 
+        `isolated` runs the model in a child process: should a text crash native code, that text is
+        named and this process goes on. It computes the same vectors.
+
         Raises ModelNotFound, BadModelFile, FetchFailed, DoesNotFit or NativeFailed; BadInput for a
         model not here whose licence forbids commercial use (`gguf-embed pull --accept-licence`).
         """
         settings = settings or Settings()
-        return cls(find_model(model, settings, on_status, on_download), settings, on_status)
+        found = find_model(model, settings, on_status, on_download)
+        if not isolated:
+            return cls(found, settings, on_status)
+        backend = IsolatedModel(found, settings, on_status)
+        return cls(backend.found, settings, backend=backend, run_settings=backend.run_settings)
 
     def __repr__(self) -> str:
         return (
@@ -323,6 +300,9 @@ class Embedder(Closes):
         truncate = options.get("truncate", "error")
         if truncate not in ("error", "end", "start"):
             raise BadOption(f"truncate={truncate!r}: choose 'error', 'end' or 'start'")
+        on_error = options.get("on_error", "raise")
+        if on_error not in ("raise", "skip"):
+            raise BadOption(f"on_error={on_error!r}: choose 'raise' or 'skip'")
         card, dimensions = self.card, options.get("dimensions")
         check_dimensions(
             dimensions,
@@ -342,6 +322,7 @@ class Embedder(Closes):
             normalize=options.get("normalize", True),
             truncate=truncate,
             priority=options.get("priority", Priority.NORMAL),
+            on_error=on_error,
         )
 
     def _collect(
@@ -355,16 +336,23 @@ class Embedder(Closes):
         n_same = np.bincount(prepared.place, minlength=len(prepared.tokens))
         dim = request.dimensions or self.dim
         vectors = np.empty((len(prepared.tokens), dim), np.float32)
+        failed: list[FailedRow] = []
         for done in ticket.results():
-            if done.bad:
-                raise NativeFailed(
-                    f"row {prepared.first_rows[done.bad[0]]}: llama.cpp gives NaN for this text on "
-                    f"every path; try another quantization of {self.model_id}, or leave the row out"
-                )
+            for index in done.bad:
+                n_tokens = len(prepared.tokens[index])
+                reason = _DIED if index in done.died else _NAN.format(self.model_id)
+                if request.on_error == "raise":
+                    row = prepared.first_rows[index]
+                    raise NativeFailed(f"row {row}: {reason} ({n_tokens} tokens)")
+                failed += [
+                    FailedRow(row=prepared.start + int(row), n_tokens=n_tokens, reason=reason)
+                    for row in np.flatnonzero(prepared.place == index)
+                ]
             rows = list(done.rows)
             vectors[rows] = finish(
                 done.vectors, dimensions=request.dimensions, normalize=request.normalize
             )
+            vectors[list(done.bad)] = np.nan
             if on_progress is not None:
                 on_progress(int(n_same[rows].sum()), done.n_tokens)
         counts = np.fromiter(map(len, prepared.tokens), np.int32, len(prepared.tokens))
@@ -373,7 +361,15 @@ class Embedder(Closes):
             vectors=vectors[prepared.place],
             token_counts=counts[prepared.place],
             truncated=prepared.truncated[prepared.place],
+            failed=tuple(sorted(failed, key=lambda each: each.row)),
         )
+
+
+_NAN: Final = (
+    "llama.cpp gives NaN for this text on every path; try another quantization of {}, or leave the "
+    "row out"
+)
+_DIED: Final = "llama.cpp dies of this text; leave the row out, or split it"
 
 
 def _free_anywhere(scheduler: Scheduler, tokenizers: Executor, backend: Backend) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from gguf_embed.engine import tune
 from gguf_embed.engine.backend import BatchLimits, Head, Outcome
 from gguf_embed.engine.opening import Found, Settings, end_token, wanted
-from gguf_embed.engine.runner import Runner, tap_works
+from gguf_embed.engine.runner import Meaning, Runner, RunSettings, max_prefix, tap_works
 from gguf_embed.engine.tokenizer import Tokenizer
 from gguf_embed.native.model import Model, Tokens
 from gguf_embed.system.closing import Closes
@@ -24,12 +24,7 @@ class LoadedModel(Closes):
         self.runner = runner
         self.tokenizer = tokenizer
         settings = runner.settings
-        self._limits = BatchLimits(
-            max_tokens=settings.batch_tokens,
-            max_seqs=1 if exact else settings.max_batch_seqs,
-            max_prefix=0 if exact else runner.max_prefix,
-            n_contexts=settings.n_contexts,
-        )
+        self._limits = limits_of(settings, runner.meaning, exact=exact)
         self._specials = model.special_tokens()
 
     @property
@@ -72,14 +67,28 @@ class LoadedModel(Closes):
         self.model.close()
 
 
+def limits_of(settings: RunSettings, meaning: Meaning, *, exact: bool) -> BatchLimits:
+    """How microbatches are packed for a model that runs so; `exact`: each text alone."""
+    return BatchLimits(
+        max_tokens=settings.batch_tokens,
+        max_seqs=1 if exact else settings.max_batch_seqs,
+        max_prefix=0 if exact else max_prefix(settings, meaning),
+        n_contexts=settings.n_contexts,
+    )
+
+
 def load(
-    found: Found, settings: Settings, on_status: Callable[[str], None] | None = None
+    found: Found,
+    settings: Settings,
+    on_status: Callable[[str], None] | None = None,
+    *,
+    run_settings: RunSettings | None = None,
 ) -> tuple[Found, LoadedModel]:
     """Tune on first use, load, and prove the tap; planned anew where there is none.
 
-    Nothing stays loaded when a step fails.
+    With `run_settings` it runs as it did before. Nothing stays loaded when a step fails.
     """
-    run_settings = tune.choose(
+    run_settings = run_settings or tune.choose(
         found.path,
         found.header,
         found.meaning,

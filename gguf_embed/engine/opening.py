@@ -16,12 +16,13 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from gguf_embed.catalog import catalog
-from gguf_embed.catalog.catalog import ModelCard
-from gguf_embed.engine import tune
+from gguf_embed.catalog.card import ModelCard
+from gguf_embed.engine import proof, tune
 from gguf_embed.engine.runner import Meaning, RunSettings
 from gguf_embed.errors import BadModelFile, BadOption
 from gguf_embed.gguf import layout, quants
-from gguf_embed.gguf.header import ENCODERS, Header, check_embedder, needs_pooling, read_header
+from gguf_embed.gguf.check import check_embedder, needs_pooling
+from gguf_embed.gguf.header import ENCODERS, Header, read_header
 from gguf_embed.machine import measured, selftest
 from gguf_embed.machine import probe as hardware
 from gguf_embed.machine.machine import Machine
@@ -30,7 +31,7 @@ from gguf_embed.machine.selftest import Working
 from gguf_embed.native.context import MAX_SEQS
 from gguf_embed.plan import plan
 from gguf_embed.plan.plan import Limits, Plan, Run, Variant
-from gguf_embed.store import hub
+from gguf_embed.store import download, hub, names
 from gguf_embed.store.local import Source
 from gguf_embed.vectors import Pooling
 
@@ -114,7 +115,7 @@ def choose(name: str | Path, machine: Machine, limits: Limits, *, here: bool = T
     if name == plan.AUTO:
         return _choose_auto(machine, limits, here=here)
     known = _known(machine, limits, here=here)
-    offered = hub.offered(name, limits.quant, here=here)
+    offered = names.offered(name, limits.quant, here=here)
     sources = _in_reach(offered, here=here)
     offers = _offers(sources, here=here)
     if limits.quant or len(offered) == 1:  # the name of a file may differ from what its header says
@@ -142,7 +143,7 @@ def choose_file(path: Path, card: ModelCard | None, machine: Machine, limits: Li
 
 def _choose_auto(machine: Machine, limits: Limits, *, here: bool) -> Choice:
     family = plan.auto_family()
-    sources = [source for card in family for source in hub.offered(card.id, here=here)]
+    sources = [source for card in family for source in names.offered(card.id, here=here)]
     if limits.quant:
         limits = replace(limits, quant=quants.parse(limits.quant))
         sources = [source for source in sources if source.quant == limits.quant]
@@ -271,10 +272,12 @@ def find_model(
     name: str | Path,
     settings: Settings,
     on_status: Callable[[str], None] | None = None,
-    on_download: hub.Progress | None = None,
+    on_download: download.Progress | None = None,
 ) -> Found:
     """The file that a name means here, downloaded if need be; see `Embedder.open`."""
     _check_ranges(settings)
+    if settings.n_threads and (remark := hardware.check_threads(settings.n_threads)):
+        _log.warning("%s", remark)
     chosen = choose(name, hardware.probe(), settings)
     source, header = chosen.source, chosen.header
     if header is not None:  # what is no embedder is told before gigabytes move
@@ -284,21 +287,41 @@ def find_model(
     if on_status is not None and source.where != "package":
         on_status(chosen.plan.in_short)
     if source.path is None and not hub.places().offline:
-        hub.check_licence(source)
+        download.check_licence(source)
         if on_status is not None:
             on_status(f"fetching {source.label_with_size}, once")
     in_package = source.path if source.where == "package" else None
-    path = in_package or hub.fetch(source, progress=on_download)
-    return found_file(chosen, path, settings)
+    path = in_package or download.fetch(source, progress=on_download)
+    return found_file(chosen, path, settings, on_status)
 
 
-def found_file(chosen: Choice, path: Path, settings: Settings) -> Found:
+def found_file(
+    chosen: Choice,
+    path: Path,
+    settings: Settings,
+    on_status: Callable[[str], None] | None = None,
+) -> Found:
     """A chosen file that is here; planned anew where its GPU or flash attention fails here."""
     header = (chosen.source.path and chosen.header) or read_header(path)
     meaning = meaning_of(header, chosen.card, settings.pooling)
     working = selftest.check(header.matrix_types, gpus=chosen.gpus)
     if not working.gpu or not working.flash:
         chosen = chosen.without(gpus=not working.gpu, flash_attn=not working.flash)
+    proof.prove(
+        path,
+        proof.ProofSettings(
+            pooling=meaning.pooling,
+            causal=meaning.causal,
+            encoder=meaning.encoder,
+            end_token=end_token(header, chosen.card, meaning.pooling),
+            n_ctx=chosen.plan.n_ctx,
+            n_threads=settings.n_threads or chosen.machine.usable_cores,
+            n_gpu_layers=chosen.plan.n_gpu_layers,
+            repack=working.repack if settings.repack is None else settings.repack,
+            flash_attn=working.flash and chosen.limits.flash_attn is not False,
+        ),
+        on_status=on_status,
+    )
     return Found(choice=chosen, path=path, header=header, meaning=meaning, working=working)
 
 
@@ -313,7 +336,7 @@ def meaning_of(header: Header, card: ModelCard | None, pooling: Pooling | None) 
     chosen = (pooling, card.pooling if card else None, header.pooling)
     pooling = next((p for p in chosen if p is not None), None)
     check_embedder(header, pooling=pooling)
-    if pooling is None:
+    if pooling in (None, Pooling.NONE):
         raise BadModelFile(needs_pooling(header) or f"{header.source}: no pooling")
     if pooling is Pooling.RANK:
         raise BadModelFile(_RERANKER.format(header.source))

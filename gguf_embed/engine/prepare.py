@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gguf_embed.engine.tokenizer import RunTooLong
-from gguf_embed.errors import BadText
+from gguf_embed.errors import BadText, NativeFailed
 from gguf_embed.native.model import Tokens
 
 Truncate: TypeAlias = Literal["error", "end", "start"]
@@ -60,6 +60,8 @@ class Preparer:
             ) from None
         except RunTooLong as error:
             raise BadText(row, str(error)) from None
+        except NativeFailed as error:
+            raise NativeFailed(f"row {row}: {error}") from error
 
     def count(self, texts: Sequence[str]) -> npt.NDArray[np.int32]:
         """Number of tokens of each text, shape (n,)."""

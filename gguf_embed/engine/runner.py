@@ -94,13 +94,8 @@ class Runner(Closes):
 
     @property
     def max_prefix(self) -> int:
-        """Tokens of a shared prefix that leave room for a full microbatch; 0: none can be shared.
-
-        It takes a cache, causal attention and a tap.
-        """
-        settings, meaning = self.settings, self.meaning
-        can_share = settings.tap and meaning.causal and meaning.pooling is Pooling.LAST
-        return settings.max_batch_tokens if can_share else 0
+        """See `max_prefix`."""
+        return max_prefix(self.settings, self.meaning)
 
     def contexts_for(self, n_tokens: int, head: Head) -> int:
         """How many of the contexts a microbatch occupies.
@@ -241,6 +236,15 @@ class Runner(Closes):
         )
 
 
+def max_prefix(settings: RunSettings, meaning: Meaning) -> int:
+    """Tokens of a shared prefix that leave room for a full microbatch; 0: none can be shared.
+
+    It takes a cache, causal attention and a tap.
+    """
+    can_share = settings.tap and meaning.causal and meaning.pooling is Pooling.LAST
+    return settings.max_batch_tokens if can_share else 0
+
+
 def tap_works(model: Model, meaning: Meaning, settings: RunSettings) -> bool:
     """Whether two short texts come out of the tap as out of llama.cpp's own pooling."""
     if meaning.encoder or meaning.pooling is Pooling.RANK:
@@ -266,7 +270,7 @@ def tap_works(model: Model, meaning: Meaning, settings: RunSettings) -> bool:
         return False
     cosine = np.einsum("nd,nd->n", expected, tapped)
     cosine /= np.linalg.norm(expected, axis=1) * np.linalg.norm(tapped, axis=1)
-    if cosine.min() < TAP_COSINE:
+    if not cosine.min() >= TAP_COSINE:  # NaN as well
         _log.warning("the tapped path differs from llama.cpp's pooling (cosine %g)", cosine.min())
         return False
     return True

@@ -151,5 +151,5 @@ class Scheduler(Closes):
             for part in work.parts:
                 self._compute(replace(work, parts=(part,)))
             return
-        for job, done in split(work, outcome.vectors, outcome.bad):
+        for job, done in split(work, outcome.vectors, outcome.bad, outcome.died):
             job.deliver(done)

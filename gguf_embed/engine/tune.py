@@ -25,6 +25,7 @@ from gguf_embed.gguf.header import Header
 from gguf_embed.gguf.layout import shape_of
 from gguf_embed.machine import measured, selftest
 from gguf_embed.machine import probe as hardware
+from gguf_embed.machine.load import Load, LoadMeter
 from gguf_embed.machine.measured import LevelFigures, MeasuredRun
 from gguf_embed.machine.selftest import Working
 from gguf_embed.native import library
@@ -32,12 +33,12 @@ from gguf_embed.native.context import Context, ContextParams
 from gguf_embed.native.model import Model, Tokens
 from gguf_embed.plan.plan import Tier
 from gguf_embed.system import paths
+from gguf_embed.system.kept import keep, read_kept
 from gguf_embed.vectors import Vectors, finish
 
 _log = logging.getLogger(__name__)
 
 FIRST_USE_S = 15.0  # what the short measurement on first use of a model may cost
-TUNE_S = 120.0  # and the full one
 MIN_TIMING_S = 0.25  # a shorter timing is repeated up to this: the clock and the scheduler blur it
 GAIN = 1.03  # a change must be this much faster: less is noise
 TEXT_TOKENS = 128  # a paragraph: about the length that most people embed
@@ -87,6 +88,7 @@ class Tuned:
     seconds: float
     trials: tuple[Trial, ...]
     cost: Cost | None
+    load: Load | None = None  # beside which it was measured; None: not known
 
 
 def untuned(
@@ -172,9 +174,11 @@ def tune(
 ) -> Tuned:
     """Measure, keep and return the best settings; stops changing things when `budget_s` is over."""
     search = _Search(path, meaning, budget_s, _min_cosine(header), on_trial, room.fits)
+    meter = LoadMeter(n_cores)
     start = untuned(header, meaning, working, n_cores, room)
     changes = _changes(working, n_cores) if room.tier == "cpu" else _changes_on_gpu(working, room)
     best = search.run(start, changes)
+    load = meter.end()
     cost = fit_cost(search.timings(best.settings))
     tuned = Tuned(
         settings=best.settings,
@@ -183,8 +187,11 @@ def tune(
         seconds=time.perf_counter() - search.began,
         trials=tuple(search.trials),
         cost=cost,
+        load=load,
     )
-    if best.cosine < search.min_cosine:
+    if load is not None and not load.quiet:
+        _log.info("%s: %s; it will be measured again when the machine is quiet", path, load)
+    if not best.cosine >= search.min_cosine:  # NaN as well
         _log.warning(
             "%s: no settings give the vectors of llama.cpp's own pooling (cosine %.4f)",
             path,
@@ -208,6 +215,7 @@ def _measured_run(tuned: Tuned, header: Header, meaning: Meaning) -> MeasuredRun
         texts_sha256="",
         day=measured.today(),
         levels={header.quant: figures},
+        load=tuned.load,
     )
 
 
@@ -314,7 +322,7 @@ class _Search:
             if again.tokens_per_s > best.tokens_per_s:
                 best = replace(best, tokens_per_s=again.tokens_per_s)
         # A start with wrong vectors loses to whatever is right, at any speed.
-        faster = trial.tokens_per_s > best.tokens_per_s * GAIN or best.cosine < self.min_cosine
+        faster = trial.tokens_per_s > best.tokens_per_s * GAIN or not best.cosine >= self.min_cosine
         won = faster and trial.cosine >= self.min_cosine
         trial = self._record(replace(trial, kept=won))
         if not won and reload:
@@ -451,20 +459,14 @@ def _file(header: Header, n_cores: int, room: Room = ANYTHING) -> Path:
 
 
 def load(header: Header, n_cores: int, room: Room = ANYTHING) -> Tuned | None:
-    """What was measured earlier for this model, machine and build."""
-    try:
-        kept: dict[str, Any] = json.loads(_file(header, n_cores, room).read_text())
-        kept["trials"] = tuple(_trial_from(trial) for trial in kept["trials"])
-        kept["cost"] = Cost(**kept["cost"]) if kept["cost"] else None
-        kept["settings"] = RunSettings(**kept["settings"])
-        return Tuned(**kept)
-    except (OSError, ValueError, TypeError, KeyError):
+    """What was measured earlier for this model, machine and build.
+
+    What was measured beside other work serves only until the machine is quiet.
+    """
+    tuned = read_kept(_file(header, n_cores, room), Tuned)
+    if tuned and tuned.load and not tuned.load.quiet and LoadMeter(n_cores).quiet:
         return None
-
-
-def _trial_from(fields: dict[str, Any]) -> Trial:
-    fields["settings"] = RunSettings(**fields["settings"])
-    return Trial(**fields)
+    return tuned
 
 
 def to_json(tuned: Tuned) -> str:
@@ -473,9 +475,5 @@ def to_json(tuned: Tuned) -> str:
 
 
 def _keep(tuned: Tuned, header: Header, n_cores: int, room: Room = ANYTHING) -> None:
-    path = _file(header, n_cores, room)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(to_json(tuned))
-    except OSError as error:
-        _log.warning("the measurement is not kept: %s", error)
+    if not keep(_file(header, n_cores, room), tuned):
+        _log.warning("the measurement of %s is not kept", header.source)

@@ -45,6 +45,7 @@ class Done:
     vectors: Vectors  # (rows, dim); of a text's tokens: (tokens, dim)
     bad: tuple[int, ...]  # those of the rows that have no usable vector
     n_tokens: int  # computed for them
+    died: tuple[int, ...] = ()  # those of `bad` that killed the computing process
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -275,7 +276,9 @@ class _Filling:
             job.caller.jobs.remove(job)
 
 
-def split(work: Work, vectors: Vectors, bad: Sequence[int]) -> Iterator[tuple[Job, Done]]:
+def split(
+    work: Work, vectors: Vectors, bad: Sequence[int], died: Sequence[int] = ()
+) -> Iterator[tuple[Job, Done]]:
     """The results of a microbatch, for each job its own."""
     start = 0
     for part in work.parts:
@@ -287,6 +290,7 @@ def split(work: Work, vectors: Vectors, bad: Sequence[int]) -> Iterator[tuple[Jo
                 rows=part.rows,
                 vectors=vectors if work.head is Head.TOKENS else vectors[start:end],
                 bad=tuple(part.rows[row - start] for row in bad if start <= row < end),
+                died=tuple(part.rows[row - start] for row in died if start <= row < end),
                 n_tokens=n_tokens,
             ),
         )

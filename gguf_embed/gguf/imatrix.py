@@ -32,6 +32,8 @@ class Imatrix:
 
 def read_imatrix(path: Path) -> Imatrix:
     """The importance matrix in a file of llama-imatrix; raises BadModelFile."""
+    if path.exists() and not path.is_file():
+        raise BadModelFile(f"{path}: a pipe or a device; pass a file that lies on a disk")
     try:
         with path.open("rb") as file:
             magic = file.read(4)

@@ -13,8 +13,9 @@ from typing import Final
 
 from gguf_embed.errors import BadOption
 from gguf_embed.gguf import quants
-from gguf_embed.gguf.header import Header, TensorInfo, tensor_bytes
+from gguf_embed.gguf.header import Header
 from gguf_embed.gguf.quants import BLOCK
+from gguf_embed.gguf.tensors import TensorInfo, tensor_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -194,7 +194,7 @@ IMATRIX_TYPES: Final = frozenset(kind.name for kind in _TENSOR_TYPES if kind.nee
 # also one that is newer than the table, or another maker's ("Q4_K_XL").
 PATTERN: Final = (
     r"(?:[IT]?Q\d\w*(?:-(?:[01K]|NL|X{0,2}[SML])(?:-(?:XL|[SML]))?)?"
-    r"|(?:MX|NV)FP4\w*|BF16|FP?16|FP?32|B?FLOAT16|FLOAT32)"
+    r"|(?:MX|NV)FP4(?:-MOE|\w*)|BF16|FP?16|FP?32|B?FLOAT16|FLOAT32)"
 )
 # Other spellings, letters and digits only. The first four are llama-quantize's own.
 _OTHER: Final[Mapping[str, str]] = {

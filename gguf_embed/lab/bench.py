@@ -18,7 +18,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,13 +28,15 @@ import numpy as np
 from gguf_embed import __version__
 from gguf_embed.engine.opening import Settings
 from gguf_embed.errors import NativeFailed
-from gguf_embed.lab import worker
+from gguf_embed.lab import ROUNDS, worker
+from gguf_embed.lab.estimate import forecast_s, shown_time
 from gguf_embed.lab.levels import Level, Status, Subject
 from gguf_embed.lab.parallel import parallel_sentences
 from gguf_embed.lab.quality import LevelVectors, Quality, QualityMeter, dims_of
 from gguf_embed.lab.tasks import Task
 from gguf_embed.machine import measured
 from gguf_embed.machine import probe as hardware
+from gguf_embed.machine.load import LoadMeter
 from gguf_embed.machine.machine import machine_to_json
 from gguf_embed.machine.measured import LevelFigures, LevelQuality, MeasuredRun
 from gguf_embed.native import library
@@ -105,7 +107,7 @@ class Report:
 class BenchOptions:
     """How to measure."""
 
-    rounds: int = 5
+    rounds: int = ROUNDS
     quality: bool = True
     matching: bool | None = None  # translations too; None: unless the model is English only
     settings: Settings = field(default_factory=Settings)
@@ -127,9 +129,14 @@ def run(
     began = time.monotonic()
     machine = hardware.probe()
     remarks = [*task.remarks, *busy_remarks(machine.usable_cores)]
+    n_cores = options.settings.n_threads or machine.usable_cores
+    meter = LoadMeter(n_cores)
     bench = _Bench(subject, levels[0].name, task, options, scratch, say)
     about = bench.open_all(levels)
     costs = bench.rounds(about)
+    load = meter.end()
+    if load is not None and not load.quiet:
+        remarks.append(f"{load}; `plan` does not go by these speeds")
     remarks += unsteady_remarks(costs)
     quality: dict[str, Quality] = {}
     if options.quality:
@@ -170,7 +177,7 @@ def run(
         seconds=time.monotonic() - began,
     )
     shape = str(about[reference]["shape"])
-    measured.keep(_measured_run(found, shape), options.settings.n_threads or machine.usable_cores)
+    measured.keep(replace(_measured_run(found, shape), load=load), n_cores)
     return found
 
 
@@ -243,6 +250,10 @@ class _Bench:
         self.scratch = scratch
         self.say = say
         self.failures: dict[str, str] = {}
+        matching = options.matching
+        if matching is None:
+            matching = subject.card is None or subject.card.languages != "English"
+        self.n_parallel = len(parallel_sentences().texts) if matching else 0
         # Distinct texts in an order that favours none: any first part of them is a sample.
         self.passages = _shuffled(task.passages)
         self.singles = _shuffled(task.queries or task.passages)
@@ -250,21 +261,48 @@ class _Bench:
     def open_all(self, levels: Sequence[Level]) -> dict[str, dict[str, Any]]:
         """Open and tune each level, and find out roughly how fast it is."""
         about: dict[str, dict[str, Any]] = {}
-        for level in levels:
-            self.say(f"opening {level.name}, {mib(level.n_bytes)}")
+        for n_done, level in enumerate(levels):
+            self.say(f"opening {level.name}, {mib(level.n_bytes)} ({n_done + 1} of {len(levels)})")
+            began = time.monotonic()
             answer = self._turn(level, "open", passages=self.passages[: max(worker.TRIAL_TEXTS)])
             if answer is not None:
                 about[level.name] = {**answer, "level": level}
+            if n_done == 0:
+                # The reference opened, or there is no going on.
+                to_open = (len(levels) - 1) * (time.monotonic() - began)
+                speeds = [float(about[level.name]["texts_per_s"])] * len(levels)
+                self.say(
+                    f"this will take {shown_time(to_open + self._seconds(speeds))}; shorter: "
+                    "fewer --quants, a lower --limit, --rounds 1, --no-quality"
+                )
         return about
+
+    def _seconds(self, texts_per_s: Sequence[float], n_rounds: int | None = None) -> float:
+        """What rounds (None: all) and the vectors of levels so fast will take, roughly."""
+        rounds = self.options.rounds if n_rounds is None else n_rounds
+        n_singles = min(N_LATENCIES, len(self.singles))
+        n_vectors = len(self.task.passages) + len(self.task.queries) + self.n_parallel
+        return forecast_s(
+            texts_per_s,
+            n_in_round=self._n_texts(texts_per_s) + n_singles,
+            n_rounds=rounds,
+            n_vectors=n_vectors if self.options.quality else 0,
+        )
+
+    def _n_texts(self, texts_per_s: Sequence[float]) -> int:
+        """Texts that each level embeds in a round."""
+        return min(max(round(ROUND_S * min(texts_per_s)), MIN_TEXTS), len(self.passages))
 
     def rounds(self, about: Mapping[str, dict[str, Any]]) -> dict[str, Costs]:
         """Costs by level. Rounds go to and fro, so that a slow drift of the machine cancels out."""
-        slowest = min(float(one["texts_per_s"]) for one in about.values())
-        n_texts = min(max(round(ROUND_S * slowest), MIN_TEXTS), len(self.passages))
+        speeds = [float(one["texts_per_s"]) for one in about.values()]
+        n_texts = self._n_texts(speeds)
         answers: dict[str, list[dict[str, Any]]] = {name: [] for name in about}
         for number in range(self.options.rounds):
+            n_left = self.options.rounds - number
             self.say(
-                f"speed: round {number + 1} of {self.options.rounds}, {n_texts} texts per level"
+                f"speed: round {number + 1} of {self.options.rounds}, {n_texts} texts per level, "
+                f"{shown_time(self._seconds(speeds, n_left))} left"
             )
             order = [*about] if number % 2 == 0 else [*about][::-1]
             # Other single texts in each round: a cache must not look like speed.
@@ -291,10 +329,7 @@ class _Bench:
     ) -> dict[str, Quality]:
         """Quality by level, the reference's own included."""
         card = self.subject.card
-        matching = self.options.matching
-        if matching is None:
-            matching = card is None or card.languages != "English"
-        parallel = parallel_sentences().texts if matching else ()
+        parallel = parallel_sentences().texts if self.n_parallel else ()
         n_texts = len(self.task.passages) + len(self.task.queries)
         found: dict[str, Quality] = {}
         meter: QualityMeter | None = None

@@ -1,7 +1,7 @@
-"""Are two sets of vectors of the same texts one vector space? Pure, but for reading .npy files.
+"""Are two sets of vectors of the same texts one vector space? Pure.
 
     comparison = compare(a, b)     # a, b: (n texts, dim)
-    comparison.verdict             # "yes", "close" or "no"
+    comparison.likeness            # "yes", "close" or "no"
 
 The thresholds were set with all-MiniLM-L6-v2, where the answers are known. Ranges over three sets
 of texts (125 English sentences, the same in seven languages, 400 docstrings):
@@ -17,11 +17,8 @@ of texts (125 English sentences, the same in seven languages, 400 docstrings):
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias, cast
+from typing import Final, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +27,7 @@ from gguf_embed.errors import BadInput
 from gguf_embed.lab.metrics import CosineStats, cosine_stats, neighbours, overlap, spearman
 from gguf_embed.vectors import Vectors, finish
 
-Verdict: TypeAlias = Literal["yes", "close", "no"]
+Likeness: TypeAlias = Literal["yes", "close", "no"]
 
 N_NEIGHBOURS: Final = 10
 # Below this, ten neighbours are a large part of all texts and agree by themselves.
@@ -51,7 +48,7 @@ class Comparison:
     mean Spearman of a text's cosines with all others; each set is ranked by itself.
     """
 
-    verdict: Verdict
+    likeness: Likeness  # one space, nearly one, or not
     why: str
     n_texts: int
     dims: tuple[int, int]
@@ -61,7 +58,7 @@ class Comparison:
 
 
 def compare(a: Vectors, b: Vectors) -> Comparison:
-    """The verdict on vectors of the same texts, row by row; both need at least MIN_TEXTS rows.
+    """How far vectors of the same texts agree, row by row; both need at least MIN_TEXTS rows.
 
     Where the dimensions differ, the longer vectors are cut to the shorter, as a Matryoshka model
     would cut them.
@@ -78,9 +75,9 @@ def compare(a: Vectors, b: Vectors) -> Comparison:
     shared = float(overlap(*nearest).mean())
     others = ~np.eye(n, dtype=np.bool_)
     to_others = ((one @ one.T)[others].reshape(n, n - 1) for one in (a, b))
-    verdict, why = _judge(cosine.p1, shared, dims)
+    likeness, why = _likeness(cosine.p1, shared, dims)
     return Comparison(
-        verdict=verdict,
+        likeness=likeness,
         why=why,
         n_texts=n,
         dims=dims,
@@ -90,7 +87,7 @@ def compare(a: Vectors, b: Vectors) -> Comparison:
     )
 
 
-def _judge(p1: float, shared: float, dims: tuple[int, int]) -> tuple[Verdict, str]:
+def _likeness(p1: float, shared: float, dims: tuple[int, int]) -> tuple[Likeness, str]:
     cut = ""
     if dims[0] != dims[1]:
         longer = "AB"[dims[1] > dims[0]]
@@ -115,57 +112,3 @@ def _judge(p1: float, shared: float, dims: tuple[int, int]) -> tuple[Verdict, st
 def evenly(n: int, most: int = MAX_TEXTS) -> npt.NDArray[np.intp]:
     """At most `most` of the positions 0..n-1, evenly spaced; all of them where they are fewer."""
     return np.arange(n) if n <= most else np.arange(most) * n // most
-
-
-# --------------------------------------------------------------------------- stored vectors
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stored:
-    """A .npy file: its shape, what made it (NAME.npy.meta.json; empty where that is missing)."""
-
-    path: Path
-    shape: tuple[int, int]
-    about: Mapping[str, object]
-
-    def rows(self, places: npt.NDArray[np.intp]) -> Vectors:
-        """The rows at `places`, float32; raises BadInput for one that is no direction."""
-        rows = np.asarray(_open(self.path)[places], np.float32)
-        norms = np.linalg.norm(rows, axis=1)
-        bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0))
-        if len(bad):
-            raise BadInput(
-                f"{self.path}: row {places[bad[0]]} is zero or not finite; embed its text again"
-            )
-        return rows
-
-
-def stored(path: Path) -> Stored:
-    """What is in a .npy file that `gguf-embed embed` wrote; raises BadInput."""
-    array = _open(path)
-    if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating) or not array.shape[1]:
-        raise BadInput(
-            f"{path}: an array of {array.dtype} of shape {array.shape}; vectors are floating-point "
-            "numbers of shape (texts, dimensions)"
-        )
-    meta = path.with_name(path.name + ".meta.json")
-    about: dict[str, object] = {}
-    if meta.exists():
-        try:
-            about = cast("dict[str, object]", dict(json.loads(meta.read_text("utf-8"))))
-        except (OSError, ValueError, TypeError) as error:
-            raise BadInput(f"{meta}: cannot be read: {error}; remove it or repair it") from error
-        if about.get("texts", len(array)) != len(array):
-            raise BadInput(
-                f"{meta} describes {about['texts']} vectors, {path.name} holds {len(array)}; they "
-                "do not belong together"
-            )
-    return Stored(path=path, shape=(array.shape[0], array.shape[1]), about=about)
-
-
-def _open(path: Path) -> npt.NDArray[Any]:
-    try:
-        # Not np.load, which would open an archive of arrays as well.
-        return np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path}: no .npy file that can be read: {error}") from error

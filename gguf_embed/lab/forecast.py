@@ -17,18 +17,14 @@ from typing import Final
 from gguf_embed.catalog import catalog
 from gguf_embed.errors import BadModelFile, BadOption, NativeFailed
 from gguf_embed.gguf import quants
-from gguf_embed.gguf.header import (
-    Header,
-    TensorInfo,
-    check_embedder,
-    read_header,
-    tensor_bytes,
-)
+from gguf_embed.gguf.check import check_embedder
+from gguf_embed.gguf.header import Header, read_header
 from gguf_embed.gguf.imatrix import Imatrix, read_imatrix
 from gguf_embed.gguf.quants import BLOCK, EXACT, FILE_TYPES, TYPE_NAMES
+from gguf_embed.gguf.tensors import TensorInfo, tensor_bytes
 from gguf_embed.lab.quantize_child import TENSOR_LINE, Recipe, run_quantizer
 from gguf_embed.machine.probe import probe
-from gguf_embed.store import hub
+from gguf_embed.store import hub, names
 from gguf_embed.store.local import Source
 
 # What llama_ftype_get_default_type knows; NVFP4 files are made elsewhere.
@@ -99,9 +95,9 @@ def find_source(name: str, *, force: bool = False) -> Source:
 
     Unless `force`, a quantized file that is not here is refused before gigabytes are fetched.
     """
-    found = [source for source in hub.sources(name) if source.quant in EXACT]
+    found = [source for source in names.sources(name) if source.quant in EXACT]
     found.sort(key=lambda source: (source.path is None, EXACT.index(source.quant or "")))
-    source = found[0] if found else hub.resolve(name)
+    source = found[0] if found else names.resolve(name)
     if source.path is None and not force:
         check_exact(hub.remote_header(source))
     return source
@@ -212,11 +208,11 @@ def _check_source(source: Header, recipe: Recipe) -> None:
         raise BadOption(f"{source.source} is {recipe.level} already; copy the file")
     if not recipe.force:
         check_exact(source)
-    for type_name, names in (
+    for type_name, chosen in (
         (recipe.token_embedding_type, _EMBEDDINGS),
         (recipe.output_type, (_OUTPUT,)),
     ):
-        for tensor in map(source.tensor, names):
+        for tensor in map(source.tensor, chosen):
             if tensor and type_name and tensor.shape[0] % BLOCK[type_name][0]:
                 # llama.cpp does not look: its release builds would write garbage.
                 raise BadOption(

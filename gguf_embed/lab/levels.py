@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from gguf_embed.catalog import catalog
-from gguf_embed.catalog.catalog import ModelCard
+from gguf_embed.catalog.card import ModelCard
 from gguf_embed.engine.opening import choose
 from gguf_embed.errors import BadOption, FetchFailed, ModelNotFound
 from gguf_embed.gguf.header import Header, read_header
@@ -32,7 +32,7 @@ from gguf_embed.lab.forecast import (
 from gguf_embed.lab.quantize import make
 from gguf_embed.machine.probe import probe
 from gguf_embed.plan.plan import AUTO, Limits
-from gguf_embed.store import hub
+from gguf_embed.store import download, names
 from gguf_embed.store.local import mib
 from gguf_embed.system.files import check_free
 
@@ -104,7 +104,7 @@ def _paths(name: str) -> list[Path]:
             raise ModelNotFound(f"{path}: no .gguf file in this directory; name another")
         return files
     if name.lower().endswith(".gguf") and not name.startswith("hf:"):
-        found = hub.resolve(path).path
+        found = names.resolve(path).path
         assert found is not None, "a path that resolves is a file"
         return [found]
     return []
@@ -117,7 +117,7 @@ def _shape(header: Header) -> tuple[str, int, int, int]:
 def _known_subject(name: str) -> Subject:
     if name == AUTO:
         name = choose(AUTO, probe(), Limits()).plan.model
-    found = hub.sources(name)
+    found = names.sources(name)
     ready: dict[str, Path] = {}
     for source in found:
         if source.path is not None and source.quant is not None:
@@ -156,7 +156,7 @@ def _with_source(subject: Subject, levels: Sequence[str], say: Status) -> Subjec
         )
     say(f"fetching {source.label_with_size}, to make {missing} from it")
     try:
-        path = hub.fetch(source)
+        path = download.fetch(source)
     except (FetchFailed, ModelNotFound) as error:
         if subject.card is None or subject.card.id != catalog.BUILTIN:
             raise
@@ -172,10 +172,10 @@ def make_levels(
 ) -> tuple[Level, ...]:
     """The levels as files, largest first; those that are missing are made in `folder`.
 
-    `asked` None takes the usual ones. The best file of the model is among them, also unasked:
-    there must be something to compare with. Raises BadOption for a level that does not exist or
-    cannot be made, FetchFailed, and DoesNotFit before anything is written, where the disk has no
-    room for all of them.
+    `asked` None takes the usual ones. The best file of the model is always among them: it is what
+    the others are compared with. Raises BadOption for a level that does not exist or cannot be
+    made, and FetchFailed. Raises DoesNotFit, before anything is written, where the disk cannot hold
+    all of them.
     """
     subject = _with_source(subject, _wanted(subject, asked), say)
     names = _wanted(subject, asked)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from gguf_embed.catalog.catalog import ModelCard
+from gguf_embed.catalog.card import ModelCard
 from gguf_embed.lab.metrics import (
     CosineStats,
     Ranking,

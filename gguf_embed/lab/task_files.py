@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+import sys
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 
 from gguf_embed.errors import BadInput, BadOption
+from gguf_embed.io.lines import json_objects, text_lines
 from gguf_embed.io.read import Reading, read
 from gguf_embed.io.sources import find
 from gguf_embed.lab.docstrings import docstring_task
@@ -42,7 +41,7 @@ def _read(path: Path) -> list[Text]:
     if path.suffix.lower() == ".jsonl":
         return read_jsonl(path)
     sources = find([str(path)])
-    records = read(sources, Reading())
+    records = read(sources, Reading(), stdin=sys.stdin.buffer if sys.stdin else None)
     alone = len(sources) == 1
     return [Text(id=str(r.position) if alone else r.id, text=r.text) for r in records]
 
@@ -78,13 +77,8 @@ def read_jsonl(path: Path) -> list[Text]:
     Raises BadInput with file and line.
     """
     texts: list[Text] = []
-    for line, content in _lines(path):
+    for line, fields in json_objects(path):
         where = f"{path}, line {line}"
-        try:
-            row: object = json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise BadInput(f"{where}: not JSON: {error}; one object per line is wanted") from error
-        fields = cast("dict[str, object]", row) if isinstance(row, dict) else {}
         text, title = fields.get("text"), fields.get("title", "")
         name = fields.get("_id", fields.get("id", line))
         if not isinstance(text, str) or not isinstance(title, str):
@@ -105,7 +99,7 @@ def read_qrels(path: Path) -> list[Judgement]:
     A first line whose relevance is no number is a header. Raises BadInput with file and line.
     """
     judgements: list[Judgement] = []
-    for line, content in _lines(path):
+    for line, content in text_lines(path):
         cells = content.split("\t")
         relevance = _number(cells[2]) if len(cells) == 3 else None
         if relevance is not None:
@@ -126,16 +120,3 @@ def _number(text: str) -> float | None:
     except ValueError:
         return None
     return number if np.isfinite(number) else None
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines with something on them, numbered from 1. Raises BadInput."""
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, line.rstrip("\n")
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path}: not UTF-8 ({error.reason}); convert it with iconv") from error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +21,7 @@ class Host:
     run: Callable[[Sequence[str]], str | None]  # a command's output; None: absent or failed
     memory: Callable[[], tuple[int, int]]  # (total, available) bytes
     cores: Callable[[], tuple[int, int]]  # (physical cores, logical CPUs allowed)
+    cpus: Callable[[], tuple[int, int]]  # logical CPUs: (the machine's, those allowed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +60,7 @@ def this_host() -> Host:
         run=_run,
         memory=_psutil_memory,
         cores=_psutil_cores,
+        cpus=_logical_cpus,
     )
 
 
@@ -76,6 +80,13 @@ def _psutil_memory() -> tuple[int, int]:
 
     memory = psutil.virtual_memory()
     return memory.total, memory.available
+
+
+def _logical_cpus() -> tuple[int, int]:
+    n_cpus = os.cpu_count() or 1
+    if sys.platform == "linux":
+        return n_cpus, min(n_cpus, len(os.sched_getaffinity(0)))
+    return n_cpus, n_cpus
 
 
 def _psutil_cores() -> tuple[int, int]:

@@ -7,19 +7,20 @@ something else, or nothing, are as fast. Quality belongs to the model that was j
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from gguf_embed.gguf.layout import Shape
 from gguf_embed.machine import selftest
+from gguf_embed.machine.load import Load, worse
 from gguf_embed.native import library
 from gguf_embed.system import paths
+from gguf_embed.system.kept import keep as write_kept
+from gguf_embed.system.kept import read_kept
 from gguf_embed.vectors import Pooling
 
 _log = logging.getLogger(__name__)
@@ -78,6 +79,12 @@ class MeasuredRun:
     texts_sha256: str  # "" for the tuner's
     day: str  # UTC, as 2026-09-30
     levels: Mapping[str, LevelFigures]
+    load: Load | None = None  # beside which it was measured; None: not known
+
+    @property
+    def quiet(self) -> bool:
+        """Whether its speeds may be used to choose."""
+        return self.load is None or self.load.quiet
 
 
 def shape_key(shape: Shape, pooling: Pooling, *, causal: bool) -> str:
@@ -96,10 +103,11 @@ def figures(known: Sequence[MeasuredRun], shape: str, model: str) -> dict[str, L
     """By level, what is known of a model: the speeds of one run and the qualities of one.
 
     Of several the one with the most levels counts, of those the newest; figures of different
-    runs are never mixed.
+    runs are never mixed. Speeds that were measured beside other work do not count.
     """
     same = [one for one in known if one.shape == shape]
-    fast = _fullest(same, lambda one: one.tokens_per_s is not None)
+    quiet = [one for one in same if one.quiet]
+    fast = _fullest(quiet, lambda one: one.tokens_per_s is not None)
     good = _fullest([one for one in same if one.model == model], lambda one: bool(one.quality))
     found = {quant: replace(one, quality=None) for quant, one in fast.items()}
     for quant, one in good.items():
@@ -121,6 +129,9 @@ def _fullest(
 # -- kept in a file ------------------------------------------------------------------------------
 
 
+KEPT = tuple[MeasuredRun, ...]  # the shape of a file
+
+
 def today() -> str:
     """The day in UTC, as a run tells it."""
     return datetime.now(UTC).date().isoformat()
@@ -128,37 +139,27 @@ def today() -> str:
 
 def load(n_cores: int) -> tuple[MeasuredRun, ...]:
     """All that was measured with this llama.cpp build, CPU and number of cores, newest last."""
-    try:
-        return tuple(
-            _measured_run(fields) for fields in json.loads(_file(n_cores).read_text("utf-8"))
-        )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return ()
+    return read_kept(_file(n_cores), KEPT) or ()
 
 
 def keep(new: MeasuredRun, n_cores: int) -> None:
     """Add a run to what is kept; one that it covers goes, and the tuner's of a shape grow."""
     kept: list[MeasuredRun] = []
     for old in load(n_cores):
-        if old.by == new.by == "tune" and old.shape == new.shape:
-            new = replace(new, levels={**old.levels, **new.levels})
+        if old.by == new.by == "tune" and (old.shape, old.quiet) == (new.shape, new.quiet):
+            levels = {**old.levels, **new.levels}
+            new = replace(new, levels=levels, load=worse(old.load, new.load))
         elif not _covers(new, old):
             kept.append(old)
-    path = _file(n_cores)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, delete=False, encoding="utf-8"
-        ) as file:
-            json.dump([asdict(one) for one in (*kept, new)], file, indent=1)
-        Path(file.name).replace(path)
-    except OSError as error:
-        _log.warning("the measurement is not kept for `plan`: %s", error)
+    if not write_kept(_file(n_cores), (*kept, new)):
+        _log.warning("the measurement is not kept for `plan`")
 
 
 def _covers(new: MeasuredRun, old: MeasuredRun) -> bool:
-    """Whether everything that the old one knows was measured again on the same texts."""
+    """Whether everything that the old one knows was measured again as well, on the same texts."""
     if (new.by, new.model, new.shape) != (old.by, old.model, old.shape):
+        return False
+    if old.quiet and not new.quiet:
         return False
     return new.texts_sha256 == old.texts_sha256 and all(
         quant in new.levels
@@ -174,18 +175,3 @@ def _file(n_cores: int) -> Path:
     on_gpus = f"-{hashlib.sha256(repr(gpus).encode()).hexdigest()[:8]}" if gpus else ""
     name = f"{library.build_id()}-{selftest.cpu_id()}-{n_cores}{on_gpus}.json"
     return paths.home() / "measured" / name
-
-
-def _measured_run(fields: dict[str, Any]) -> MeasuredRun:
-    levels = {quant: _figures(one) for quant, one in fields.pop("levels").items()}
-    return MeasuredRun(**fields, levels=levels)
-
-
-def _figures(fields: dict[str, Any]) -> LevelFigures:
-    quality = fields.pop("quality")
-    return LevelFigures(**fields, quality=_judged(quality) if quality else None)
-
-
-def _judged(fields: dict[str, Any]) -> LevelQuality:
-    loss = fields.pop("loss")
-    return LevelQuality(**fields, loss=Loss(**loss) if loss else None)

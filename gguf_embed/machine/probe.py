@@ -6,10 +6,12 @@ tools to find something to remark on: `advice` does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from gguf_embed.errors import BadOption
 from gguf_embed.machine import linux, macos
 from gguf_embed.machine.build import Native, backends, read_native
 from gguf_embed.machine.host import Cores, Cpu, Host, Memory, this_host
@@ -42,7 +44,7 @@ def probe(
     else:
         system = "windows"
         cpu = Cpu(model=host.processor(), features=())
-    cores, memory = _read_cores(root, host), _read_memory(root, host)
+    cores, memory = read_cores(root, host), _read_memory(root, host)
     unified = (host.system, host.arch) == ("Darwin", "arm64") or _only_integrated(native.devices)
     return Machine(
         name="this machine",
@@ -69,7 +71,43 @@ def probe(
 
 def usable_cores() -> int:
     """`probe().usable_cores` without the rest of the probe, at the start of every run."""
-    return _read_cores(Path("/"), this_host()).usable
+    return read_cores().usable
+
+
+def read_cores(root: Path = Path("/"), host: Host | None = None) -> Cores:
+    """Cores and those of them that this process may use; the arguments are those of `probe`."""
+    host = host or this_host()
+    if host.system == "Linux":
+        return linux.read_cores(root, host)
+    if host.system == "Darwin":
+        return macos.read_cores(host)
+    physical, allowed = host.cores()
+    return Cores(physical=physical, performance=physical, usable=min(physical, allowed))
+
+
+def check_threads(
+    n_threads: int, *, root: Path = Path("/"), host: Host | None = None
+) -> str | None:
+    """A remark where this process may use fewer CPUs than so many threads want.
+
+    Raises BadOption where the machine itself has fewer: they would wait for each other.
+    """
+    host = host or this_host()
+    n_cpus, n_allowed = host.cpus()
+    cores = read_cores(root, host)
+    if n_threads > n_cpus:
+        raise BadOption(
+            f"{n_threads} threads are more than the {n_cpus} CPUs of this machine; "
+            f"give at most {n_cpus}, or leave it out"
+        )
+    if cores.quota is not None:
+        n_allowed = min(n_allowed, math.ceil(cores.quota))
+    if n_threads > n_allowed:
+        return (
+            f"{n_threads} threads share the {n_allowed} CPUs that this process may use of "
+            f"{n_cpus} (affinity or the limit of a container): more than {n_allowed} are slower"
+        )
+    return None
 
 
 def _each_once(devices: Sequence[Device]) -> Iterator[Device]:
@@ -97,15 +135,6 @@ def _settled(device: Device, memory: Memory, unified: bool) -> Device:
         # ggml asks the driver, which does not count what other processes hold of the RAM.
         return replace(device, free_bytes=min(device.free_bytes, memory.available))
     return device
-
-
-def _read_cores(root: Path, host: Host) -> Cores:
-    if host.system == "Linux":
-        return linux.read_cores(root, host)
-    if host.system == "Darwin":
-        return macos.read_cores(host)
-    physical, allowed = host.cores()
-    return Cores(physical=physical, performance=physical, usable=min(physical, allowed))
 
 
 def _read_memory(root: Path, host: Host) -> Memory:

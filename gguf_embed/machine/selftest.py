@@ -3,35 +3,35 @@
 A llama.cpp build can die on a CPU that it was not made for (SIGILL), or on one whose AMX tiles its
 compiler configured wrongly (SIGSEGV); neither can be caught. So a child decodes a tiny model per
 weight type: plain, with flash attention, with weight repacking, and on the GPU where a model is
-to run there. What crashes there is not used, and the verdict is kept per build, CPU and GPU.
+to run there. What crashes there, or gives wrong vectors, is not used, and that is kept per build,
+CPU and GPU. A test that could not be made (a full disk, a child that was killed, a machine that is
+too slow) says nothing about the build: it is made again at the next opening.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import json
 import logging
 import os
 import platform
 import signal
-import struct
-import subprocess
-import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from gguf_embed.errors import NativeFailed
+from gguf_embed.errors import GgufEmbedError, NativeFailed
+from gguf_embed.machine.tiny_model import write_tiny_model
 from gguf_embed.native import library
 from gguf_embed.native.context import Context, ContextParams
 from gguf_embed.native.model import Model
-from gguf_embed.native.quantizer import quantize_rows
 from gguf_embed.system import paths
+from gguf_embed.system.child import CRASH_SIGNALS, Child, Ending, take_job, tell
+from gguf_embed.system.kept import keep, read_kept
 from gguf_embed.vectors import Pooling
 
 _log = logging.getLogger(__name__)
@@ -41,6 +41,9 @@ STAGES: tuple[Stage, ...] = ("plain", "flash", "repack")
 GPU = "gpu"  # a stage too, for machines that have one
 TIMEOUT_S = 120
 OK = "ok"
+NOT_RUN = "not run"
+WRONG = "wrong result"  # followed by the cosine
+CRASHED = "crash"  # followed by the reason, where there is no signal to name
 MIN_COSINE = 0.99  # between kernels for the same weights; a wrong kernel gives noise near 0
 
 # Tests crash a stage on purpose: "repack:SIGILL".
@@ -52,14 +55,60 @@ REINSTALL = (
 )
 
 
+def is_proof(result: str) -> bool:
+    """Whether the result says something about the build: it works, it crashed, or it is wrong."""
+    return result in (OK, NOT_RUN, *CRASH_SIGNALS) or result.startswith((CRASHED, WRONG))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What works for one weight type: per stage "ok" or what went wrong, e.g. "SIGILL"."""
+    """What works for one weight type: per stage "ok" or what went wrong, such as "SIGILL"."""
 
     weight_type: str
-    plain: str = "not run"
-    flash: str = "not run"
-    repack: str = "not run"
+    plain: str = NOT_RUN
+    flash: str = NOT_RUN
+    repack: str = NOT_RUN
+
+    @property
+    def stages(self) -> dict[str, str]:
+        """The result of each stage."""
+        return {stage: getattr(self, stage) for stage in STAGES}
+
+    @property
+    def good(self) -> bool:
+        """Everything works."""
+        return all(result == OK for result in self.stages.values())
+
+    @property
+    def proven(self) -> bool:
+        """Every result says something about the build, so the verdict may be kept."""
+        results = self.stages.values()
+        if self.plain == NOT_RUN or (self.plain == OK and NOT_RUN in results):
+            return False
+        return all(map(is_proof, results))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptVerdict(Verdict):
+    """A verdict as it may be in a file."""
+
+    def __post_init__(self) -> None:
+        if not self.proven:
+            raise ValueError(f"{self.weight_type} has results that prove nothing")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptGpu:
+    """The results of the GPU stage by weight type, as they may be in a file."""
+
+    results: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def __post_init__(self) -> None:
+        if not all(map(is_proof, self.results.values())):
+            raise ValueError("results that prove nothing")
+
+
+KEPT = (Mapping[str, KeptVerdict], KeptGpu)  # the shapes of the files: of CPUs, of GPUs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,89 +125,103 @@ def check(weight_types: Sequence[str], *, gpus: Sequence[str] = ()) -> Working:
     """What is safe for these weight types; runs the child for those without a verdict yet.
 
     `gpus` describe the GPUs that are to hold layers; they are tested only where there are any.
-    Raises NativeFailed where even the plain path crashes: the build is not for this CPU.
+    What could not be tested is not used, except for the plain path.
+    Raises NativeFailed where the plain path crashes or is wrong: the build is not for this CPU.
     """
     known = verdicts()
     missing = [t for t in dict.fromkeys(weight_types) if t not in known]
     if missing:
         known = {**known, **run(missing)}
-    asked = [known[t] for t in weight_types]
-    broken = next((v for v in asked if v.plain != OK), None)
+    asked = [known[t] for t in dict.fromkeys(weight_types)]
+    broken = next((v for v in asked if v.plain != OK and is_proof(v.plain)), None)
     if broken is not None:
         raise NativeFailed(
             f"llama.cpp's self-test failed on this CPU ({broken.weight_type}: {broken.plain}); "
             'rebuild it for this machine: CMAKE_ARGS="-DGGML_NATIVE=OFF" pip install '
             "--force-reinstall --no-cache-dir --no-binary llama-cpp-python llama-cpp-python"
         )
-    lost = [
-        f"{stage} ({v.weight_type}: {getattr(v, stage)})"
-        for v in asked
-        for stage in ("flash", "repack")
-        if getattr(v, stage) != OK
-    ]
     on_gpu = _check_gpu(weight_types, gpus) if gpus else {}
-    lost += [f"{GPU} ({name}: {result})" for name, result in on_gpu.items() if result != OK]
-    remark = (
-        f"self-test: this llama.cpp build fails at {', '.join(lost)}; running without. "
-        "`gguf-embed doctor` tells how to get the speed back"
-        if lost
-        else None
-    )
+    results = [(stage, v.weight_type, result) for v in asked for stage, result in v.stages.items()]
+    results += [(GPU, name, result) for name, result in on_gpu.items()]
     return Working(
         flash=all(v.flash == OK for v in asked),
         repack=all(v.repack == OK for v in asked),
-        remark=remark,
+        remark=_remark(results),
         gpu=all(result == OK for result in on_gpu.values()),
     )
+
+
+def _remark(results: Iterable[tuple[str, str, str]]) -> str | None:
+    """What had to be given up, given (stage, weight type, result); None where nothing had to."""
+    bad = [one for one in results if one[2] not in (OK, NOT_RUN)]
+    lost = [f"{stage} ({name}: {result})" for stage, name, result in bad if is_proof(result)]
+    remarks: list[str] = []
+    if lost:
+        remarks.append(
+            f"self-test: this llama.cpp build fails at {', '.join(lost)}; running without. "
+            "`gguf-embed doctor` tells how to get the speed back"
+        )
+    if causes := dict.fromkeys(result for _, _, result in bad if not is_proof(result)):
+        remarks.append(
+            f"self-test: could not be made: {'; '.join(causes)}. Running on the plain path, which "
+            "is slower; the test is made again at the next opening"
+        )
+    return ". ".join(remarks) or None
+
+
+def verdicts() -> dict[str, Verdict]:
+    """The kept verdicts of this build on this CPU, by weight type."""
+    kept = read_kept(_file(), KEPT[0]) or {}
+    return {
+        name: Verdict(weight_type=name, **v.stages)
+        for name, v in kept.items()
+        if v.weight_type == name
+    }
+
+
+def run(weight_types: Sequence[str]) -> dict[str, Verdict]:
+    """Test these weight types in child processes, return their verdicts, keep those proven."""
+    found = {name: _test(name) for name in weight_types}
+    merged = {name: v for name, v in verdicts().items() if name not in found}
+    merged |= {name: v for name, v in found.items() if v.proven}
+    keep(_file(), merged)
+    return found
+
+
+def forget_bad_gpus() -> list[str]:
+    """Forget what is kept as bad on GPUs, so that the next opening tests it again; returns it.
+
+    It is not tested here: which GPUs will hold layers is known only when a model is opened.
+    """
+    forgotten: list[str] = []
+    for path in sorted(_file().parent.glob(f"{library.build_id()}-{cpu_id()}-*.json")):
+        kept = read_kept(path, KeptGpu) if path != _file() else None
+        bad = [f"{name}: {r}" for name, r in kept.results.items() if r != OK] if kept else []
+        if kept and bad:
+            _keep_gpu(path, {name: r for name, r in kept.results.items() if r == OK})
+            forgotten += bad
+    return forgotten
 
 
 def _check_gpu(weight_types: Sequence[str], gpus: Sequence[str]) -> dict[str, str]:
     """The result of each weight type on these GPUs, kept like the verdicts."""
     path = _file(gpus)
-    known: dict[str, str] = {}
-    with suppress(OSError, ValueError, TypeError):
-        known = {str(name): str(result) for name, result in json.loads(path.read_text()).items()}
+    known = dict((read_kept(path, KeptGpu) or KeptGpu()).results)
     missing = [name for name in dict.fromkeys(weight_types) if name not in known]
-    for name in missing:
-        results, failure = _child(name, (GPU,))
-        known[name] = failure or results[GPU]
     if missing:
-        _keep(path, known)
+        known |= {name: _test_gpu(name) for name in missing}
+        _keep_gpu(path, known)
     return {name: known[name] for name in weight_types}
 
 
-def verdicts() -> dict[str, Verdict]:
-    """The kept verdicts of this build on this CPU, by weight type."""
-    try:
-        kept = json.loads(_file().read_text())
-        return {name: Verdict(**fields) for name, fields in kept.items()}
-    except (OSError, ValueError, TypeError):
-        return {}
+def _test_gpu(weight_type: str) -> str:
+    results, failure = _child(weight_type, (GPU,))
+    return failure or results[GPU]
 
 
-def run(weight_types: Sequence[str]) -> dict[str, Verdict]:
-    """Test these weight types in child processes, keep and return their verdicts."""
-    found = {name: _test(name) for name in weight_types}
-    merged = {**verdicts(), **found}
-    _keep(_file(), {name: _fields(verdict) for name, verdict in merged.items()})
-    return found
-
-
-def _keep(path: Path, found: Mapping[str, object]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump(found, file)
-        Path(file.name).replace(path)
-    except OSError as error:
-        _log.info("self-test verdict not kept: %s", error)
-
-
-def _fields(verdict: Verdict) -> dict[str, str]:
-    return {
-        "weight_type": verdict.weight_type,
-        **{stage: getattr(verdict, stage) for stage in STAGES},
-    }
+def _keep_gpu(path: Path, results: Mapping[str, str]) -> None:
+    proven = {name: result for name, result in results.items() if is_proof(result)}
+    keep(path, KeptGpu(results=proven))
 
 
 def _file(gpus: Sequence[str] = ()) -> Path:
@@ -184,40 +247,78 @@ def _test(weight_type: str) -> Verdict:
         results, failure = _child(weight_type, todo)
         verdict = replace(verdict, **results)
         todo = todo[len(results) :]
+        if failure is None and todo:
+            failure = "its process ended early"
         if failure is not None and todo:
             verdict = replace(verdict, **{todo.pop(0): failure})
-        if verdict.plain != OK:
+        if verdict.plain != OK or (failure and not is_proof(failure)):
             break
     return verdict
 
 
 def _child(weight_type: str, stages: Sequence[str]) -> tuple[Mapping[str, str], str | None]:
-    """Results of the stages that ended, in order, and how the child died, if it did."""
-    command = [sys.executable, "-m", "gguf_embed.machine.selftest", weight_type, *stages]
+    """Results of the stages that ended, in order, and why the next one did not."""
+    results: dict[str, str] = {}
+    failure: str | None = None
+    job = {"weight_type": weight_type, "stages": list(stages)}
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-        )
-        output, code, errors = done.stdout, done.returncode, done.stderr
-    except subprocess.TimeoutExpired as timeout:
-        raw: object = timeout.stdout  # bytes on POSIX, text on Windows, None if there was none
-        output, code = raw.decode() if isinstance(raw, bytes) else str(raw or ""), None
-        errors = f"no answer in {TIMEOUT_S} s"
-    results = dict(line.split("\t", 1) for line in output.splitlines() if "\t" in line)
-    if code == 0:
-        return results, None
-    if code is None:
-        return results, errors
-    if code < 0:
-        return results, signal.Signals(-code).name
-    return results, (errors.strip().splitlines() or [f"exit code {code}"])[-1]
+        with Child("gguf_embed.machine.selftest", job) as child:
+            for answer in child.answers(timeout_s=TIMEOUT_S):
+                if answer.get("stage") in stages:
+                    results[str(answer["stage"])] = str(answer["result"])
+                elif "failure" in answer:
+                    failure = str(answer["failure"])
+            ending = child.ending
+    except OSError as error:  # no place for what it prints, or no process to be had
+        return results, _refused(error)
+    return results, failure or (None if ending.ok else _explained(ending))
+
+
+def _explained(ending: Ending) -> str:
+    """How the child died, with the next step where that says nothing about the build."""
+    if ending.crashed:
+        return ending.signal or f"{CRASHED} ({ending.reason})"
+    if ending.code is None:
+        return f"its process gave {ending.reason}; try again when this machine is less busy"
+    if ending.signal == "SIGKILL":
+        return "its process was killed (SIGKILL); see whether memory is short"
+    return f"its process ended early ({ending.reason})"
+
+
+def _refused(error: OSError) -> str:
+    """What the operating system refused, with the next step."""
+    reason = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+    steps = {
+        errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+        errno.EAGAIN: "raise the limit on processes (ulimit -u)",
+        errno.ENOMEM: "free some memory",
+        errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    }
+    elsewhere = "make room, or set TMPDIR to a folder that can be written"
+    return f"{reason}; {steps.get(error.errno or 0, elsewhere)}"
 
 
 def _main(weight_type: str, stages: Sequence[str]) -> None:
-    """The child: one line "stage<TAB>result" as each stage ends."""
+    """In the child: tells the result of each stage as it ends, or why there can be none."""
+    try:
+        try:
+            _run_stages(weight_type, stages, None)
+        except OSError as first:  # the usual place for temporary files is full or not ours
+            try:
+                paths.home().mkdir(parents=True, exist_ok=True)
+                _run_stages(weight_type, stages, paths.home())
+            except OSError:
+                raise first from None
+    except OSError as error:
+        tell({"failure": _refused(error)})
+    except (GgufEmbedError, MemoryError) as error:
+        tell({"failure": " ".join(str(error).split()) or "out of memory"})
+
+
+def _run_stages(weight_type: str, stages: Sequence[str], folder: Path | None) -> None:
     fault = os.environ.get(FAULT_VARIABLE, "")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "tiny.gguf"
+    with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as made:
+        path = Path(made) / "tiny.gguf"
         write_tiny_model(path, weight_type)
         reference = _vector(path)
         for stage in stages:
@@ -232,8 +333,8 @@ def _main(weight_type: str, stages: Sequence[str]) -> None:
                 n_gpu_layers=-1 if stage == GPU else 0,
             )
             cosine = float(vector @ reference)
-            result = OK if cosine > MIN_COSINE else f"wrong result, cosine {cosine:.4f}"
-            print(f"{stage}\t{result}", flush=True)
+            right = cosine > MIN_COSINE  # False for NaN as well
+            tell({"stage": stage, "result": OK if right else f"{WRONG}, cosine {cosine:.4f}"})
 
 
 def _vector(
@@ -250,72 +351,11 @@ def _vector(
         causal=True,
         flash_attn=flash,
     )
-    with Context(model, params, encoder=False) as context:
+    with model, Context(model, params, encoder=False) as context:
         vector = context.run([np.arange(33, dtype=np.int32)])[0]
-    model.close()
     return vector / np.linalg.norm(vector)
 
 
-# A model that exercises the matrix kernels of one weight type: one llama layer, no tokenizer.
-_ROW, _VOCAB = 256, 64  # 256 is the block length of K-quants
-_SHAPES = {
-    "token_embd.weight": (_VOCAB, _ROW),
-    "output_norm.weight": (_ROW,),
-    "blk.0.attn_norm.weight": (_ROW,),
-    "blk.0.attn_q.weight": (_ROW, _ROW),
-    "blk.0.attn_k.weight": (_ROW, _ROW),
-    "blk.0.attn_v.weight": (_ROW, _ROW),
-    "blk.0.attn_output.weight": (_ROW, _ROW),
-    "blk.0.ffn_norm.weight": (_ROW,),
-    "blk.0.ffn_gate.weight": (_ROW, _ROW),
-    "blk.0.ffn_up.weight": (_ROW, _ROW),
-    "blk.0.ffn_down.weight": (_ROW, _ROW),
-}
-_METADATA: dict[str, int | float | str] = {
-    "general.architecture": "llama",
-    "llama.block_count": 1,
-    "llama.context_length": 512,
-    "llama.embedding_length": _ROW,
-    "llama.feed_forward_length": _ROW,
-    "llama.attention.head_count": 4,
-    "llama.attention.layer_norm_rms_epsilon": 1e-6,
-    "llama.vocab_size": _VOCAB,
-    "tokenizer.ggml.model": "no_vocab",
-}
-_ALIGNMENT = 32
-
-
-def write_tiny_model(path: Path, weight_type: str) -> None:
-    """Write a random model whose matrices are of `weight_type`, a few hundred KB."""
-    rng = np.random.default_rng(0)
-    infos, data = b"", b""
-    for name, shape in _SHAPES.items():
-        if len(shape) == 1:
-            kind, raw = 0, np.ones(shape, np.float32).tobytes()
-        else:
-            values = rng.normal(0, _ROW**-0.5, shape).astype(np.float32)
-            kind, raw = quantize_rows(values, weight_type)
-        infos += _string(name) + struct.pack("<I", len(shape))
-        infos += struct.pack(f"<{len(shape)}Q", *reversed(shape))
-        infos += struct.pack("<IQ", kind, len(data))
-        data += raw + b"\0" * (-len(raw) % _ALIGNMENT)
-    head = b"GGUF" + struct.pack("<IQQ", 3, len(_SHAPES), len(_METADATA))
-    for key, value in _METADATA.items():
-        head += _string(key)
-        match value:
-            case str():
-                head += struct.pack("<I", 8) + _string(value)
-            case float():
-                head += struct.pack("<If", 6, value)
-            case int():
-                head += struct.pack("<II", 4, value)
-    head += infos
-    path.write_bytes(head + b"\0" * (-len(head) % _ALIGNMENT) + data)
-
-
-def _string(text: str) -> bytes:
-    return struct.pack("<Q", len(text)) + text.encode()
-
-
 if __name__ == "__main__":
-    _main(sys.argv[1], sys.argv[2:])
+    _job: dict[str, Any] = take_job()
+    _main(_job["weight_type"], _job["stages"])

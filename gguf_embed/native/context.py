@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from gguf_embed.errors import NativeFailed
 from gguf_embed.native.handle import Handle
-from gguf_embed.native.library import bindings, forget_reason, ggml, reason
+from gguf_embed.native.library import accelerated, bindings, forget_reason, ggml, reason
 from gguf_embed.native.model import Model, Tokens
 from gguf_embed.system.closing import Closes
 from gguf_embed.vectors import Pooling, Vectors, output_mask, pool
@@ -81,7 +81,11 @@ class Context(Closes):
         native_params.n_threads_batch = params.n_threads
         native_params.pooling_type = int(params.pooling)
         native_params.attention_type = -1 if params.causal is None else int(not params.causal)
-        native_params.flash_attn_type = -1 if params.flash_attn is None else int(params.flash_attn)
+        flash_attn = params.flash_attn
+        if flash_attn is None and accelerated().kernel is not None:
+            # Left to itself llama.cpp leaves it out where attention and layer have two devices.
+            flash_attn = True
+        native_params.flash_attn_type = -1 if flash_attn is None else int(flash_attn)
         native_params.embeddings = not params.tap
         native_params.kv_unified = True
         native_params.no_perf = True
@@ -104,7 +108,7 @@ class Context(Closes):
                 )
             shown = f"this context of {model.path}"
             self._handle = Handle(pointer, native.llama_free, shown=shown, parent=model.handle)
-        weakref.finalize(self, self._handle.close, wait=False)
+        weakref.finalize(self, self._handle.close, wait=False).atexit = False
         self._memory: Any = native.llama_get_memory(pointer)
 
     def close(self) -> None:

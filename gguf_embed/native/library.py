@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from gguf_embed.errors import NativeFailed
+from gguf_embed.native import accelerator
 
 Kind: TypeAlias = Literal["cpu", "gpu", "igpu", "accel", "meta"]
 
@@ -49,9 +50,16 @@ def bindings() -> Any:
     _kept_alive.append(callback)
     native.llama_log_set(callback, None)
     native.llama_backend_init()
-    # A backend of our own, an accelerator, is to be registered here: before ggml is asked for its
-    # devices and before a model is loaded. It cannot be taken out again.
     return native
+
+
+@functools.cache
+def accelerated() -> accelerator.Accelerator:
+    """Load our own ggml backend, if it is wanted and fits; says what became of it.
+
+    Called before a model is loaded. A backend that is registered cannot be taken out again.
+    """
+    return accelerator.load(version(), ggml)
 
 
 def _unloadable(error: Exception) -> str:
@@ -149,6 +157,7 @@ def build_id() -> str:
             if "llama" in path.name or "ggml" in path.name:
                 stat = path.stat()
                 digest.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}".encode())
+    digest.update(accelerator.identity(version()).encode())
     return digest.hexdigest()[:16]
 
 

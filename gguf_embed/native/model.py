@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from gguf_embed.errors import BadModelFile, NativeFailed
 from gguf_embed.native.handle import Handle
-from gguf_embed.native.library import bindings, forget_reason, reason
+from gguf_embed.native.library import accelerated, bindings, forget_reason, reason
 from gguf_embed.system.closing import Closes
 
 Tokens: TypeAlias = npt.NDArray[np.int32]
@@ -38,6 +38,9 @@ class Model(Closes):
         `no_alloc` reads the header only, so that contexts report the memory they would take.
         """
         native = bindings()
+        # Before the first model; weights in ggml's own layout would be out of its sight.
+        if accelerated().kernel is not None:
+            repack = False
         params = native.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
         params.use_extra_bufts = repack
@@ -50,7 +53,7 @@ class Model(Closes):
             raise BadModelFile(f"{path}: llama.cpp cannot load it: {reason()}")
         self.handle = Handle(pointer, native.llama_model_free, shown=str(path))
         # Dropped without `close`, or failing below, it is freed as well.
-        weakref.finalize(self, self.handle.close, wait=False)
+        weakref.finalize(self, self.handle.close, wait=False).atexit = False  # all is freed then
         self.path = path
         self.n_gpu_layers = n_gpu_layers
         self.repack = repack

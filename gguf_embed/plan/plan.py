@@ -16,11 +16,12 @@ from itertools import accumulate
 from typing import Final, Literal, TypeAlias
 
 from gguf_embed.catalog import catalog
-from gguf_embed.catalog.catalog import ModelCard, ModelFile
+from gguf_embed.catalog.card import ModelCard, ModelFile
 from gguf_embed.errors import BadModelFile, BadOption, DoesNotFit
 from gguf_embed.gguf import layout, quants
-from gguf_embed.gguf.header import ENCODERS, Header, TensorInfo
+from gguf_embed.gguf.header import ENCODERS, Header
 from gguf_embed.gguf.layout import Shape
+from gguf_embed.gguf.tensors import TensorInfo
 from gguf_embed.machine import measured
 from gguf_embed.machine.machine import Device, Machine
 from gguf_embed.machine.measured import LevelFigures, MeasuredRun

@@ -7,23 +7,22 @@ model file or the network; the two caches belong to others and are only read.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
 import os
 import re
-import shutil
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from gguf_embed.catalog import catalog
-from gguf_embed.catalog.catalog import ModelCard, ModelFile
-from gguf_embed.errors import BadOption, DoesNotFit, FetchFailed, OutputFailed
+from gguf_embed.catalog.card import ModelCard, ModelFile
+from gguf_embed.errors import BadOption, FetchFailed
 from gguf_embed.gguf import quants
+from gguf_embed.store.safe_names import RECORD, fault, is_safe
+from gguf_embed.system.files import MIB, WholeFile, check_free, write_whole
 
 _log = logging.getLogger(__name__)
 
@@ -91,6 +90,8 @@ def repository_here(repo: str, revision: str | None, places: Places) -> tuple[So
 
     Without a revision any will do, that of `main` before others.
     """
+    if not is_safe("repository", repo) or (revision and not is_safe("revision", revision)):
+        return ()
     commit = _commit_of(cache_folder(places.cache, repo), revision) if revision else None
     by_file: dict[str, Source] = {}
     for model in (*_in_store(places.store), *_in_cache(places.cache)):
@@ -101,7 +102,7 @@ def repository_here(repo: str, revision: str | None, places: Places) -> tuple[So
 
 def located(source: Source, places: Places) -> Source:
     """The source with its place on this machine; as it was, where it is not here."""
-    if source.path is not None:
+    if source.path is not None or not _is_safe(source):
         return source
     for where, path in _candidates(source, places):
         if not os.access(path, os.R_OK) or not path.is_file():
@@ -115,6 +116,11 @@ def located(source: Source, places: Places) -> Source:
             continue
         return replace(source, n_bytes=size, path=path, where=where)
     return source
+
+
+def _is_safe(source: Source) -> bool:
+    in_hub = source.repo is None or is_safe("repository", source.repo)
+    return in_hub and is_safe("revision", source.revision) and is_safe("file", source.file)
 
 
 def _candidates(source: Source, places: Places) -> Iterator[tuple[Where, Path]]:
@@ -149,35 +155,39 @@ def install(file: Path, source: Source, places: Places) -> Source:
     """
     if source.sha256 is None:
         raise BadOption(f"{source.label}: a file is stored under its sha256, and none was given")
+    if reason := fault("file", source.file):
+        raise BadOption(f"{source.file!r} cannot name a stored model, it {reason}")
     home, n_bytes = places.store / source.sha256, file.stat().st_size
     path = home / Path(source.file).name
     stored = replace(source, n_bytes=n_bytes, path=path, where="store")
     if path.is_file() and path.stat().st_size == n_bytes:
         return stored
-    with writing(home, n_bytes):
-        home.mkdir(parents=True, exist_ok=True)
-        check_free(n_bytes, home)
-        partial = home / f".{os.getpid()}.incomplete"
-        try:
-            shutil.copyfile(file, partial)
-            if (sha256 := file_sha256(partial)) != source.sha256:
-                raise FetchFailed(
-                    f"{file} is not {source.label}: its sha256 is {sha256}, expected "
-                    f"{source.sha256}; it was not stored, carry it here again"
-                )
-            origin = {key: getattr(stored, key) for key in ORIGIN_KEYS}
-            (home / "origin.json").write_text(json.dumps(origin, indent=1), encoding="utf-8")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+    check_free(n_bytes, home, source.label, "make room, or set GGUF_EMBED_HOME to another disk")
+    origin = {key: getattr(stored, key) for key in ORIGIN_KEYS}
+    write_whole(home / RECORD, json.dumps(origin, indent=1), make_folder=True)
+    with file.open("rb") as carried, WholeFile(path) as whole:
+        digest = hashlib.sha256()
+        while chunk := carried.read(MIB):
+            digest.update(chunk)
+            with whole.writing():
+                whole.file.write(chunk)
+        if digest.hexdigest() != source.sha256:
+            (home / RECORD).unlink()
+            raise FetchFailed(
+                f"{file} is not {source.label}: its sha256 is {digest.hexdigest()}, expected "
+                f"{source.sha256}; it was not stored, carry it here again"
+            )
+        whole.commit()
     return stored
 
 
 def _in_store(store: Path) -> Iterator[Source]:
-    for origin in sorted(store.glob("*/origin.json")):
+    for origin in sorted(store.glob(f"*/{RECORD}")):
         try:
             said = cast("dict[str, Any]", json.loads(origin.read_text(encoding="utf-8")))
             source = Source(**{key: said[key] for key in ORIGIN_KEYS})
+            if reason := fault("file", source.file):
+                raise ValueError(f"the file {source.file!r} {reason}")
             path = origin.parent / Path(source.file).name
         except (OSError, ValueError, KeyError, TypeError) as error:
             _log.warning("%s is damaged, the model beside it is not used: %r", origin, error)
@@ -323,39 +333,6 @@ def file_sha256(path: Path) -> str:
     """The hash of a file's bytes, as hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def check_free(needed_bytes: int, folder: Path) -> None:
-    """Raise DoesNotFit unless the disk of an existing folder has that much room."""
-    free_bytes = shutil.disk_usage(folder).free
-    if needed_bytes > free_bytes:
-        raise DoesNotFit(
-            f"the disk of {folder} has {mib(free_bytes)} free, {mib(needed_bytes)} are needed; "
-            "make room, or set HF_HOME (Hugging Face cache) or GGUF_EMBED_HOME (our store) to a "
-            "folder on another disk",
-            needed_bytes=needed_bytes,
-            free_bytes=free_bytes,
-        )
-
-
-@contextmanager
-def writing(folder: Path, n_bytes: int) -> Generator[None, None, None]:
-    """Turn the system's errors into OutputFailed; `n_bytes` is the size of the whole file."""
-    try:
-        yield
-    except OSError as error:
-        elsewhere = (
-            "set HF_HOME (Hugging Face cache) or GGUF_EMBED_HOME (our store) to another folder"
-        )
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise OutputFailed(
-                f"{folder} cannot be written ({error.strerror or error}); {elsewhere}"
-            ) from error
-        raise OutputFailed(
-            f"the disk of {folder} is full: {mib(shutil.disk_usage(folder).free)} free, the file "
-            f"has {mib(n_bytes)}; what a download brought is kept: make room and run it again, or "
-            f"{elsewhere}"
-        ) from error
 
 
 def mib(n_bytes: int) -> str:

@@ -68,13 +68,14 @@ class Ending:
     @property
     def crashed(self) -> bool:
         """It died of its own native code, not of a kill, an exit code or a slow machine."""
-        return self.signal in _CRASHES or self.code in _WINDOWS_CRASHES
+        return self.signal in CRASH_SIGNALS or self.code in _WINDOWS_CRASHES
 
     @property
     def reason(self) -> str:
         """Why it failed, on one line; "" where it did not."""
         lines = [" ".join(line.split()) for line in self.errors.splitlines() if line.strip()]
-        cause = next((line for line in lines if "ASSERT" in line or "fatal" in line.lower()), "")
+        marks = ("ASSERT", "fatal", "Fatal", "what():")  # the last is an uncaught C++ exception's
+        cause = next((line for line in lines if any(mark in line for mark in marks)), "")
         if self.code is None:
             return f"no answer in {self.timeout_s or 0:g} s"
         if name := self.signal:
@@ -84,7 +85,7 @@ class Ending:
         return ""
 
 
-_CRASHES = frozenset({"SIGILL", "SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGTRAP"})
+CRASH_SIGNALS = frozenset({"SIGILL", "SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGTRAP"})
 _WINDOWS_CRASHES = frozenset({0xC000001D, 0xC0000005, 0xC0000409, 0x80000003, 3})
 
 

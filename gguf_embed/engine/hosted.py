@@ -1,0 +1,128 @@
+"""The child process that holds the model of an isolated engine.
+
+First it gets what to load, then requests, which it answers in any order:
+
+    {"id": 1, "do": "tokenize", "text": "a cat"}
+    {"id": 2, "do": "run", "segment": PATH, "lengths": [5, 9], "head": "pooled", ...}
+
+The token ids of a request lie in the segment, end to end; its vectors take their place.
+`engine/isolated.py` is the other end.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gguf_embed.engine.backend import Head
+from gguf_embed.engine.loaded import LoadedModel, load
+from gguf_embed.engine.segments import Segment
+from gguf_embed.engine.stacks import stack_pool
+from gguf_embed.engine.tokenizer import RunTooLong
+from gguf_embed.errors import GgufEmbedError
+from gguf_embed.native.model import Tokens
+from gguf_embed.system.child import take_job, tell
+
+# Tests let a text kill the child: "run:TEXT" or "tokenize:TEXT"; "load:" kills it at its start.
+FAULT_VARIABLE = "GGUF_EMBED_ISOLATED_FAULT"
+
+
+class Host:
+    """Answers requests with one loaded model."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._loaded = loaded
+        self._segments: dict[str, Segment] = {}
+        self._mapping = threading.Lock()
+        self._stage, _, self._deadly = os.environ.get(FAULT_VARIABLE, "").partition(":")
+        self._deadly_ids = loaded.tokenize(self._deadly).tolist() if self._deadly else None
+
+    def answer(self, request: Mapping[str, Any]) -> None:
+        """Compute, and tell what came out."""
+        do = self._tokenize if request["do"] == "tokenize" else self._run
+        try:
+            tell({"id": request["id"], **do(request)})
+        except Exception as error:
+            known = isinstance(error, (GgufEmbedError, RunTooLong))
+            name = type(error).__name__ if known else ""
+            message = str(error) if known else repr(error)
+            tell({"id": request["id"], "error": name, "message": message})
+
+    def _tokenize(self, request: Mapping[str, Any]) -> dict[str, object]:
+        if self._stage == "tokenize" and request["text"] == self._deadly:
+            signal.raise_signal(signal.SIGSEGV)  # to this thread: os.kill may come late
+        return {"ids": self._loaded.tokenize(request["text"]).tolist()}
+
+    def _run(self, request: Mapping[str, Any]) -> dict[str, object]:
+        segment = self._segment(request["segment"])
+        lengths: Sequence[int] = request["lengths"]
+        ids = segment.tokens(sum(lengths)).copy()
+        sequences: list[Tokens] = np.split(ids, np.cumsum(lengths)[:-1])
+        if self._stage == "run" and any(each.tolist() == self._deadly_ids for each in sequences):
+            signal.raise_signal(signal.SIGSEGV)  # to this thread: os.kill may come late
+        outcome = self._loaded.run(
+            sequences,
+            head=Head(request["head"]),
+            n_prefix=request["n_prefix"],
+            n_contexts=request["n_contexts"],
+        )
+        shape = (int(outcome.vectors.shape[0]), int(outcome.vectors.shape[1]))
+        segment.vectors(shape)[:] = outcome.vectors
+        return {"shape": shape, "bad": [int(row) for row in outcome.bad]}
+
+    def _segment(self, path: str) -> Segment:
+        with self._mapping:
+            if path not in self._segments:
+                self._segments[path] = Segment(Path(path))
+            return self._segments[path]
+
+
+def _main() -> None:
+    job = take_job()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C ends
+    if os.environ.get(FAULT_VARIABLE, "").startswith("load:"):
+        signal.raise_signal(signal.SIGSEGV)  # to this thread: os.kill may come late
+    found, settings, run_settings = pickle.loads(base64.b64decode(job["opened"]))  # our parent's
+    try:
+        found, loaded = load(
+            found, settings, lambda line: tell({"status": line}), run_settings=run_settings
+        )
+    except GgufEmbedError as error:
+        raised = base64.b64encode(pickle.dumps(error)).decode()
+        tell({"failed": raised})
+        return
+    runner = loaded.runner
+    opened = base64.b64encode(pickle.dumps((found, runner.settings))).decode()
+    host = Host(loaded)
+    tell(
+        {
+            "ready": opened,
+            "dim": loaded.dim,
+            "n_scores": loaded.model.n_cls_out,
+            "specials": sorted(loaded.specials),
+            "ordinary_tokens": runner.ordinary_tokens,
+            "tokens_alone": runner.contexts_for(1, Head.TOKENS) > 1,
+        }
+    )
+    n_tokenizers = min(8, os.cpu_count() or 1)
+    with (
+        stack_pool(n_tokenizers, "gguf-embed-tokenize") as tokenizers,
+        ThreadPoolExecutor(runner.settings.n_contexts + 1, "gguf-embed-run") as contexts,
+    ):
+        while (request := take_job()) is not None:
+            threads = tokenizers if request["do"] == "tokenize" else contexts
+            threads.submit(host.answer, request)
+    loaded.close()
+
+
+if __name__ == "__main__":
+    _main()

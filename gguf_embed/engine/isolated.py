@@ -1,0 +1,366 @@
+"""The engine with its model in a child process: what kills native code kills the child only.
+
+    with Embedder.open("all-minilm-l6-v2", isolated=True) as embedder: ...
+
+Texts go over a pipe, token ids and vectors through shared memory. Microbatches are packed here as
+ever and computed there as ever, so the vectors are the same to the bit.
+
+When the child dies, what it was computing is computed again, one microbatch at a time, in a fresh
+one. A microbatch of which it dies again is halved until the row is found. Its neighbours are then
+computed with a harmless row of the same length in its place, so that their vectors are those of an
+undisturbed run.
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import logging
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any, Final
+
+import numpy as np
+
+from gguf_embed.engine.backend import BatchLimits, Head, Outcome
+from gguf_embed.engine.gate import Gate
+from gguf_embed.engine.loaded import limits_of
+from gguf_embed.engine.opening import Found, Settings
+from gguf_embed.engine.runner import RunSettings
+from gguf_embed.engine.segments import Segments
+from gguf_embed.engine.tokenizer import RunTooLong
+from gguf_embed.errors import BadInput, BadModelFile, GgufEmbedError, NativeFailed
+from gguf_embed.native.model import Tokens
+from gguf_embed.system.child import Child, Ending
+from gguf_embed.system.closing import Closes
+from gguf_embed.system.files import printable
+from gguf_embed.vectors import Vectors
+
+_log = logging.getLogger(__name__)
+
+DEATHS_OF_A_ROW: Final = 2  # alone, before it is called the culprit
+MAX_STARTS: Final = 3  # in a row without one that succeeds
+MAX_DEATHS: Final = 16  # in a row without anything computed between them
+CLOSING_S: Final = 5.0
+
+Status = Callable[[str], None]
+
+
+class Died(Exception):
+    """The child ended before it answered."""
+
+    def __init__(self, ending: Ending) -> None:
+        super().__init__(ending.reason or "it ended")
+        self.reason = str(self)
+
+
+class Process:
+    """One child. `ask` may be called from several threads."""
+
+    def __init__(self, job: object, on_status: Status | None) -> None:
+        self._child = Child("gguf_embed.engine.hosted", job, environment={"GGML_NO_BACKTRACE": "1"})
+        self.segments = Segments()
+        self._on_status = on_status
+        self._lock = threading.Lock()
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, Future[dict[str, Any]]] = {}
+        self._death: Died | None = None
+        self.ready: Future[dict[str, Any]] = Future()
+        self._reader = threading.Thread(target=self._read, daemon=True, name="gguf-embed-isolated")
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        """Of the child."""
+        return self._child.pid
+
+    @property
+    def death(self) -> Died | None:
+        """How it ended, once it has."""
+        return self._death
+
+    def ask(self, request: dict[str, object]) -> dict[str, Any]:
+        """Its answer. Raises Died."""
+        future: Future[dict[str, Any]] = Future()
+        with self._lock:
+            if self._death is not None:
+                raise self._death
+            number = next(self._numbers)
+            self._waiting[number] = future
+            self._child.send({"id": number, **request})
+        answer = future.result()
+        if "error" in answer:
+            raise _error(answer["error"], answer["message"])
+        return answer
+
+    def close(self) -> None:
+        """Let it end, or end it; nothing is left behind."""
+        with self._lock:
+            self._child.send(None)
+        self._reader.join(CLOSING_S)
+        if self._reader.is_alive():
+            with suppress(OSError):
+                os.kill(self.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+            self._reader.join()
+        self.segments.close()
+
+    def _read(self) -> None:
+        for answer in self._child.answers():
+            if "id" in answer:
+                with self._lock:
+                    future = self._waiting.pop(answer["id"], None)
+                if future is not None:
+                    future.set_result(answer)
+            elif "ready" in answer or "failed" in answer:
+                self.ready.set_result(answer)
+            elif self._on_status is not None and "status" in answer:
+                self._on_status(answer["status"])
+        death = Died(self._child.ending)
+        with self._lock:
+            self._death = death
+            waiting, self._waiting = list(self._waiting.values()), {}
+        for future in waiting:
+            future.set_exception(death)
+        if not self.ready.done():
+            self.ready.set_exception(death)
+
+
+class IsolatedModel(Closes):
+    """The `Backend` whose model is in a child. Safe to use from several threads."""
+
+    def __init__(self, found: Found, settings: Settings, on_status: Status | None = None) -> None:
+        """Start the child and load the model there. Raises what loading raises."""
+        self._on_status = on_status
+        self._settings = settings
+        self._gate = Gate()
+        self._starting = threading.Lock()
+        self._process: Process | None = None
+        self._closed = False
+        self.n_deaths = 0
+        self._n_deaths_in_a_row = 0
+        self.found = found
+        self.run_settings: RunSettings | None = None
+        ready = self._started().ready.result()
+        self._dim: int = ready["dim"]
+        self._n_scores: int = ready["n_scores"]
+        self._specials = frozenset[int](ready["specials"])
+        self._ordinary_tokens: int = ready["ordinary_tokens"]
+        self._tokens_alone: bool = ready["tokens_alone"]
+        assert self.run_settings, "the child said them"
+        self._n_contexts = self.run_settings.n_contexts
+        self._limits = limits_of(self.run_settings, self.found.meaning, exact=settings.exact)
+
+    @property
+    def pid(self) -> int:
+        """Of the child that computes now."""
+        return self._started().pid
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return self._dim
+
+    @property
+    def specials(self) -> frozenset[int]:
+        """The model's special tokens."""
+        return self._specials
+
+    @property
+    def limits(self) -> BatchLimits:
+        """As the run settings of the child say."""
+        return self._limits
+
+    def contexts_for(self, n_tokens: int, head: Head) -> int:
+        """See `Runner.contexts_for`."""
+        own = n_tokens > self._ordinary_tokens or (head is Head.TOKENS and self._tokens_alone)
+        return self._n_contexts if own else 1
+
+    def tokenize(self, text: str) -> Tokens:
+        """Token ids as the model's reference tokenizer gives them."""
+        text.encode()  # UnicodeEncodeError here rather than there
+        request: dict[str, object] = {"do": "tokenize", "text": text}
+        with suppress(Died), self._gate.shared():
+            return np.array(self._ask(request)["ids"], np.int32)
+        with self._gate.alone():
+            for _ in range(DEATHS_OF_A_ROW):
+                with suppress(Died):
+                    return np.array(self._ask(request)["ids"], np.int32)
+        raise NativeFailed(
+            f"llama.cpp dies when it tokenizes this text of {len(text):,} characters, also alone; "
+            "leave it out or split it"
+        )
+
+    def run(
+        self,
+        sequences: Sequence[Tokens],
+        *,
+        head: Head = Head.POOLED,
+        n_prefix: int = 0,
+        n_contexts: int = 1,
+    ) -> Outcome:
+        """See `Backend.run`; rows that kill the child are among `bad`, and in `died`."""
+
+        def compute(rows: Sequence[Tokens]) -> Outcome:
+            return self._computed(rows, head, n_prefix, n_contexts)
+
+        with suppress(Died), self._gate.shared():
+            return compute(sequences)
+        with self._gate.alone():
+            for _ in range(MAX_DEATHS):
+                with suppress(Died):
+                    return compute(sequences)
+                culprits = self._culprits(sequences, compute)
+                if culprits:
+                    with suppress(Died):
+                        return _without(sequences, culprits, n_prefix, compute, self._zeros)
+        raise NativeFailed(
+            f"{printable(self.found.path)}: the child process that computes dies again and again, "
+            "and not of one text; run `gguf-embed doctor`"
+        )
+
+    def close(self) -> None:
+        """End the child."""
+        with self._starting:
+            self._closed = True
+            process, self._process = self._process, None
+        if process is not None:
+            process.close()
+
+    def _culprits(
+        self, sequences: Sequence[Tokens], compute: Callable[[Sequence[Tokens]], Outcome]
+    ) -> list[int]:
+        """Rows of which the child dies when they are alone, found by halving."""
+
+        def search(rows: range) -> list[int]:
+            for _ in range(DEATHS_OF_A_ROW if len(rows) == 1 else 1):
+                with suppress(Died):
+                    compute([sequences[row] for row in rows])
+                    return []
+            if len(rows) == 1:
+                return [rows[0]]
+            half = len(rows) // 2
+            return search(rows[:half]) + search(rows[half:])
+
+        rows = range(len(sequences))
+        half = len(rows) // 2
+        return search(rows[:half]) + search(rows[half:]) if half else search(rows)
+
+    def _computed(
+        self, sequences: Sequence[Tokens], head: Head, n_prefix: int, n_contexts: int
+    ) -> Outcome:
+        """One microbatch in the child. Raises Died."""
+        process = self._started()
+        lengths = [len(sequence) for sequence in sequences]
+        width = self._n_scores if head is Head.RANK else self._dim
+        n_rows = sum(lengths) if head is Head.TOKENS else len(lengths)
+        with process.segments.taken(4 * max(sum(lengths), n_rows * width)) as segment:
+            segment.tokens(sum(lengths))[:] = np.concatenate(sequences)
+            answer = self._ask(
+                {
+                    "do": "run",
+                    "segment": str(segment.path),
+                    "lengths": lengths,
+                    "head": head.value,
+                    "n_prefix": n_prefix,
+                    "n_contexts": n_contexts,
+                },
+                process,
+            )
+            segment.path.unlink(missing_ok=True)  # both have mapped it
+            vectors = segment.vectors(tuple(answer["shape"])).copy()
+        return Outcome(vectors=vectors, bad=tuple(answer["bad"]))
+
+    def _zeros(self, n_rows: int) -> Vectors:
+        return np.zeros((n_rows, self._dim), np.float32)
+
+    def _ask(self, request: dict[str, object], process: Process | None = None) -> dict[str, Any]:
+        answer = (process or self._started()).ask(request)
+        self._n_deaths_in_a_row = 0
+        return answer
+
+    def _started(self) -> Process:
+        """The child that lives, or a fresh one. Raises NativeFailed where none stays alive."""
+        with self._starting:
+            if self._closed:
+                raise BadInput("the engine is closed; open the model again")
+            if self._process is not None and self._process.ready.done():
+                if self._process.death is None:
+                    return self._process
+                self.n_deaths += 1
+                self._n_deaths_in_a_row += 1
+                _log.warning("the child process that computes died: %s", self._process.death)
+                self._process.close()
+                self._process = None
+            if self._n_deaths_in_a_row > MAX_DEATHS:
+                raise NativeFailed(
+                    f"{printable(self.found.path)}: the child process that computes died "
+                    f"{self._n_deaths_in_a_row} times in a row; run `gguf-embed doctor`"
+                )
+            self._process = self._start()
+            return self._process
+
+    def _start(self) -> Process:
+        """A child with the model loaded."""
+        opened = pickle.dumps((self.found, self._settings, self.run_settings))
+        job = {"opened": base64.b64encode(opened).decode()}
+        reason = ""
+        for _ in range(MAX_STARTS):
+            process = Process(job, self._on_status)
+            try:
+                answer = process.ready.result()
+            except Died as death:
+                process.close()
+                reason = death.reason
+                continue
+            except BaseException:
+                process.close()
+                raise
+            if "failed" in answer:
+                process.close()
+                raise pickle.loads(base64.b64decode(answer["failed"]))  # from our own child
+            self.found, self.run_settings = pickle.loads(base64.b64decode(answer["ready"]))
+            self._on_status = None  # a fresh one says the same again
+            return process
+        raise NativeFailed(
+            f"{printable(self.found.path)}: the child process that computes died {MAX_STARTS} "
+            f"times while it loaded the model ({reason}); run `gguf-embed doctor`"
+        )
+
+
+def _without(
+    sequences: Sequence[Tokens],
+    culprits: Sequence[int],
+    n_prefix: int,
+    compute: Callable[[Sequence[Tokens]], Outcome],
+    zeros: Callable[[int], Vectors],
+) -> Outcome:
+    """The outcome with a harmless row of the same length in place of each culprit."""
+    dead = tuple(culprits)
+    harmless = [each for row, each in enumerate(sequences) if row not in dead]
+    if not harmless:
+        return Outcome(vectors=zeros(len(sequences)), bad=dead, died=dead)
+    source = harmless[0]
+    rows = list(sequences)
+    for row in dead:
+        body = np.resize(source[n_prefix:], len(rows[row]) - n_prefix)
+        rows[row] = np.concatenate([source[:n_prefix], body])
+    outcome = compute(rows)
+    bad = tuple(sorted({*outcome.bad, *dead}))
+    return Outcome(vectors=outcome.vectors, bad=bad, died=dead)
+
+
+def _error(name: str, message: str) -> Exception:
+    """An error of the child as it would have been raised here."""
+    kinds: dict[str, type[Exception]] = {
+        "RunTooLong": RunTooLong,
+        "BadModelFile": BadModelFile,
+        "BadInput": BadInput,
+    }
+    kind = kinds.get(name, NativeFailed)
+    assert issubclass(kind, (GgufEmbedError, RunTooLong))
+    return kind(message)

@@ -1,0 +1,62 @@
+"""What a call that embeds takes by keyword, and what it gives back beside vectors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+from gguf_embed.engine.prepare import Truncate
+from gguf_embed.engine.turns import Priority
+from gguf_embed.vectors import Vectors
+
+OnError: TypeAlias = Literal["raise", "skip"]
+
+
+class VectorOptions(TypedDict, total=False):
+    """What may be said of the vectors of any call, by keyword.
+
+    `dimensions` keeps the first values (MRL) before normalizing. A text longer than `n_ctx` is an
+    error unless `truncate` says which end to cut; the end token is kept. A call of a higher
+    `priority` overtakes others at the next microbatch.
+    """
+
+    dimensions: int | None
+    normalize: bool
+    truncate: Truncate
+    priority: Priority
+
+
+class EncodeOptions(VectorOptions, total=False):
+    """What `encode` and `stream` take by keyword.
+
+    `prompt_name` puts one of the model's `prompts` in front of each text, `prompt` any string.
+    A text that has no vector (NaN on every path, or it kills the child of an isolated engine) is an
+    error; with `on_error="skip"` its vector is all NaN and the block names it.
+    """
+
+    prompt_name: str | None
+    prompt: str | None
+    on_error: OnError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedRow:
+    """A text without a vector."""
+
+    row: int
+    n_tokens: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """Consecutive results of `stream`; row i of each array is text `start + i`."""
+
+    start: int
+    vectors: Vectors  # (n, dim)
+    token_counts: npt.NDArray[np.int32]  # (n,), after truncation
+    truncated: npt.NDArray[np.bool_]  # (n,)
+    failed: tuple[FailedRow, ...] = ()  # with on_error="skip"; their vectors are all NaN

@@ -1,0 +1,182 @@
+"""The child process in which a model file is tried before any other process loads it.
+
+    {"stage": "load"} {"stage": "tokenize"} {"stage": "decode"} {"stage": "tap"} {"verdict": ""}
+
+A verdict says what is wrong, "" for nothing. `engine/proof.py` reads it, and explains a death.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gguf_embed.engine import canaries
+from gguf_embed.engine.tokenizer import RunTooLong, Tokenizer
+from gguf_embed.errors import BadModelFile, GgufEmbedError, NativeFailed
+from gguf_embed.gguf.header import read_header
+from gguf_embed.native.context import Context, ContextParams, TapUnavailable
+from gguf_embed.native.model import Model, Tokens
+from gguf_embed.system.child import take_job, tell
+from gguf_embed.vectors import Pooling, Vectors
+
+# Tests kill the child on purpose: "decode:SIGSEGV".
+FAULT_VARIABLE = "GGUF_EMBED_PROOF_FAULT"
+
+RUN = 2000  # characters of each class
+SAME = 1 - 1e-6  # cosine of what is one vector
+# Tokens of the longer batch, for a small file and for a large one.
+SMALL_BYTES, N_LONG_SMALL, N_LONG_LARGE = 256 << 20, 512, 64
+
+_UNITS = (
+    *("a", "A", "aB", "é", "ж", ".", "$", "7", " ", "\t", "\n", "\r\n", "\u00a0", " .", ".\n"),
+    *("/\n", "'s", "中", "か", "한", "😀", "\u0301", "a\u0301", "क्", "\x01", "\ue000", "\ufffd"),
+)
+HARD = (
+    "",
+    "\x00",
+    "".join(map(chr, range(256))),
+    "<s> </s> <unk> [CLS] [SEP] <|endoftext|> <|im_start|>",
+    "👩‍👩‍👧‍👦 \u202eright to left\u202c \U000e0041 \U0010ffff \ufdd0",
+    *(unit * (RUN // len(unit)) for unit in _UNITS),
+    "The quick brown fox jumps over the lazy dog. " * 400,
+)
+
+
+class Trial:
+    """One file, loaded as it will run."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        self.path = Path(job["path"])
+        self.pooling = Pooling(job["pooling"])
+        self.encoder: bool = job["encoder"]
+        self.job = job
+        self.model = Model(self.path, n_gpu_layers=job["n_gpu_layers"], repack=job["repack"])
+        self.n_long: int = min(
+            job["n_ctx"],
+            N_LONG_SMALL if self.path.stat().st_size < SMALL_BYTES else N_LONG_LARGE,
+            self.model.n_ctx_train if self.encoder else sys.maxsize,
+        )
+
+    def tokenize(self) -> list[Tokens] | str:
+        """Ids of ordinary texts that differ; what is wrong with them."""
+        tokenizer = Tokenizer(
+            self.path, read_header(self.path), self.model, end_token=self.job["end_token"]
+        )
+        ids: dict[str, Tokens] = {}
+        for text in (*HARD, *canaries.ALL):
+            try:
+                ids[text] = tokenizer.encode(text)
+            except RunTooLong:
+                continue
+            last = self.model.n_vocab - 1
+            if len(ids[text]) and not 0 <= ids[text].min() <= ids[text].max() <= last:
+                return f"its vocabulary gives token ids that are not within 0..{last}"
+        ordinary = {ids[text].tobytes(): ids[text] for text in canaries.ALL if len(ids[text])}
+        if len(ordinary) < 2:
+            return "its vocabulary gives different texts the same token ids"
+        return list(ordinary.values())
+
+    def decode(self, ids: Sequence[Tokens]) -> str:
+        """What is wrong with the vectors of a short batch and of a longer one, "" for nothing."""
+        short = [sequence[: self.n_long] for sequence in ids[:3]]
+        if sum(map(len, short)) > self.n_long:
+            short = [sequence[: max(1, self.n_long // 3)] for sequence in short]
+        long = np.resize(np.concatenate(ids), self.n_long)
+        flash: bool = self.job["flash_attn"]
+        vectors = np.concatenate([self._run(short, flash=flash), self._run([long], flash=flash)])
+        plain = self._run([*short[:1]], flash=False)  # the way out where the fast one gives NaN
+        self._run(short[:1], pooling=Pooling.NONE, flash=flash)  # token vectors
+        if not np.isfinite(plain).all():
+            return "it gives NaN, or numbers too large, for ordinary text"
+        if self.pooling is Pooling.RANK:
+            return ""
+        norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
+        if not np.isfinite(vectors).all():
+            return "" if np.linalg.norm(plain) > 0 else _ZERO
+        if not (norms > 0).all() or not np.linalg.norm(plain) > 0:
+            return _ZERO
+        cosines = (vectors / norms[:, None]) @ (vectors / norms[:, None]).T
+        if not (cosines < SAME).any():
+            return "it gives different texts the same vector"
+        return ""
+
+    def tap(self, ids: Sequence[Tokens]) -> None:
+        """Decode with the tap, which need not be there but must not crash."""
+        if self.job["tap"] and not self.encoder and self.pooling is not Pooling.RANK:
+            try:
+                self._run([ids[0][: self.n_long]], flash=self.job["flash_attn"], tap=True)
+            except TapUnavailable:
+                return
+
+    def _run(
+        self,
+        sequences: Sequence[Tokens],
+        *,
+        flash: bool,
+        tap: bool = False,
+        pooling: Pooling | None = None,
+    ) -> Vectors:
+        params = ContextParams(
+            n_ctx=self.n_long,
+            n_ubatch=self.n_long,
+            n_seq_max=min(4, self.n_long),
+            n_threads=self.job["n_threads"],
+            pooling=self.pooling if pooling is None else pooling,
+            causal=self.job["causal"],
+            flash_attn=flash,
+            tap=tap,
+        )
+        with Context(self.model, params, self.encoder) as context:
+            return context.run(sequences)
+
+
+_ZERO = "it gives vectors of length 0 for ordinary text"
+
+
+def _enter(stage: str) -> None:
+    tell({"stage": stage})
+    where, _, name = os.environ.get(FAULT_VARIABLE, "").partition(":")
+    if where == stage:
+        os.kill(os.getpid(), signal.Signals[name])
+
+
+def _verdict(job: dict[str, Any]) -> str:
+    _enter("load")
+    try:
+        trial = Trial(job)
+    except BadModelFile as error:
+        return str(error).removeprefix(f"{job['path']}: ")
+    _enter("tokenize")
+    ids = trial.tokenize()
+    if isinstance(ids, str):
+        return ids
+    _enter("decode")
+    if fault := trial.decode(ids):
+        return fault
+    _enter("tap")
+    trial.tap(ids)
+    return ""
+
+
+def _main() -> None:
+    job = take_job()
+    if sys.platform != "win32":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a death here is an answer
+    try:
+        tell({"verdict": _verdict(job)})
+    except NativeFailed as error:
+        tell({"verdict": str(error).removeprefix(f"{job['path']}: ")})
+    except GgufEmbedError as error:
+        tell({"error": type(error).__name__, "message": str(error)})
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,141 @@
+"""Compile the accelerator: a ggml backend plug-in for exactly one version of llama-cpp-python.
+
+    python native/build.py                       # into gguf_embed/native, for this Python
+    python native/build.py --test [--sanitize]   # also the kernels' test program, which is run
+    python native/build.py --rate                # the kernels' speed, in JSON lines
+
+Run it with the Python whose llama-cpp-python is to be accelerated; `install.py` does. It needs
+the C++ compiler that llama-cpp-python was compiled with, and some seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+HERE = Path(__file__).parent
+TARGET = HERE.parent / "gguf_embed" / "native"
+# ggml checks neither the layout of its tensors nor its operation numbers: exactly this version.
+LLAMA_CPP_PYTHON = "0.3.36"
+WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wconversion"]
+KERNELS = {"avx2": ["-mavx2", "-mfma", "-mf16c"]}  # instruction set: flags
+# Contracting is the compiler's whim: a row's result would depend on its place in a tile.
+COMMON = ["-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", "-g0"]
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1", "-O1"]
+
+
+class NotBuilt(Exception):
+    """Why there is no accelerator; the text is for the user."""
+
+
+def main() -> None:
+    """Build what the command line asks for; failure ends with the reason and code 1."""
+    parser = argparse.ArgumentParser(description="Compile the accelerator for this Python.")
+    parser.add_argument("--test", action="store_true", help="build and run the test program")
+    parser.add_argument("--sanitize", action="store_true", help="the test program with sanitizers")
+    parser.add_argument("--rate", action="store_true", help="measure the kernels")
+    parser.add_argument("--target", type=Path, default=TARGET, help="folder for the library")
+    args = parser.parse_args()
+    try:
+        if args.test or args.rate:
+            sys.exit(run_test_program(sanitize=args.sanitize, rate=args.rate))
+        print(build(args.target))
+    except NotBuilt as reason:
+        sys.exit(str(reason))
+
+
+def library_name() -> str:
+    """The file's name says which llama-cpp-python it belongs to."""
+    return f"libgguf_embed_accelerator-{LLAMA_CPP_PYTHON}.so"
+
+
+def build(target: Path) -> Path:
+    """Compile the plug-in into the folder `target`; returns its path. Raises NotBuilt."""
+    compiler, packages = _requirements()
+    with tempfile.TemporaryDirectory() as scratch:
+        objects = _kernels(compiler, Path(scratch), [])
+        objects.append(Path(scratch) / "accelerator.o")
+        source = [str(HERE / "accelerator.cpp"), *_includes(packages), "-fopenmp"]
+        _run([compiler, *COMMON, *WARNINGS, *_exported(), "-c", *source, "-o", str(objects[-1])])
+        made = Path(scratch) / library_name()
+        command = [compiler, "-shared", "-s", "-fopenmp", "-o", str(made)]
+        _run([*command, *map(str, objects), *_ggml(packages)])
+        target.mkdir(parents=True, exist_ok=True)
+        # A library that a process has mapped must not be written into.
+        placed = target / f".{library_name()}.{os.getpid()}"
+        shutil.copyfile(made, placed)
+        placed.replace(target / library_name())
+    return target / library_name()
+
+
+def run_test_program(*, sanitize: bool = False, rate: bool = False) -> int:
+    """Compile the kernels' test program and run it; returns its exit code. Raises NotBuilt."""
+    compiler, packages = _requirements()
+    extra = SANITIZERS if sanitize else []
+    with tempfile.TemporaryDirectory() as scratch:
+        program = Path(scratch) / "test_kernels"
+        objects = _kernels(compiler, Path(scratch), extra)
+        command = [compiler, *COMMON, *WARNINGS, *extra, *_includes(packages)]
+        command += [str(HERE / "test_kernels.cpp"), *map(str, objects), "-o", str(program)]
+        _run([*command, *_ggml(packages), f"-Wl,-rpath,{packages / 'llama_cpp' / 'lib'}"])
+        return subprocess.run([program, *(["rate"] if rate else [])], check=False).returncode
+
+
+def _kernels(compiler: str, scratch: Path, extra: list[str]) -> list[Path]:
+    """Object files of the kernels, one for each instruction set."""
+    objects: list[Path] = []
+    for name, flags in KERNELS.items():
+        objects.append(scratch / f"{name}.o")
+        command = [compiler, *COMMON, *WARNINGS, *extra, *flags, f"-DKERNELS_{name.upper()}"]
+        _run([*command, "-c", str(HERE / "kernels.cpp"), "-o", str(objects[-1])])
+    return objects
+
+
+def _requirements() -> tuple[str, Path]:
+    """The compiler, and the folder of this Python's packages."""
+    if platform.machine() not in ("x86_64", "AMD64") or sys.platform != "linux":
+        raise NotBuilt(f"no accelerator for {sys.platform} on {platform.machine()}")
+    compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
+    if compiler is None:
+        raise NotBuilt("no C++ compiler found")
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None or spec.origin is None:
+        raise NotBuilt("llama-cpp-python is not installed")
+    installed = version("llama-cpp-python")
+    if installed != LLAMA_CPP_PYTHON:
+        raise NotBuilt(f"the accelerator fits {LLAMA_CPP_PYTHON}, llama-cpp-python is {installed}")
+    packages = Path(spec.origin).parents[1]
+    if not (packages / "include" / "ggml-backend.h").exists():
+        raise NotBuilt("llama-cpp-python was installed without ggml's headers")
+    return compiler, packages
+
+
+def _includes(packages: Path) -> list[str]:
+    return ["-isystem", str(packages / "include")]
+
+
+def _exported() -> list[str]:
+    return ["-DGGML_BACKEND_SHARED", "-DGGML_BACKEND_BUILD"]
+
+
+def _ggml(packages: Path) -> list[str]:
+    """The library whose functions we call; the running llama.cpp has loaded it already."""
+    return [f"-L{packages / 'llama_cpp' / 'lib'}", "-l:libggml-base.so.0"]
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise NotBuilt(f"the accelerator does not compile:\n{' '.join(command)}\n{done.stderr}")
+
+
+if __name__ == "__main__":
+    main()

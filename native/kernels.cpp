@@ -1,0 +1,1031 @@
+// The kernels. Compiled once for each instruction set; `Isa` names its vectors and the few
+// instructions that differ.
+//
+// A product works on a strip of columns: one block of their weights is unpacked into the first
+// level cache, as pairs of int16 (or as floats), and used for all rows. The rows are int16 with a
+// scale for each row and block. Scales are chosen by the length of the vector, so that by
+// Cauchy-Schwarz no sum of products leaves 32 bits: sums are exact, and a block is converted to
+// float once.
+//
+// Compile with -ffp-contract=off: a compiler that turns some multiplications and additions into
+// one, and others not, gives a row another result in another tile.
+
+#include "kernels.h"
+
+#include <immintrin.h>
+
+#include <cmath>
+#include <cstring>
+#include <type_traits>
+
+namespace gguf_embed {
+namespace {
+
+// ------------------------------------------------------------------------------ instruction sets
+
+struct Avx2 {
+    using Ints = __m256i;
+    using Floats = __m256;
+    static constexpr int lanes = 8;         // of 32 bits
+    static constexpr int rows = 6;          // of a register tile, two vectors wide
+    static constexpr const char * name = "AVX2";
+
+    static bool supported() {
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    }
+
+    // Keeps a number in its register: GCC would load a weight anew for each use.
+    static void pin(Ints & x) { __asm__("" : "+x"(x)); }
+    static void pin(Floats & x) { __asm__("" : "+x"(x)); }
+
+    static Ints load(const void * p) { return _mm256_loadu_si256(static_cast<const Ints *>(p)); }
+    static void store(void * p, Ints x) { _mm256_storeu_si256(static_cast<Ints *>(p), x); }
+    static Floats load_floats(const float * p) { return _mm256_loadu_ps(p); }
+    static void store_floats(float * p, Floats x) { _mm256_storeu_ps(p, x); }
+    static Ints zero() { return _mm256_setzero_si256(); }
+    static Floats zero_floats() { return _mm256_setzero_ps(); }
+    static Floats all(float x) { return _mm256_set1_ps(x); }
+    static Ints all_ints(int32_t x) { return _mm256_set1_epi32(x); }
+    static Ints all_bytes(int x) { return _mm256_set1_epi8(static_cast<char>(x)); }
+    static Ints pair(const int16_t * p) {
+        int32_t bits;
+        std::memcpy(&bits, p, sizeof bits);
+        return _mm256_set1_epi32(bits);
+    }
+    // sum += the products of int16 pairs. GCC would add the sums in another order and move them
+    // from register to register.
+    static void dot(Ints & sum, Ints weights, Ints pairs) {
+        const Ints products = _mm256_madd_epi16(weights, pairs);
+        __asm__("vpaddd %1, %0, %0" : "+x"(sum) : "x"(products));
+    }
+    static Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+    static Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
+    static Floats sub(Floats a, Floats b) { return _mm256_sub_ps(a, b); }
+    static Floats mul(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
+    static Floats div(Floats a, Floats b) { return _mm256_div_ps(a, b); }
+    static Floats max(Floats a, Floats b) { return _mm256_max_ps(a, b); }
+    static Floats min(Floats a, Floats b) { return _mm256_min_ps(a, b); }
+    static Floats magnitude(Floats a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+    static Floats to_floats(Ints a) { return _mm256_cvtepi32_ps(a); }
+    static Ints to_ints(Floats a) { return _mm256_cvtps_epi32(a); }
+    // 2^n, n an integer within the exponents of normal numbers
+    static Floats power_of_two(Floats n) {
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+    }
+    static Floats round(Floats a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+    static Floats from_halves(const void * p) { return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i *>(p))); }
+    static void to_halves(void * p, Floats x) {
+        _mm_storeu_si128(static_cast<__m128i *>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+    }
+    static Floats from_brain(const void * p) {
+        const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i *>(p)));
+        return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+    }
+    // Both halves of each 32 bits get the number.
+    static Ints twice(Ints x) { return _mm256_or_si256(_mm256_slli_epi32(x, 16), _mm256_and_si256(x, _mm256_set1_epi32(0xffff))); }
+    // Two vectors of 32 bits as one of int16, in order.
+    static void store_int16(int16_t * p, Ints low, Ints high) {
+        store(p, _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8));
+    }
+
+    // Lane by lane, as every instruction below.
+    static Ints low16(Ints a, Ints b) { return _mm256_unpacklo_epi16(a, b); }
+    static Ints high16(Ints a, Ints b) { return _mm256_unpackhi_epi16(a, b); }
+    static Ints low32(Ints a, Ints b) { return _mm256_unpacklo_epi32(a, b); }
+    static Ints high32(Ints a, Ints b) { return _mm256_unpackhi_epi32(a, b); }
+    static Ints low64(Ints a, Ints b) { return _mm256_unpacklo_epi64(a, b); }
+    static Ints high64(Ints a, Ints b) { return _mm256_unpackhi_epi64(a, b); }
+    static Ints low_bytes_up(Ints a) { return _mm256_unpacklo_epi8(_mm256_setzero_si256(), a); }
+    static Ints high_bytes_up(Ints a) { return _mm256_unpackhi_epi8(_mm256_setzero_si256(), a); }
+    static Ints scaled(Ints a, Ints factor) { return _mm256_mulhrs_epi16(a, factor); }
+    static Ints minus16(Ints a, Ints b) { return _mm256_sub_epi16(a, b); }
+    static Ints minus8(Ints a, Ints b) { return _mm256_sub_epi8(a, b); }
+    static Ints both(Ints a, Ints b) { return _mm256_and_si256(a, b); }
+    static Ints either(Ints a, Ints b) { return _mm256_or_si256(a, b); }
+    static Ints equal8(Ints a, Ints b) { return _mm256_cmpeq_epi8(a, b); }
+    template <int bits> static Ints down16(Ints a) { return _mm256_srli_epi16(a, bits); }
+    template <int bits> static Ints up16(Ints a) { return _mm256_slli_epi16(a, bits); }
+    static Ints looked_up(Ints table, Ints index) { return _mm256_shuffle_epi8(table, index); }
+    static Ints table(const int8_t * t) {
+        return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i *>(t)));
+    }
+    // 16 bytes of the columns 0, 4, ... in a lane each.
+    static Ints lanes_of(const char * const * p) {
+        const __m256i first = _mm256_castsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p[0])));
+        return _mm256_inserti128_si256(first, _mm_loadu_si128(reinterpret_cast<const __m128i *>(p[4])), 1);
+    }
+    // 8 bytes of each, twice.
+    static Ints lanes_of_8(const char * const * p) {
+        const __m128i first = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(p[0]));
+        const __m128i second = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(p[4]));
+        return _mm256_inserti128_si256(_mm256_castsi128_si256(first), second, 1);
+    }
+    static Ints lanes_of_bits(const uint32_t * p) {  // 32 bits of each column, everywhere in its lane
+        return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_set1_epi32(static_cast<int>(p[0]))),
+                                       _mm_set1_epi32(static_cast<int>(p[4])), 1);
+    }
+    static float sum(Floats x) {
+        __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+        s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+        return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+    }
+    static float largest(Floats x) {
+        __m128 s = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+        s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+        return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+    }
+    // a, but 0 where x is below the limit; not where x is not a number
+    static Floats as_floats(Ints x) { return _mm256_castsi256_ps(x); }
+    static Floats unless_below(Floats a, Floats x, Floats limit) {
+        return _mm256_andnot_ps(_mm256_cmp_ps(x, limit, _CMP_LT_OQ), a);
+    }
+    static void transpose(Floats (&v)[lanes]) {
+        Floats t[lanes], u[lanes];
+        _Pragma("GCC unroll 8") for (int i = 0; i < lanes; i += 2) {
+            t[i] = _mm256_unpacklo_ps(v[i], v[i + 1]);
+            t[i + 1] = _mm256_unpackhi_ps(v[i], v[i + 1]);
+        }
+        _Pragma("GCC unroll 8") for (int i = 0; i < lanes; i += 4) {
+            u[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+            u[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
+            u[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+            u[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+        }
+        for (int i = 0; i < 4; i++) {
+            v[i] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x20);
+            v[i + 4] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x31);
+        }
+    }
+};
+
+float half_to_float(const void * p) {
+    uint16_t bits;
+    std::memcpy(&bits, p, sizeof bits);
+    return _cvtsh_ss(bits);
+}
+
+int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+float larger(float a, float b) { return a > b ? a : b; }
+
+// ------------------------------------------------------------------------------- weight formats
+
+// A vector of int16 must be shorter than this: then no sum of products leaves 32 bits, with room
+// for what rounding adds.
+constexpr float longest = 46300.0f;
+
+constexpr int max_block = 512;       // inner values with one scale
+constexpr int float_block = 256;     // of the float kernel; its sums go on from block to block
+constexpr int max_parts = max_block / 16;
+
+constexpr int8_t iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+
+// The parts of a block, 16 inner values each, as bytes and what they are multiplied with.
+// `inner` is where a part begins, within its block of weights.
+//
+// A format has: `values` and `bytes` of its own block; `largest` magnitude of a byte; whether it
+// has an `offset`; `scales`, which tells factor and offset of each part of a block; and `part`,
+// which loads four rows of bytes, each with 16 values of the columns c, c + 4, ... in its lanes.
+template <class Isa> struct Q8_0 {
+    static constexpr int values = 32, bytes = 34, lowest = -128, highest = 127, part_values = 32;
+    static constexpr bool offset = false;
+    static void scales(const char * block, float * factor, float *) { factor[0] = half_to_float(block); }
+    template <int inner> static void part(const char * const * blocks, typename Isa::Ints (&out)[4]) {
+        for (int row = 0; row < 4; row++) {
+            const char * p[Isa::lanes];
+            for (int c = 0; c < Isa::lanes; c += 4) p[c] = blocks[row + c] + 2 + inner;
+            out[row] = Isa::lanes_of(p);
+        }
+    }
+};
+
+// Bytes at `at`, the low four bits where the part is in the first half, else the high four.
+template <class Isa, int at, bool high> void nibbles(const char * const * blocks, int row, typename Isa::Ints & out) {
+    const char * p[Isa::lanes];
+    for (int c = 0; c < Isa::lanes; c += 4) p[c] = blocks[row + c] + at;
+    out = Isa::lanes_of(p);
+    if (high) out = Isa::template down16<4>(out);
+    out = Isa::both(out, Isa::all_bytes(15));
+}
+
+template <class Isa> struct Q4_0 {
+    static constexpr int values = 32, bytes = 18, lowest = -8, highest = 7, part_values = 32;
+    static constexpr bool offset = false;
+    static void scales(const char * block, float * factor, float *) { factor[0] = half_to_float(block); }
+    template <int inner> static void part(const char * const * blocks, typename Isa::Ints (&out)[4]) {
+        for (int row = 0; row < 4; row++) {
+            nibbles<Isa, 2, inner == 16>(blocks, row, out[row]);
+            out[row] = Isa::minus8(out[row], Isa::all_bytes(8));
+        }
+    }
+};
+
+template <class Isa> struct Iq4_nl {
+    static constexpr int values = 32, bytes = 18, lowest = -127, highest = 113, part_values = 32;
+    static constexpr bool offset = false;
+    static void scales(const char * block, float * factor, float *) { factor[0] = half_to_float(block); }
+    template <int inner> static void part(const char * const * blocks, typename Isa::Ints (&out)[4]) {
+        for (int row = 0; row < 4; row++) {
+            nibbles<Isa, 2, inner == 16>(blocks, row, out[row]);
+            out[row] = Isa::looked_up(Isa::table(iq4_values), out[row]);
+        }
+    }
+};
+
+template <class Isa> struct Iq4_xs {
+    static constexpr int values = 256, bytes = 136, lowest = -127, highest = 113, part_values = 32;
+    static constexpr bool offset = false;
+    static void scales(const char * block, float * factor, float *) {
+        const float d = half_to_float(block);
+        uint16_t high;
+        std::memcpy(&high, block + 2, sizeof high);
+        for (int i = 0; i < 8; i++) {
+            const int low = static_cast<uint8_t>(block[4 + i / 2]) >> (4 * (i % 2)) & 15;
+            factor[i] = d * static_cast<float>((low | (high >> (2 * i) & 3) << 4) - 32);
+        }
+    }
+    template <int inner> static void part(const char * const * blocks, typename Isa::Ints (&out)[4]) {
+        for (int row = 0; row < 4; row++) {
+            nibbles<Isa, 8 + inner / 32 * 16, inner % 32 == 16>(blocks, row, out[row]);
+            out[row] = Isa::looked_up(Isa::table(iq4_values), out[row]);
+        }
+    }
+};
+
+template <class Isa> struct Q5_0 {
+    static constexpr int values = 32, bytes = 22, lowest = -16, highest = 15, part_values = 32;
+    static constexpr bool offset = false;
+    static void scales(const char * block, float * factor, float *) { factor[0] = half_to_float(block); }
+    template <int inner> static void part(const char * const * blocks, typename Isa::Ints (&out)[4]) {
+        static constexpr int8_t which[16] = {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1};
+        static constexpr int8_t bit[16] = {1, 2, 4, 8, 16, 32, 64, -128, 1, 2, 4, 8, 16, 32, 64, -128};
+        for (int row = 0; row < 4; row++) {
+            nibbles<Isa, 6, inner == 16>(blocks, row, out[row]);
+            uint32_t bits[Isa::lanes];
+            for (int c = 0; c < Isa::lanes; c += 4) {
+                std::memcpy(&bits[c], blocks[row + c] + 2, 4);
+                bits[c] >>= inner;
+            }
+            auto high = Isa::looked_up(Isa::lanes_of_bits(bits), Isa::table(which));
+            high = Isa::equal8(Isa::both(high, Isa::table(bit)), Isa::table(bit));
+            // q - 16 without the high bit, q with it
+            const auto without = Isa::minus8(Isa::all_bytes(0), Isa::all_bytes(16));
+            out[row] = Isa::minus8(Isa::either(out[row], without), Isa::both(high, without));
+        }
+    }
+};
+
+// Six bits of scale and of minimum for each of eight parts, packed into 12 bytes.
+inline void unpack_k_scales(const char * packed, float d, float dmin, float * factor, float * offset) {
+    const auto * s = reinterpret_cast<const uint8_t *>(packed);
+    for (int i = 0; i < 4; i++) {
+        factor[i] = d * static_cast<float>(s[i] & 63);
+        offset[i] = dmin * static_cast<float>(s[i + 4] & 63);
+        factor[i + 4] = d * static_cast<float>((s[i + 8] & 15) | (s[i] >> 6) << 4);
+        offset[i + 4] = dmin * static_cast<float>(s[i + 8] >> 4 | (s[i + 4] >> 6) << 4);
+    }
+}
+
+template <class Isa> struct Q4_k {
+    static constexpr int values = 256, bytes = 144, lowest = 0, highest = 15, part_values = 32;
+    static constexpr bool offset = true;
+    static void scales(const char * block, float * factor, float * offsets) {
+        unpack_k_scales(block + 4, half_to_float(block), half_to_float(block + 2), factor, offsets);
+    }
+    template <int inner> static void part(const char * const * blocks, typename Isa::Ints (&out)[4]) {
+        for (int row = 0; row < 4; row++) {
+            nibbles<Isa, 16 + inner / 64 * 32 + inner % 32, inner % 64 >= 32>(blocks, row, out[row]);
+        }
+    }
+};
+
+template <class Isa> struct Q5_k {
+    static constexpr int values = 256, bytes = 176, lowest = 0, highest = 31, part_values = 32;
+    static constexpr bool offset = true;
+    static void scales(const char * block, float * factor, float * offsets) {
+        unpack_k_scales(block + 4, half_to_float(block), half_to_float(block + 2), factor, offsets);
+    }
+    template <int inner> static void part(const char * const * blocks, typename Isa::Ints (&out)[4]) {
+        for (int row = 0; row < 4; row++) {
+            nibbles<Isa, 48 + inner / 64 * 32 + inner % 32, inner % 64 >= 32>(blocks, row, out[row]);
+            const char * p[Isa::lanes];
+            for (int c = 0; c < Isa::lanes; c += 4) p[c] = blocks[row + c] + 16 + inner % 32;
+            const auto bit = Isa::all_bytes(1 << inner / 32);
+            const auto has = Isa::equal8(Isa::both(Isa::lanes_of(p), bit), bit);
+            out[row] = Isa::either(out[row], Isa::both(has, Isa::all_bytes(16)));
+        }
+    }
+};
+
+template <class Isa> struct Q6_k {
+    static constexpr int values = 256, bytes = 210, lowest = -32, highest = 31, part_values = 16;
+    static constexpr bool offset = false;
+    static void scales(const char * block, float * factor, float *) {
+        const float d = half_to_float(block + 208);
+        for (int i = 0; i < 16; i++) factor[i] = d * static_cast<float>(static_cast<signed char>(block[192 + i]));
+    }
+    template <int inner> static void part(const char * const * blocks, typename Isa::Ints (&out)[4]) {
+        constexpr int half = inner / 128, within = inner % 128, quarter = within / 32;
+        for (int row = 0; row < 4; row++) {
+            nibbles<Isa, half * 64 + quarter % 2 * 32 + within % 32, quarter >= 2>(blocks, row, out[row]);
+            const char * p[Isa::lanes];
+            for (int c = 0; c < Isa::lanes; c += 4) p[c] = blocks[row + c] + 128 + half * 32 + within % 32;
+            auto high = Isa::template down16<2 * quarter>(Isa::lanes_of(p));
+            high = Isa::template up16<4>(Isa::both(high, Isa::all_bytes(3)));
+            out[row] = Isa::minus8(Isa::either(out[row], high), Isa::all_bytes(32));
+        }
+    }
+};
+
+// ---------------------------------------------------------------------------- unpacking a strip
+
+template <class Isa> constexpr int strip_columns = 2 * Isa::lanes;
+
+// A block of a strip: int16 pairs [inner / 2][column][2], and what a column's sum is scaled with.
+template <class Isa> struct Strip {
+    alignas(64) int16_t pairs[max_block * strip_columns<Isa>];
+    alignas(64) float scale[strip_columns<Isa>];
+};
+
+// Scales of a format for a block of all columns, as they are multiplied: [part][column].
+template <class Isa> struct Factors {
+    alignas(64) float factor[max_parts][strip_columns<Isa>];
+    alignas(64) float offset[max_parts][strip_columns<Isa>];
+    alignas(64) int32_t factor16[max_parts][strip_columns<Isa>];  // twice in each 32 bits
+    alignas(64) int32_t offset16[max_parts][strip_columns<Isa>];
+};
+
+// Chooses the scale of each column and turns factors into int16.
+template <class Isa, class Format> void settle(Factors<Isa> & f, int n_parts, float * scale) {
+    for (int c = 0; c < strip_columns<Isa>; c += Isa::lanes) {
+        auto squares = Isa::zero_floats(), factors = Isa::zero_floats(), offsets = Isa::zero_floats();
+        for (int i = 0; i < n_parts; i++) {
+            const auto factor = Isa::load_floats(&f.factor[i][c]);
+            auto low = Isa::mul(factor, Isa::all(Format::lowest)), high = Isa::mul(factor, Isa::all(Format::highest));
+            if (Format::offset) {
+                const auto offset = Isa::load_floats(&f.offset[i][c]);
+                low = Isa::sub(low, offset);
+                high = Isa::sub(high, offset);
+                offsets = Isa::max(offsets, Isa::magnitude(offset));
+            }
+            const auto bound = Isa::max(Isa::magnitude(low), Isa::magnitude(high));
+            squares = Isa::fma(bound, bound, squares);
+            factors = Isa::max(factors, Isa::magnitude(factor));
+        }
+        alignas(64) float square[Isa::lanes], factor[Isa::lanes], offset[Isa::lanes], up[Isa::lanes];
+        Isa::store_floats(square, squares);
+        Isa::store_floats(factor, factors);
+        Isa::store_floats(offset, offsets);
+        for (int i = 0; i < Isa::lanes; i++) {
+            float unit = std::sqrt(square[i] * Format::part_values) / longest;
+            unit = larger(unit, larger(factor[i] * (128.0f / 32700.0f), offset[i] / 16000.0f));
+            // Weights that are not finite give a result that is not.
+            scale[c + i] = unit;
+            up[i] = unit > 1e-36f && unit < 1e36f ? 1.0f / unit : 0.0f;
+        }
+        const auto per_unit = Isa::load_floats(up);
+        for (int i = 0; i < n_parts; i++) {
+            const auto factor_up = Isa::mul(per_unit, Isa::all(128.0f));
+            Isa::store(&f.factor16[i][c], Isa::twice(Isa::to_ints(Isa::mul(Isa::load_floats(&f.factor[i][c]), factor_up))));
+            if (Format::offset) {
+                Isa::store(&f.offset16[i][c], Isa::twice(Isa::to_ints(Isa::mul(Isa::load_floats(&f.offset[i][c]), per_unit))));
+            }
+        }
+    }
+}
+
+// 16 inner values of the columns of one vector: eight rows of pairs.
+template <class Isa, class Format, int inner>
+inline void unpack_part(const char * const * blocks, const Factors<Isa> & f, int first_part, int column, int16_t * pairs) {
+    using Ints = typename Isa::Ints;
+    Ints rows[4];
+    Format::template part<inner>(blocks, rows);
+    const int part = first_part + inner / Format::part_values;
+    const Ints factor = Isa::load(&f.factor16[part][column]);
+    const Ints a = Isa::low16(rows[0], rows[1]), b = Isa::low16(rows[2], rows[3]);
+    const Ints c = Isa::high16(rows[0], rows[1]), d = Isa::high16(rows[2], rows[3]);
+    const Ints two[4] = {Isa::low32(a, b), Isa::high32(a, b), Isa::low32(c, d), Isa::high32(c, d)};
+    int16_t * to = pairs + (inner / 2 * strip_columns<Isa> + column) * 2;
+    for (int i = 0; i < 4; i++) {
+        Ints even = Isa::scaled(Isa::low_bytes_up(two[i]), factor);
+        Ints odd = Isa::scaled(Isa::high_bytes_up(two[i]), factor);
+        if (Format::offset) {
+            const Ints offset = Isa::load(&f.offset16[part][column]);
+            even = Isa::minus16(even, offset);
+            odd = Isa::minus16(odd, offset);
+        }
+        Isa::store(to + (2 * i) * strip_columns<Isa> * 2, even);
+        Isa::store(to + (2 * i + 1) * strip_columns<Isa> * 2, odd);
+    }
+}
+
+template <class Isa, class Format, int inner>
+inline void unpack_parts(const char * const * blocks, const Factors<Isa> & f, int part, int column, int16_t * pairs) {
+    unpack_part<Isa, Format, inner>(blocks, f, part, column, pairs);
+    if constexpr (inner + 16 < Format::values) unpack_parts<Isa, Format, inner + 16>(blocks, f, part, column, pairs);
+}
+
+// `columns` point to the block's first byte; columns beyond the matrix repeat the last one.
+template <class Isa, class Format>
+void unpack(const char * const * columns, int64_t n_inner, Factors<Isa> & f, Strip<Isa> & strip) {
+    constexpr int parts_per_block = Format::values / Format::part_values;
+    const int n_blocks = static_cast<int>(n_inner / Format::values);
+    for (int c = 0; c < strip_columns<Isa>; c++) {
+        for (int i = 0; i < n_blocks; i++) {
+            float factor[parts_per_block], offset[parts_per_block];
+            Format::scales(columns[c] + i * Format::bytes, factor, offset);
+            for (int j = 0; j < parts_per_block; j++) {
+                f.factor[i * parts_per_block + j][c] = factor[j];
+                if (Format::offset) f.offset[i * parts_per_block + j][c] = offset[j];
+            }
+        }
+    }
+    settle<Isa, Format>(f, n_blocks * parts_per_block, strip.scale);
+    for (int c = 0; c < strip_columns<Isa>; c += Isa::lanes) {
+        for (int i = 0; i < n_blocks; i++) {
+            const char * blocks[Isa::lanes];
+            for (int j = 0; j < Isa::lanes; j++) blocks[j] = columns[c + j] + i * Format::bytes;
+            unpack_parts<Isa, Format, 0>(blocks, f, i * parts_per_block, c,
+                                         strip.pairs + int64_t{i} * Format::values * strip_columns<Isa>);
+        }
+    }
+}
+
+// The unit of a vector of floats as int16, or 0 where the vector is all zeros or not finite.
+template <class Isa> float unit_of(const float * x, int64_t n, float & unit) {
+    auto squares = Isa::zero_floats(), top = Isa::zero_floats();
+    int64_t i = 0;
+    for (; i + Isa::lanes <= n; i += Isa::lanes) {
+        const auto v = Isa::load_floats(x + i);
+        squares = Isa::fma(v, v, squares);
+        top = Isa::max(top, Isa::magnitude(v));
+    }
+    float square = Isa::sum(squares), largest = Isa::largest(top);
+    for (; i < n; i++) {
+        square += x[i] * x[i];
+        largest = larger(largest, std::fabs(x[i]));
+    }
+    unit = larger(std::sqrt(square) / longest, largest / 32700.0f);
+    if (!(square < 1e30f) || (square < 1e-30f && largest > 0)) {  // out of range, or not a number
+        double sum = 0, most = 0;
+        for (i = 0; i < n; i++) {
+            sum += double{x[i]} * x[i];
+            most = most > std::fabs(double{x[i]}) ? most : std::fabs(double{x[i]});
+        }
+        const double exact = std::sqrt(sum) / longest;
+        unit = static_cast<float>(exact > most / 32700.0 ? exact : most / 32700.0);
+        if (sum != sum) unit = NAN;
+    }
+    return unit > 1e-37f && unit < 1e37f ? 1.0f / unit : 0.0f;
+}
+
+template <class Isa> void to_int16(const float * x, int64_t n, float per_unit, int16_t * out) {
+    const auto factor = Isa::all(per_unit);
+    int64_t i = 0;
+    if (per_unit > 0) {
+        for (; i + 2 * Isa::lanes <= n; i += 2 * Isa::lanes) {
+            Isa::store_int16(out + i, Isa::to_ints(Isa::mul(Isa::load_floats(x + i), factor)),
+                             Isa::to_ints(Isa::mul(Isa::load_floats(x + i + Isa::lanes), factor)));
+        }
+        for (; i < n; i++) out[i] = static_cast<int16_t>(std::lrintf(x[i] * per_unit));
+    }
+    for (; i < n; i++) out[i] = 0;
+}
+
+// Through floats, for a format without a kernel of its own.
+template <class Isa>
+void unpack_other(const char * const * columns, int n_columns, int64_t n_inner, ToFloat to_float, Strip<Isa> & strip) {
+    alignas(64) float floats[max_block];
+    alignas(64) int16_t ints[max_block];
+    for (int c = 0; c < strip_columns<Isa>; c++) {
+        if (c >= n_columns) {  // beyond the matrix
+            for (int64_t i = 0; i < n_inner; i++) strip.pairs[(i / 2 * strip_columns<Isa> + c) * 2 + i % 2] = 0;
+            strip.scale[c] = 0;
+            continue;
+        }
+        to_float(columns[c], floats, n_inner);
+        to_int16<Isa>(floats, n_inner, unit_of<Isa>(floats, n_inner, strip.scale[c]), ints);
+        for (int64_t i = 0; i < n_inner; i += 2) {
+            std::memcpy(&strip.pairs[(i / 2 * strip_columns<Isa> + c) * 2], ints + i, 4);
+        }
+    }
+}
+
+// ------------------------------------------------------------------------------ small functions
+
+// e^x to about 1e-7 of it, within the range of normal numbers.
+template <class Isa> inline typename Isa::Floats exponential(typename Isa::Floats x) {
+    // In this order what is not a number stays so.
+    x = Isa::min(Isa::all(88.0f), Isa::max(Isa::all(-87.3f), x));
+    const auto n = Isa::round(Isa::mul(x, Isa::all(1.44269504f)));
+    auto r = Isa::fma(n, Isa::all(-0.693359375f), x);
+    r = Isa::fma(n, Isa::all(2.12194440e-4f), r);
+    auto p = Isa::all(1.0f / 5040);
+    p = Isa::fma(p, r, Isa::all(1.0f / 720));
+    p = Isa::fma(p, r, Isa::all(1.0f / 120));
+    p = Isa::fma(p, r, Isa::all(1.0f / 24));
+    p = Isa::fma(p, r, Isa::all(1.0f / 6));
+    p = Isa::fma(p, r, Isa::all(0.5f));
+    p = Isa::fma(p, r, Isa::all(1.0f));
+    p = Isa::fma(p, r, Isa::all(1.0f));
+    return Isa::mul(p, Isa::power_of_two(n));
+}
+
+// x * sigmoid(y)
+template <class Isa> inline typename Isa::Floats gated(typename Isa::Floats x, typename Isa::Floats y) {
+    const auto e = exponential<Isa>(Isa::sub(Isa::zero_floats(), y));
+    return Isa::div(x, Isa::add(Isa::all(1.0f), e));
+}
+
+// x/2 (1 + tanh(u)) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3)
+template <class Isa> inline typename Isa::Floats gelu(typename Isa::Floats x) {
+    const auto inner = Isa::fma(Isa::mul(x, x), Isa::all(0.044715f), Isa::all(1.0f));
+    return gated<Isa>(x, Isa::mul(Isa::mul(x, inner), Isa::all(1.5957691216f)));
+}
+
+// ------------------------------------------------------------------------------ register tiles
+
+// Sums of R rows and two vectors of columns over `n_pairs` pairs of inner values.
+template <class Isa, int R>
+inline void integer_tile(const int16_t * strip, const int16_t * x, int64_t stride, int64_t n_pairs,
+                         typename Isa::Ints (&sums)[R][2]) {
+    for (int r = 0; r < R; r++) sums[r][0] = sums[r][1] = Isa::zero();
+    const int16_t * rows[R];
+    for (int r = 0; r < R; r++) rows[r] = x + r * stride;
+    for (int64_t i = 0; i < n_pairs; i++) {
+        auto left = Isa::load(strip + i * strip_columns<Isa> * 2);
+        auto right = Isa::load(strip + i * strip_columns<Isa> * 2 + Isa::lanes * 2);
+        Isa::pin(left);
+        Isa::pin(right);
+#pragma GCC unroll 12
+        for (int r = 0; r < R; r++) {
+            const auto pair = Isa::pair(rows[r] + 2 * i);
+            Isa::dot(sums[r][0], left, pair);
+            Isa::dot(sums[r][1], right, pair);
+        }
+    }
+}
+
+// The sums go on from what they were: one order over all inner values.
+template <class Isa, int R>
+inline void float_tile(const float * strip, const float * x, int64_t stride, int64_t n, typename Isa::Floats (&sums)[R][2]) {
+    const float * rows[R];
+    for (int r = 0; r < R; r++) rows[r] = x + r * stride;
+    for (int64_t i = 0; i < n; i++) {
+        auto left = Isa::load_floats(strip + i * strip_columns<Isa>);
+        auto right = Isa::load_floats(strip + i * strip_columns<Isa> + Isa::lanes);
+        Isa::pin(left);
+        Isa::pin(right);
+#pragma GCC unroll 12
+        for (int r = 0; r < R; r++) {
+            const auto value = Isa::all(rows[r][i]);
+            sums[r][0] = Isa::fma(left, value, sums[r][0]);
+            sums[r][1] = Isa::fma(right, value, sums[r][1]);
+        }
+    }
+}
+
+// ------------------------------------------------------------------------------------ products
+
+// What a thread needs to multiply a strip; the sums of all rows, [row][column], come after it.
+template <class Isa> struct Scratch {
+    Strip<Isa> strip;
+    Factors<Isa> factors;
+    alignas(64) float floats[float_block * strip_columns<Isa>];  // of the float kernel: [inner][column]
+};
+
+constexpr size_t aligned(size_t n) { return (n + 63) / 64 * 64; }
+
+// Bias, activation and what is added, for all rows of a strip.
+template <class Isa, Activation activation> void finish(const Product & p, int64_t column, int n, const float * sums) {
+    constexpr int width = strip_columns<Isa>;
+    using Floats = typename Isa::Floats;
+    alignas(64) float padded[width] = {};
+    if (p.bias) std::memcpy(padded, p.bias + column, static_cast<size_t>(n) * sizeof(float));
+    const Floats left_bias = Isa::load_floats(padded), right_bias = Isa::load_floats(padded + Isa::lanes);
+    for (int64_t row = 0; row < p.n_rows; row++) {
+        float * const to = p.out + row * p.out_stride + column;
+        const float * const residual = p.residual ? p.residual + row * p.residual_stride + column : nullptr;
+        Floats left = Isa::add(Isa::load_floats(sums + row * width), left_bias);
+        Floats right = Isa::add(Isa::load_floats(sums + row * width + Isa::lanes), right_bias);
+        if constexpr (activation == Activation::gelu) {
+            left = gelu<Isa>(left);
+            right = gelu<Isa>(right);
+        }
+        if (n == width) {
+            if (residual) {
+                left = Isa::add(left, Isa::load_floats(residual));
+                right = Isa::add(right, Isa::load_floats(residual + Isa::lanes));
+            }
+            Isa::store_floats(to, left);
+            Isa::store_floats(to + Isa::lanes, right);
+        } else {
+            Isa::store_floats(padded, left);
+            Isa::store_floats(padded + Isa::lanes, right);
+            for (int i = 0; i < n; i++) to[i] = residual ? padded[i] + residual[i] : padded[i];
+        }
+    }
+}
+
+template <class Isa, int R>
+void integer_rows(const Product & p, int64_t row, int64_t n_inner, int64_t block, const Strip<Isa> & strip, float * sums) {
+    typename Isa::Ints whole[R][2];
+    const int16_t * x = p.quantized + block * p.block * p.n_rows + row * n_inner;
+    integer_tile<Isa, R>(strip.pairs, x, n_inner, n_inner / 2, whole);
+    const auto left = Isa::load_floats(strip.scale), right = Isa::load_floats(strip.scale + Isa::lanes);
+    for (int r = 0; r < R; r++) {
+        const auto scale = Isa::all(p.scales[block * p.n_rows + row + r]);
+        float * to = sums + (row + r) * strip_columns<Isa>;
+        const auto a0 = block > 0 ? Isa::load_floats(to) : Isa::zero_floats();
+        const auto b0 = block > 0 ? Isa::load_floats(to + Isa::lanes) : Isa::zero_floats();
+        const auto a = Isa::fma(Isa::to_floats(whole[r][0]), Isa::mul(left, scale), a0);
+        const auto b = Isa::fma(Isa::to_floats(whole[r][1]), Isa::mul(right, scale), b0);
+        Isa::store_floats(to, a);
+        Isa::store_floats(to + Isa::lanes, b);
+    }
+}
+
+template <class Isa, int R>
+void float_rows(const Product & p, int64_t row, int64_t first, int64_t n_inner, const float * strip, float * sums) {
+    typename Isa::Floats whole[R][2];
+    for (int r = 0; r < R; r++) {
+        const float * from = sums + (row + r) * strip_columns<Isa>;
+        whole[r][0] = first ? Isa::load_floats(from) : Isa::zero_floats();
+        whole[r][1] = first ? Isa::load_floats(from + Isa::lanes) : Isa::zero_floats();
+    }
+    float_tile<Isa, R>(strip, p.x + row * p.x_stride + first, p.x_stride, n_inner, whole);
+    for (int r = 0; r < R; r++) {
+        float * to = sums + (row + r) * strip_columns<Isa>;
+        Isa::store_floats(to, whole[r][0]);
+        Isa::store_floats(to + Isa::lanes, whole[r][1]);
+    }
+}
+
+// Calls `work(row, number)` with tiles of at most Isa::rows rows, as even as can be.
+template <class Isa, int R, class Work> inline void tile_of(int64_t rows, int64_t row, Work & work) {
+    if constexpr (R > 1) {
+        if (rows < R) return tile_of<Isa, R - 1>(rows, row, work);
+    }
+    work(row, std::integral_constant<int, R>{});
+}
+
+template <class Isa, class Work> void tiles(int64_t n_rows, Work work) {
+    int64_t n_tiles = (n_rows + Isa::rows - 1) / Isa::rows;
+    for (int64_t row = 0; row < n_rows; n_tiles--) {
+        const int64_t rows = (n_rows - row + n_tiles - 1) / n_tiles;
+        tile_of<Isa, Isa::rows>(rows, row, work);
+        row += rows;
+    }
+}
+
+bool is_integer(Weight type) { return type != Weight::f32 && type != Weight::f16 && type != Weight::bf16; }
+
+int64_t inner_unit(Weight type) {
+    switch (type) {
+        case Weight::q8_0:
+        case Weight::q4_0:
+        case Weight::q5_0:
+        case Weight::iq4_nl:
+            return 32;
+        default:
+            return 256;
+    }
+}
+
+int64_t block_of(Weight type, int64_t n_inner) {
+    if (!is_integer(type)) return float_block;
+    const int64_t unit = inner_unit(type), n_blocks = (n_inner + max_block - 1) / max_block;
+    return ((n_inner + n_blocks - 1) / n_blocks + unit - 1) / unit * unit;
+}
+
+template <class Isa>
+void quantize_rows(const float * x, int64_t stride, int64_t n_rows, int64_t n_inner, int64_t block, int64_t first,
+                   int64_t last, int16_t * quantized, float * scales) {
+    for (int64_t row = first; row < last; row++) {
+        for (int64_t b = 0; b * block < n_inner; b++) {
+            const int64_t n = smaller(block, n_inner - b * block);
+            const float * from = x + row * stride + b * block;
+            const float per_unit = unit_of<Isa>(from, n, scales[b * n_rows + row]);
+            to_int16<Isa>(from, n, per_unit, quantized + b * block * n_rows + row * n);
+        }
+    }
+}
+
+template <class Isa> size_t product_scratch(const Product & p) {
+    return aligned(sizeof(Scratch<Isa>)) + static_cast<size_t>(p.n_rows) * strip_columns<Isa> * sizeof(float);
+}
+
+// Floats of all columns, [inner][column].
+template <class Isa, class Load>
+void unpack_floats(const char * const * columns, int64_t n_inner, int64_t value_bytes, float * strip, Load load) {
+    for (int64_t i = 0; i < n_inner; i += Isa::lanes) {
+        const int n = static_cast<int>(smaller(Isa::lanes, n_inner - i));
+        for (int half = 0; half < strip_columns<Isa>; half += Isa::lanes) {
+            typename Isa::Floats v[Isa::lanes];
+            if (n == Isa::lanes) {
+#pragma GCC unroll 16
+                for (int c = 0; c < Isa::lanes; c++) v[c] = load(columns[half + c] + i * value_bytes);
+            } else {
+                for (int c = 0; c < Isa::lanes; c++) {
+                    alignas(64) char part[Isa::lanes * sizeof(float)] = {};
+                    std::memcpy(part, columns[half + c] + i * value_bytes, static_cast<size_t>(n * value_bytes));
+                    v[c] = load(part);
+                }
+            }
+            Isa::transpose(v);
+            float * const to = strip + i * strip_columns<Isa> + half;
+            if (n == Isa::lanes) {
+#pragma GCC unroll 16
+                for (int j = 0; j < Isa::lanes; j++) Isa::store_floats(to + j * strip_columns<Isa>, v[j]);
+            } else {
+                for (int j = 0; j < n; j++) Isa::store_floats(to + j * strip_columns<Isa>, v[j]);
+            }
+        }
+    }
+}
+
+template <class Isa>
+void unpack_block(const Product & p, const char * const * columns, int n_columns, int64_t n_inner, Scratch<Isa> & s) {
+    switch (p.type) {
+        case Weight::f32:
+            return unpack_floats<Isa>(columns, n_inner, 4, s.floats, [](const char * from) {
+                return Isa::as_floats(Isa::load(from));
+            });
+        case Weight::f16:
+            return unpack_floats<Isa>(columns, n_inner, 2, s.floats, [](const char * from) { return Isa::from_halves(from); });
+        case Weight::bf16:
+            return unpack_floats<Isa>(columns, n_inner, 2, s.floats, [](const char * from) { return Isa::from_brain(from); });
+        case Weight::q8_0: return unpack<Isa, Q8_0<Isa>>(columns, n_inner, s.factors, s.strip);
+        case Weight::q4_0: return unpack<Isa, Q4_0<Isa>>(columns, n_inner, s.factors, s.strip);
+        case Weight::q5_0: return unpack<Isa, Q5_0<Isa>>(columns, n_inner, s.factors, s.strip);
+        case Weight::q4_k: return unpack<Isa, Q4_k<Isa>>(columns, n_inner, s.factors, s.strip);
+        case Weight::q5_k: return unpack<Isa, Q5_k<Isa>>(columns, n_inner, s.factors, s.strip);
+        case Weight::q6_k: return unpack<Isa, Q6_k<Isa>>(columns, n_inner, s.factors, s.strip);
+        case Weight::iq4_nl: return unpack<Isa, Iq4_nl<Isa>>(columns, n_inner, s.factors, s.strip);
+        case Weight::iq4_xs: return unpack<Isa, Iq4_xs<Isa>>(columns, n_inner, s.factors, s.strip);
+        case Weight::other: return unpack_other<Isa>(columns, n_columns, n_inner, p.to_float, s.strip);
+    }
+}
+
+template <class Isa> void product(const Product & p, int64_t strip, char * scratch) {
+    auto & s = *reinterpret_cast<Scratch<Isa> *>(scratch);
+    auto * sums = reinterpret_cast<float *>(scratch + aligned(sizeof(Scratch<Isa>)));
+    const int64_t column = strip * strip_columns<Isa>;
+    const int n = static_cast<int>(smaller(strip_columns<Isa>, p.n_columns - column));
+    for (int64_t first = 0; first < p.n_inner; first += p.block) {
+        const int64_t n_inner = smaller(p.block, p.n_inner - first);
+        const size_t offset = p.row_bytes * static_cast<size_t>(first) / static_cast<size_t>(p.n_inner);
+        const char * columns[strip_columns<Isa>];
+        for (int c = 0; c < strip_columns<Isa>; c++) {
+            columns[c] = p.weights + static_cast<size_t>(column + smaller(c, n - 1)) * p.row_bytes + offset;
+        }
+        unpack_block<Isa>(p, columns, n, n_inner, s);
+        if (is_integer(p.type)) {
+            tiles<Isa>(p.n_rows, [&](int64_t row, auto rows) {
+                integer_rows<Isa, rows>(p, row, n_inner, first / p.block, s.strip, sums);
+            });
+        } else {
+            tiles<Isa>(p.n_rows, [&](int64_t row, auto rows) {
+                float_rows<Isa, rows>(p, row, first, n_inner, s.floats, sums);
+            });
+        }
+    }
+    if (p.activation == Activation::gelu) return finish<Isa, Activation::gelu>(p, column, n, sums);
+    finish<Isa, Activation::none>(p, column, n, sums);
+}
+
+// ----------------------------------------------------------------------------------- attention
+//
+// The rows of a query tile lie in the lanes, the cells follow each other: sums over cells go in
+// one order, and a cell that a row does not see adds an exact zero.
+
+template <class Isa> struct Tile {
+    float * keys;    // [cell][head_dim]
+    float * values;  // [cell][value_dim]
+    float * queries;  // [head_dim][row]
+    float * scores;   // [cell][row]
+};
+
+template <class Isa> size_t attention_scratch(const Attention & a, int64_t n_cells) {
+    const auto floats = n_cells * (a.head_dim + a.value_dim + strip_columns<Isa>) + a.head_dim * strip_columns<Isa>;
+    return static_cast<size_t>(floats) * sizeof(float) + 4 * 64;
+}
+
+template <class Isa> Tile<Isa> tile_in(const Attention & a, int64_t n_cells, char * scratch) {
+    Tile<Isa> tile{};
+    const auto next = [&](int64_t floats) {
+        auto * here = reinterpret_cast<float *>(scratch);
+        scratch += aligned(static_cast<size_t>(floats) * sizeof(float));
+        return here;
+    };
+    tile.queries = next(a.head_dim * strip_columns<Isa>);
+    tile.keys = next(n_cells * a.head_dim);
+    tile.values = next(n_cells * a.value_dim);
+    tile.scores = next(n_cells * strip_columns<Isa>);
+    return tile;
+}
+
+template <class Isa> void to_floats(const char * from, bool is_half, int64_t n, float * to) {
+    if (!is_half) {
+        std::memcpy(to, from, static_cast<size_t>(n) * sizeof(float));
+        return;
+    }
+    int64_t i = 0;
+    for (; i + Isa::lanes <= n; i += Isa::lanes) Isa::store_floats(to + i, Isa::from_halves(from + 2 * i));
+    for (; i < n; i++) to[i] = half_to_float(from + 2 * i);
+}
+
+template <class Isa>
+void gather_cells(const Attention & a, int64_t kv_head, const Span * spans, int n_spans, char * scratch) {
+    int64_t n_cells = 0;
+    for (int i = 0; i < n_spans; i++) n_cells += spans[i].end - spans[i].begin;
+    const auto tile = tile_in<Isa>(a, n_cells, scratch);
+    int64_t cell = 0;
+    for (int i = 0; i < n_spans; i++) {
+        for (auto from = static_cast<size_t>(spans[i].begin); from < static_cast<size_t>(spans[i].end); from++, cell++) {
+            const auto head = static_cast<size_t>(kv_head);
+            to_floats<Isa>(a.k + from * a.k_row + head * a.k_head, a.k_is_half, a.head_dim, tile.keys + cell * a.head_dim);
+            to_floats<Isa>(a.v + from * a.v_row + head * a.v_head, a.v_is_half, a.value_dim, tile.values + cell * a.value_dim);
+        }
+    }
+}
+
+// R rows of the result, two vectors of it, over all cells.
+template <class Isa, int R>
+inline void value_tile(const float * values, int64_t value_dim, const float * scores, int64_t n_cells,
+                       typename Isa::Floats (&sums)[R][2]) {
+    for (int r = 0; r < R; r++) sums[r][0] = sums[r][1] = Isa::zero_floats();
+    for (int64_t cell = 0; cell < n_cells; cell++) {
+        auto left = Isa::load_floats(values + cell * value_dim);
+        auto right = Isa::load_floats(values + cell * value_dim + Isa::lanes);
+        Isa::pin(left);
+        Isa::pin(right);
+#pragma GCC unroll 12
+        for (int r = 0; r < R; r++) {
+            const auto weight = Isa::all(scores[cell * strip_columns<Isa> + r]);
+            sums[r][0] = Isa::fma(left, weight, sums[r][0]);
+            sums[r][1] = Isa::fma(right, weight, sums[r][1]);
+        }
+    }
+}
+
+template <class Isa>
+void attend(const Attention & a, int64_t head, const int32_t * rows, int n_rows, const int32_t * hidden,
+            const int32_t * visible, const float * added, int64_t n_cells, char * scratch) {
+    constexpr int width = strip_columns<Isa>;
+    using Floats = typename Isa::Floats;
+    const auto tile = tile_in<Isa>(a, n_cells, scratch);
+    int64_t begin = n_cells, end = 0, seen_from = 0, seen_to = n_cells;
+    for (int r = 0; r < n_rows; r++) {
+        begin = smaller(begin, hidden[r]);
+        end = visible[r] > end ? visible[r] : end;
+        seen_from = hidden[r] > seen_from ? hidden[r] : seen_from;
+        seen_to = smaller(seen_to, visible[r]);
+    }
+    for (int r = 0; r < width; r++) {
+        const auto * q = r < n_rows ? reinterpret_cast<const float *>(a.q + static_cast<size_t>(rows[r]) * a.q_row +
+                                                                      static_cast<size_t>(head) * a.q_head)
+                                    : nullptr;
+        for (int64_t i = 0; i < a.head_dim; i++) tile.queries[i * width + r] = q ? q[i] * a.scale : 0;
+    }
+    float * const scores = tile.scores;
+    tiles<Isa>(end - begin, [&](int64_t at, auto n) {
+        constexpr int cells = n;
+        Floats sums[cells][2];
+        for (int i = 0; i < cells; i++) sums[i][0] = sums[i][1] = Isa::zero_floats();
+        const int64_t cell = begin + at;
+        float_tile<Isa, cells>(tile.queries, tile.keys + cell * a.head_dim, a.head_dim, a.head_dim, sums);
+        for (int i = 0; i < cells; i++) {
+            Isa::store_floats(scores + (cell + i) * width, sums[i][0]);
+            Isa::store_floats(scores + (cell + i) * width + Isa::lanes, sums[i][1]);
+        }
+    });
+    for (int r = 0; added && r < n_rows; r++) {
+        for (int64_t cell = begin; cell < end; cell++) scores[cell * width + r] += added[r * n_cells + cell];
+    }
+    for (int64_t cell = begin; cell < end; cell++) {
+        if (cell >= seen_from && cell < seen_to) continue;  // every row sees it
+        for (int r = 0; r < n_rows; r++) {
+            if (cell < hidden[r] || cell >= visible[r]) scores[cell * width + r] = -INFINITY;
+        }
+    }
+    alignas(64) float inverse[width];
+    for (int half = 0; half < width; half += Isa::lanes) {
+        auto most = Isa::all(-1e30f);
+        for (int64_t cell = begin; cell < end; cell++) most = Isa::max(most, Isa::load_floats(scores + cell * width + half));
+        auto sum = Isa::zero_floats();
+        for (int64_t cell = begin; cell < end; cell++) {
+            const auto x = Isa::sub(Isa::load_floats(scores + cell * width + half), most);
+            const auto e = Isa::unless_below(exponential<Isa>(x), x, Isa::all(-87.0f));
+            sum = Isa::add(sum, e);
+            Isa::store_floats(scores + cell * width + half, e);
+        }
+        Isa::store_floats(inverse + half, sum);
+    }
+    for (int r = 0; r < n_rows; r++) inverse[r] = inverse[r] == 0 ? 0 : 1 / inverse[r];
+    for (int64_t i = 0; i < a.value_dim; i += width) {
+        tiles<Isa>(n_rows, [&](int64_t row, auto n) {
+            constexpr int count = n;
+            Floats sums[count][2];
+            value_tile<Isa, count>(tile.values + begin * a.value_dim + i, a.value_dim, scores + begin * width + row,
+                                   end - begin, sums);
+            for (int r = 0; r < count; r++) {
+                float * to = a.out + static_cast<size_t>(rows[row + r]) * a.out_row + static_cast<size_t>(head) * a.out_head + i;
+                const auto factor = Isa::all(inverse[row + r]);
+                Isa::store_floats(to, Isa::mul(sums[r][0], factor));
+                Isa::store_floats(to + Isa::lanes, Isa::mul(sums[r][1], factor));
+            }
+        });
+    }
+}
+
+// ------------------------------------------------------------------------------ small operations
+
+template <class Isa> typename Isa::Floats partial(const float * from, int64_t n) {
+    if (n >= Isa::lanes) return Isa::load_floats(from);
+    alignas(64) float part[Isa::lanes] = {};
+    std::memcpy(part, from, static_cast<size_t>(n) * sizeof(float));
+    return Isa::load_floats(part);
+}
+
+template <class Isa> void store_partial(float * to, typename Isa::Floats v, int64_t n) {
+    if (n >= Isa::lanes) return Isa::store_floats(to, v);
+    alignas(64) float part[Isa::lanes];
+    Isa::store_floats(part, v);
+    std::memcpy(to, part, static_cast<size_t>(n) * sizeof(float));
+}
+
+template <class Isa>
+void norm(const float * x, float * out, int64_t n, float eps, bool centre, const float * weight, const float * bias) {
+    auto mean = Isa::zero_floats(), squares = Isa::zero_floats();
+    if (centre) {
+        auto sums = Isa::zero_floats();
+        for (int64_t i = 0; i < n; i += Isa::lanes) sums = Isa::add(sums, partial<Isa>(x + i, n - i));
+        mean = Isa::all(Isa::sum(sums) / static_cast<float>(n));
+    }
+    for (int64_t i = 0; i < n; i += Isa::lanes) {
+        auto v = Isa::sub(partial<Isa>(x + i, n - i), mean);
+        if (n - i < Isa::lanes) {  // what is beyond the row is not a deviation
+            alignas(64) float part[Isa::lanes] = {};
+            store_partial<Isa>(part, v, n - i);
+            v = Isa::load_floats(part);
+        }
+        squares = Isa::fma(v, v, squares);
+    }
+    const auto scale = Isa::all(1.0f / std::sqrt(Isa::sum(squares) / static_cast<float>(n) + eps));
+    for (int64_t i = 0; i < n; i += Isa::lanes) {
+        auto v = Isa::mul(Isa::sub(partial<Isa>(x + i, n - i), mean), scale);
+        if (weight) v = Isa::mul(v, partial<Isa>(weight + i, n - i));
+        if (bias) v = Isa::add(v, partial<Isa>(bias + i, n - i));
+        store_partial<Isa>(out + i, v, n - i);
+    }
+}
+
+template <class Isa> void gelu_row(const float * x, float * out, int64_t n) {
+    for (int64_t i = 0; i < n; i += Isa::lanes) store_partial<Isa>(out + i, gelu<Isa>(partial<Isa>(x + i, n - i)), n - i);
+}
+
+template <class Isa> void swiglu(const float * gate, const float * up, float * out, int64_t n) {
+    for (int64_t i = 0; i < n; i += Isa::lanes) {
+        const auto g = partial<Isa>(gate + i, n - i);
+        store_partial<Isa>(out + i, Isa::mul(gated<Isa>(g, g), partial<Isa>(up + i, n - i)), n - i);
+    }
+}
+
+template <class Isa> void add(const float * a, const float * b, float * out, int64_t n) {
+    for (int64_t i = 0; i < n; i += Isa::lanes) {
+        store_partial<Isa>(out + i, Isa::add(partial<Isa>(a + i, n - i), partial<Isa>(b + i, n - i)), n - i);
+    }
+}
+
+template <class Isa> void multiply(const float * a, const float * b, float * out, int64_t n) {
+    for (int64_t i = 0; i < n; i += Isa::lanes) {
+        store_partial<Isa>(out + i, Isa::mul(partial<Isa>(a + i, n - i), partial<Isa>(b + i, n - i)), n - i);
+    }
+}
+
+template <class Isa> void to_half(const float * x, void * out, int64_t n) {
+    auto * to = static_cast<char *>(out);
+    int64_t i = 0;
+    for (; i + Isa::lanes <= n; i += Isa::lanes) Isa::to_halves(to + 2 * i, Isa::load_floats(x + i));
+    for (; i < n; i++) {
+        const uint16_t half = _cvtss_sh(x[i], _MM_FROUND_TO_NEAREST_INT);
+        std::memcpy(to + 2 * i, &half, sizeof half);
+    }
+}
+
+template <class Isa> const Kernels * kernels() {
+    static const Kernels table = {
+        Isa::name,           strip_columns<Isa>,  strip_columns<Isa>, Isa::supported,
+        block_of,            is_integer,          quantize_rows<Isa>, product_scratch<Isa>,
+        attention_scratch<Isa>, product<Isa>,     gather_cells<Isa>,  attend<Isa>,
+        norm<Isa>,           gelu_row<Isa>,       swiglu<Isa>,        add<Isa>,
+        multiply<Isa>,       to_half<Isa>,
+    };
+    return &table;
+}
+
+}  // namespace
+
+const Kernels * avx2_kernels() { return kernels<Avx2>(); }
+
+}  // namespace gguf_embed

@@ -1,0 +1,411 @@
+// Tests and measures the kernels without a model: `test_kernels` checks them against float64,
+// `test_kernels rate` prints their speed as JSON lines. ggml's own functions make the weights and
+// read them back.
+
+#include "kernels.h"
+
+#include "ggml.h"
+
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <ctime>
+#include <random>
+#include <string>
+#include <vector>
+
+using namespace gguf_embed;
+
+namespace {
+
+int failures = 0;
+
+#define CHECK(what, ...)                                     \
+    do {                                                     \
+        if (!(what)) {                                       \
+            failures++;                                      \
+            std::printf("%s:%d: %s: ", __FILE__, __LINE__, #what); \
+            std::printf(__VA_ARGS__);                        \
+            std::printf("\n");                               \
+        }                                                    \
+    } while (0)
+
+struct Format {
+    Weight weight;
+    ggml_type type;
+    double bound;  // of the error of a product, as a share of the lengths of its vectors
+};
+
+// The float kernel rounds as float32 does; int16 with one scale for a block gives about 1e-4.
+const Format formats[] = {
+    {Weight::f32, GGML_TYPE_F32, 2e-6},     {Weight::f16, GGML_TYPE_F16, 2e-6},
+    {Weight::bf16, GGML_TYPE_BF16, 2e-6},   {Weight::q8_0, GGML_TYPE_Q8_0, 2e-4},
+    {Weight::q4_0, GGML_TYPE_Q4_0, 2e-4},   {Weight::q5_0, GGML_TYPE_Q5_0, 2e-4},
+    {Weight::q4_k, GGML_TYPE_Q4_K, 2e-4},   {Weight::q5_k, GGML_TYPE_Q5_K, 2e-4},
+    {Weight::q6_k, GGML_TYPE_Q6_K, 2e-4},   {Weight::iq4_nl, GGML_TYPE_IQ4_NL, 2e-4},
+    {Weight::iq4_xs, GGML_TYPE_IQ4_XS, 2e-4}, {Weight::other, GGML_TYPE_Q4_1, 2e-4},
+    {Weight::other, GGML_TYPE_Q3_K, 2e-4},
+};
+
+struct Matrix {
+    std::vector<char> bytes;
+    size_t row_bytes;
+    std::vector<float> floats;  // what the bytes mean
+};
+
+std::vector<float> normal(int64_t n, std::mt19937 & random, float size = 1) {
+    std::normal_distribution<float> values(0, size);
+    std::vector<float> out(static_cast<size_t>(n));
+    for (auto & x : out) x = values(random);
+    return out;
+}
+
+void to_float(ggml_type type, const void * from, float * to, int64_t n) {
+    if (type == GGML_TYPE_F32) {
+        std::memcpy(to, from, static_cast<size_t>(n) * 4);
+    } else {
+        ggml_get_type_traits(type)->to_float(from, to, n);
+    }
+}
+
+Matrix matrix(const Format & format, int64_t n_rows, int64_t n, std::mt19937 & random) {
+    Matrix m;
+    m.floats = normal(n_rows * n, random, 0.05f);
+    m.row_bytes = ggml_row_size(format.type, n);
+    m.bytes.resize(m.row_bytes * static_cast<size_t>(n_rows));
+    const std::vector<float> importance(static_cast<size_t>(n), 1.0f);
+    if (format.type == GGML_TYPE_F32) {
+        std::memcpy(m.bytes.data(), m.floats.data(), m.bytes.size());
+    } else {
+        ggml_quantize_chunk(format.type, m.floats.data(), m.bytes.data(), 0, n_rows, n, importance.data());
+    }
+    to_float(format.type, m.bytes.data(), m.floats.data(), n_rows * n);
+    return m;
+}
+
+// A product with all that it points to.
+struct Job {
+    Matrix weights;
+    std::vector<float> x, scales, out, bias, residual;
+    std::vector<int16_t> quantized;
+    std::vector<char> scratch;
+    Product product{};
+
+    char * aligned_scratch() {
+        return scratch.data() + (64 - reinterpret_cast<uintptr_t>(scratch.data()) % 64) % 64;
+    }
+};
+
+void quantize(Job & job, const Kernels & kernels) {
+    auto & p = job.product;
+    if (!kernels.is_integer(p.type)) return;
+    kernels.quantize_rows(p.x, p.x_stride, p.n_rows, p.n_inner, p.block, 0, p.n_rows, job.quantized.data(), job.scales.data());
+}
+
+void multiply(Job & job, const Kernels & kernels) {
+    for (int64_t strip = 0; strip * kernels.columns < job.product.n_columns; strip++) {
+        kernels.product(job.product, strip, job.aligned_scratch());
+    }
+}
+
+Job job(const Format & format, int64_t n_rows, int64_t n_columns, int64_t n_inner, const Kernels & kernels, std::mt19937 & random) {
+    Job j;
+    j.weights = matrix(format, n_columns, n_inner, random);
+    j.x = normal(n_rows * n_inner, random);
+    auto & p = j.product;
+    p.type = format.weight;
+    p.weights = j.weights.bytes.data();
+    p.row_bytes = j.weights.row_bytes;
+    if (format.type != GGML_TYPE_F32) p.to_float = ggml_get_type_traits(format.type)->to_float;
+    p.n_rows = n_rows;
+    p.n_columns = n_columns;
+    p.n_inner = n_inner;
+    p.block = kernels.block_of(p.type, n_inner);
+    p.x = j.x.data();
+    p.x_stride = n_inner;
+    const auto n_blocks = (n_inner + p.block - 1) / p.block;
+    j.quantized.resize(static_cast<size_t>(n_rows * n_inner));
+    j.scales.resize(static_cast<size_t>(n_rows * n_blocks));
+    j.out.resize(static_cast<size_t>(n_rows * n_columns));
+    p.quantized = j.quantized.data();
+    p.scales = j.scales.data();
+    p.out = j.out.data();
+    p.out_stride = n_columns;
+    p.activation = Activation::none;
+    j.scratch.resize(kernels.product_scratch(p) + 64);
+    return j;
+}
+
+double length(const float * x, int64_t n) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += double{x[i]} * x[i];
+    return std::sqrt(sum);
+}
+
+void test_product(const Kernels & kernels, const Format & format, int64_t n_rows, int64_t n_columns, int64_t n_inner) {
+    std::mt19937 random(static_cast<unsigned>(n_rows * 7 + n_columns * 3 + n_inner));
+    Job j = job(format, n_rows, n_columns, n_inner, kernels, random);
+    quantize(j, kernels);
+    multiply(j, kernels);
+    double worst = 0;
+    for (int64_t row = 0; row < n_rows; row++) {
+        for (int64_t column = 0; column < n_columns; column++) {
+            const float * x = &j.x[static_cast<size_t>(row * n_inner)];
+            const float * w = &j.weights.floats[static_cast<size_t>(column * n_inner)];
+            double exact = 0;
+            for (int64_t i = 0; i < n_inner; i++) exact += double{x[i]} * w[i];
+            const double error = std::fabs(j.out[static_cast<size_t>(row * n_columns + column)] - exact);
+            worst = std::fmax(worst, error / (length(x, n_inner) * length(w, n_inner)));
+        }
+    }
+    CHECK(worst <= format.bound, "%s %ld x %ld x %ld: error %.2e, bound %.0e", ggml_type_name(format.type), n_rows, n_columns,
+          n_inner, worst, format.bound);
+
+    // A row alone, to the bit, and what is done on the way out.
+    const std::vector<float> together = j.out;
+    j.bias = normal(n_columns, random);
+    j.residual = normal(n_rows * n_columns, random);
+    auto & p = j.product;
+    for (int64_t row = 0; row < n_rows; row++) {
+        Job alone = job(format, 1, n_columns, n_inner, kernels, random);
+        alone.product.weights = j.weights.bytes.data();
+        alone.product.x = &j.x[static_cast<size_t>(row * n_inner)];
+        quantize(alone, kernels);
+        multiply(alone, kernels);
+        CHECK(std::memcmp(alone.out.data(), &together[static_cast<size_t>(row * n_columns)], alone.out.size() * 4) == 0,
+              "%s row %ld of %ld differs alone", ggml_type_name(format.type), row, n_rows);
+    }
+    p.bias = j.bias.data();
+    p.residual = j.residual.data();
+    p.residual_stride = n_columns;
+    p.activation = Activation::gelu;
+    multiply(j, kernels);
+    for (size_t i = 0; i < together.size(); i++) {
+        const double x = double{together[i]} + double{j.bias[i % static_cast<size_t>(n_columns)]};
+        const double gelu = 0.5 * x * (1 + std::tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)));
+        CHECK(std::fabs(j.out[i] - (gelu + j.residual[i])) < 2e-6 * (1 + std::fabs(x)), "gelu of %g: %g", x, double{j.out[i]});
+    }
+}
+
+void test_extremes(const Kernels & kernels) {
+    const Format & format = formats[3];
+    std::mt19937 random(5);
+    for (const float size : {0.0f, 1e-30f, 1e-20f, 1e20f, 1e30f}) {
+        Job j = job(format, 3, 16, 512, kernels, random);
+        for (auto & x : j.x) x *= size;
+        j.x[512] = 1000 * size;  // one value far above the others
+        quantize(j, kernels);
+        multiply(j, kernels);
+        for (int row = 0; row < 3; row++) {
+            for (int column = 0; column < 16; column++) {
+                const float * x = &j.x[static_cast<size_t>(row) * 512];
+                const float * w = &j.weights.floats[static_cast<size_t>(column) * 512];
+                double exact = 0;
+                for (int i = 0; i < 512; i++) exact += double{x[i]} * w[i];
+                const double bound = 2e-4 * length(x, 512) * length(w, 512) * 3;
+                CHECK(std::fabs(j.out[static_cast<size_t>(row * 16 + column)] - exact) <= bound, "size %g", double{size});
+            }
+        }
+    }
+    for (const float value : {NAN, INFINITY}) {
+        Job j = job(format, 3, 16, 512, kernels, random);
+        j.x[600] = value;
+        quantize(j, kernels);
+        multiply(j, kernels);
+        for (int i = 0; i < 48; i++) {
+            CHECK(std::isfinite(j.out[static_cast<size_t>(i)]) == (i / 16 != 1), "%g spreads wrongly to %d", double{value}, i);
+        }
+    }
+    // All values at their largest: sums come closest to 32 bits.
+    Job j = job(format, 6, 16, 512, kernels, random);
+    for (auto & x : j.x) x = 3;
+    for (int column = 0; column < 16; column++) {
+        for (int block = 0; block < 16; block++) {
+            auto * bytes = reinterpret_cast<signed char *>(&j.weights.bytes[static_cast<size_t>(column * 16 + block) * 34 + 2]);
+            for (int i = 0; i < 32; i++) bytes[i] = column % 2 ? -128 : 127;
+        }
+    }
+    to_float(format.type, j.weights.bytes.data(), j.weights.floats.data(), 16 * 512);
+    quantize(j, kernels);
+    multiply(j, kernels);
+    for (int column = 0; column < 16; column++) {
+        double exact = 0;
+        for (int i = 0; i < 512; i++) exact += 3.0 * j.weights.floats[static_cast<size_t>(column * 512 + i)];
+        CHECK(std::fabs(j.out[static_cast<size_t>(column)] / exact - 1) < 1e-3, "largest values: %g, exact %g",
+              double{j.out[static_cast<size_t>(column)]}, exact);
+    }
+}
+
+void test_attention(const Kernels & kernels, int64_t dim, bool half, bool causal, int n) {
+    std::mt19937 random(static_cast<unsigned>(dim + n));
+    const int n_heads = 4, n_kv = 2;
+    const auto q = normal(int64_t{n} * n_heads * dim, random), k = normal(int64_t{n} * n_kv * dim, random),
+               v = normal(int64_t{n} * n_kv * dim, random);
+    std::vector<ggml_fp16_t> k16(k.size()), v16(v.size());
+    ggml_fp32_to_fp16_row(k.data(), k16.data(), static_cast<int64_t>(k.size()));
+    ggml_fp32_to_fp16_row(v.data(), v16.data(), static_cast<int64_t>(v.size()));
+    std::vector<float> out(q.size());
+    const size_t value = half ? 2 : 4, d = static_cast<size_t>(dim);
+    Attention a{};
+    a.q = reinterpret_cast<const char *>(q.data());
+    a.k = half ? reinterpret_cast<const char *>(k16.data()) : reinterpret_cast<const char *>(k.data());
+    a.v = half ? reinterpret_cast<const char *>(v16.data()) : reinterpret_cast<const char *>(v.data());
+    a.q_head = d * 4;
+    a.q_row = d * 4 * n_heads;
+    a.k_head = a.v_head = d * value;
+    a.k_row = a.v_row = d * value * n_kv;
+    a.k_is_half = a.v_is_half = half;
+    a.head_dim = a.value_dim = dim;
+    a.heads_per_kv = n_heads / n_kv;
+    a.scale = 1 / std::sqrt(static_cast<float>(dim));
+    a.out = out.data();
+    a.out_head = d;
+    a.out_row = d * n_heads;
+    const Span spans[] = {{0, n / 2}, {n / 2, n}};
+    std::vector<char> scratch(kernels.attention_scratch(a, n) + 64);
+    char * const at = scratch.data() + (64 - reinterpret_cast<uintptr_t>(scratch.data()) % 64) % 64;
+    for (int head = 0; head < n_heads; head++) {
+        kernels.gather_cells(a, head / a.heads_per_kv, spans, 2, at);
+        for (int first = 0; first < n; first += kernels.query_rows) {
+            std::vector<int32_t> rows, hidden, visible;
+            for (int i = first; i < n && i < first + kernels.query_rows; i++) {
+                rows.push_back(i);
+                hidden.push_back(0);
+                visible.push_back(causal ? i + 1 : n);
+            }
+            kernels.attend(a, head, rows.data(), static_cast<int>(rows.size()), hidden.data(), visible.data(), nullptr, n, at);
+        }
+    }
+    double worst = 0;
+    for (int head = 0; head < n_heads; head++) {
+        for (int row = 0; row < n; row++) {
+            const int seen = causal ? row + 1 : n, kv = head / (n_heads / n_kv);
+            std::vector<double> p(static_cast<size_t>(seen)), result(d);
+            double sum = 0;
+            const auto number = [&](const std::vector<float> & f, const std::vector<ggml_fp16_t> & h, size_t i) {
+                return half ? double{ggml_fp16_to_fp32(h[i])} : double{f[i]};
+            };
+            const auto cell_at = [&](int cell, size_t i) { return static_cast<size_t>(cell * n_kv + kv) * d + i; };
+            for (int cell = 0; cell < seen; cell++) {
+                double s = 0;
+                for (size_t i = 0; i < d; i++) {
+                    s += double{q[static_cast<size_t>(row * n_heads + head) * d + i]} * number(k, k16, cell_at(cell, i));
+                }
+                sum += p[static_cast<size_t>(cell)] = std::exp(s * double{a.scale});
+            }
+            for (int cell = 0; cell < seen; cell++) {
+                for (size_t i = 0; i < d; i++) result[i] += p[static_cast<size_t>(cell)] / sum * number(v, v16, cell_at(cell, i));
+            }
+            for (size_t i = 0; i < d; i++) {
+                worst = std::fmax(worst, std::fabs(result[i] - out[static_cast<size_t>(row * n_heads + head) * d + i]));
+            }
+        }
+    }
+    CHECK(worst < 5e-6, "attention of %d cells, %ld values: error %.2e", n, dim, worst);
+}
+
+void test_small(const Kernels & kernels, int64_t n) {
+    std::mt19937 random(static_cast<unsigned>(n));
+    const auto x = normal(n, random), weight = normal(n, random), bias = normal(n, random);
+    std::vector<float> out(static_cast<size_t>(n));
+    for (const bool centre : {false, true}) {
+        kernels.norm(x.data(), out.data(), n, 1e-6f, centre, weight.data(), centre ? bias.data() : nullptr);
+        double mean = 0, square = 0;
+        for (const float v : x) mean += centre ? double{v} / static_cast<double>(n) : 0;
+        for (const float v : x) square += (v - mean) * (v - mean) / static_cast<double>(n);
+        for (size_t i = 0; i < x.size(); i++) {
+            const double exact = (x[i] - mean) / std::sqrt(square + 1e-6) * weight[i] + (centre ? double{bias[i]} : 0);
+            CHECK(std::fabs(out[i] - exact) < 1e-5, "norm of %ld", n);
+        }
+    }
+    kernels.swiglu(x.data(), weight.data(), out.data(), n);
+    for (size_t i = 0; i < x.size(); i++) {
+        CHECK(std::fabs(out[i] - x[i] / (1 + std::exp(-double{x[i]})) * weight[i]) < 1e-5, "swiglu of %ld", n);
+    }
+    kernels.add(x.data(), bias.data(), out.data(), n);
+    for (size_t i = 0; i < x.size(); i++) CHECK(out[i] == x[i] + bias[i], "sum of %ld", n);
+    kernels.multiply(x.data(), bias.data(), out.data(), n);
+    for (size_t i = 0; i < x.size(); i++) CHECK(out[i] == x[i] * bias[i], "product of %ld", n);
+    std::vector<ggml_fp16_t> half(x.size()), exact(x.size());
+    kernels.to_half(x.data(), half.data(), n);
+    ggml_fp32_to_fp16_row(x.data(), exact.data(), n);
+    CHECK(half == exact, "half precision of %ld", n);
+}
+
+double cpu_seconds() {
+    timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+}
+
+template <class Work> double seconds_of(Work work) {
+    work();
+    double best = 1e30;
+    for (int round = 0; round < 5; round++) {
+        const double start = cpu_seconds();
+        int n = 0;
+        do {
+            work();
+            n++;
+        } while (cpu_seconds() - start < 0.03);
+        best = std::fmin(best, (cpu_seconds() - start) / n);
+    }
+    return best;
+}
+
+void rates(const Kernels & kernels) {
+    std::mt19937 random(1);
+    for (const auto & format : formats) {
+        for (const int64_t n_rows : {12, 32, 128, 512}) {
+            Job j = job(format, n_rows, 1024, 1024, kernels, random);
+            const double quantizing = seconds_of([&] { quantize(j, kernels); });
+            const double seconds = seconds_of([&] { multiply(j, kernels); });
+            const double macs = static_cast<double>(n_rows) * 1024 * 1024;
+            std::printf("{\"kernel\": \"%s\", \"type\": \"%s\", \"rows\": %ld, \"gmac_per_s\": %.1f, \"with_quantizing\": %.1f}\n",
+                        kernels.name, ggml_type_name(format.type), n_rows, macs / seconds * 1e-9,
+                        macs / (seconds + quantizing) * 1e-9);
+        }
+    }
+    // One strip against rows that stay in the first level cache: the unpacking counts little.
+    Job j = job(formats[3], 18, kernels.columns, 384, kernels, random);
+    quantize(j, kernels);
+    std::printf("{\"kernel\": \"%s\", \"what\": \"18 rows in the first level cache\", \"gmac_per_s\": %.1f}\n", kernels.name,
+                18.0 * kernels.columns * 384 / seconds_of([&] { multiply(j, kernels); }) * 1e-9);
+}
+
+}  // namespace
+
+int main(int argc, char ** argv) {
+    const Kernels & kernels = *avx2_kernels();
+    if (!kernels.supported()) {
+        std::printf("this processor has no %s\n", kernels.name);
+        return 0;
+    }
+    ggml_free(ggml_init({16, nullptr, true}));  // fills ggml's tables
+    if (argc > 1 && std::string(argv[1]) == "rate") {
+        rates(kernels);
+        return 0;
+    }
+    for (const auto & format : formats) {
+        const int64_t unit = ggml_blck_size(format.type) > 32 ? 256 : 32;
+        for (const int64_t rows : {1, 2, 5, 6, 7, 13}) test_product(kernels, format, rows, 32, 512);
+        test_product(kernels, format, 3, 1, unit);
+        test_product(kernels, format, 3, 17, 3 * unit);
+        test_product(kernels, format, 8, 40, 1024 + unit);
+    }
+    test_product(kernels, formats[0], 4, 20, 77);
+    test_product(kernels, formats[1], 4, 20, 301);
+    test_extremes(kernels);
+    for (const bool half : {false, true}) {
+        for (const bool causal : {false, true}) {
+            test_attention(kernels, 32, half, causal, 1);
+            test_attention(kernels, 64, half, causal, 37);
+            test_attention(kernels, 128, half, causal, 130);
+        }
+    }
+    for (const int64_t n : {1, 7, 8, 31, 384, 1030}) test_small(kernels, n);
+    std::printf("%s: %d failures\n", kernels.name, failures);
+    return failures ? 1 : 0;
+}

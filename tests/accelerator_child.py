@@ -1,0 +1,404 @@
+"""Runs single ggml operations on the accelerator and on ggml's CPU backend, in its own process.
+
+Cases come as JSON lines on standard input, results go back the same way: a backend that was
+loaded cannot be taken out again, so no test does this in its own process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gguf_embed.gguf.quants import TYPE_NAMES
+from gguf_embed.native import library
+from gguf_embed.native.quantizer import quantize_rows
+
+Floats = NDArray[np.float32]
+POINTER = ctypes.c_void_p
+NUMBERS = {name: number for number, name in TYPE_NAMES.items()}
+
+
+class InitParams(ctypes.Structure):
+    _fields_ = (("size", ctypes.c_size_t), ("buffer", POINTER), ("no_alloc", ctypes.c_bool))
+
+
+def ggml(name: str, *arguments: Any, result: Any = POINTER) -> Any:
+    """Call a function of ggml; Python's ints are int64, floats float, pointers are CPointer."""
+    kinds = {int: ctypes.c_int64, float: ctypes.c_float, Pointer: POINTER}
+    types = [kinds.get(type(a), type(a)) for a in arguments]
+    values = [a.address if isinstance(a, Pointer) else a for a in arguments]
+    found = library.ggml(name, result, *types)(*values)
+    return Pointer(found) if result is POINTER else found
+
+
+@dataclass(frozen=True, slots=True)
+class Pointer:
+    address: int | None
+
+
+def integer(value: int) -> Any:
+    return ctypes.c_int(value)
+
+
+class Graph:
+    """Tensors with data, and the operations over them."""
+
+    def __init__(self) -> None:
+        params = InitParams(1 << 20, None, True)
+        self.context = ggml("ggml_init", params)
+        self.data: list[tuple[Pointer, bytes]] = []
+        self.buffer: Pointer | None = None
+
+    def tensor(self, type_name: str, shape: Sequence[int], data: bytes | None = None) -> Pointer:
+        """A tensor of up to four dimensions, the fastest first."""
+        sizes = [*shape, 1, 1, 1][:4]
+        made = ggml("ggml_new_tensor_4d", self.context, integer(NUMBERS[type_name]), *sizes)
+        if data is not None:
+            self.data.append((made, data))
+        return made
+
+    def floats(self, values: Floats) -> Pointer:
+        return self.tensor("F32", values.shape[::-1], np.ascontiguousarray(values).tobytes())
+
+    def halves(self, values: Floats) -> Pointer:
+        return self.tensor("F16", values.shape[::-1], values.astype(np.float16).tobytes())
+
+    def weights(self, values: Floats, type_name: str) -> tuple[Pointer, Floats]:
+        """A matrix in a quantization, and the numbers that its bytes mean."""
+        number, data = quantize_rows(values, type_name)
+        if type_name == "F32":
+            return self.floats(values), values
+        traits = library.ggml("ggml_get_type_traits", POINTER, ctypes.c_int)(number)
+        # ggml_type_traits: name, block size, interleaved, type size, quantized, to_float
+        offset = 8 + 8 + 8 + 8 + 8
+        address = ctypes.cast(traits + offset, ctypes.POINTER(POINTER)).contents.value
+        to_float = ctypes.CFUNCTYPE(None, POINTER, POINTER, ctypes.c_int64)(address)
+        exact = np.empty(values.shape, np.float32)
+        source = ctypes.create_string_buffer(data, len(data))
+        to_float(ctypes.addressof(source), exact.ctypes.data, values.size)
+        return self.tensor(type_name, values.shape[::-1], data), exact
+
+    def op(self, name: str, *arguments: Any) -> Pointer:
+        return ggml(f"ggml_{name}", self.context, *arguments)
+
+    def run(self, backend: Backend, result: Pointer, dtype: Any = np.float32) -> NDArray[Any]:
+        """The flat result as this backend computes it; the tensors' memory serves all backends."""
+        if self.buffer is None:
+            self.buffer = ggml("ggml_backend_alloc_ctx_tensors", self.context, backend.pointer)
+            for tensor, data in self.data:
+                source = ctypes.create_string_buffer(data, len(data))
+                start, size = ctypes.c_size_t(0), ctypes.c_size_t(len(data))
+                address = Pointer(ctypes.addressof(source))
+                ggml("ggml_backend_tensor_set", tensor, address, start, size, result=None)
+        graph = ggml("ggml_new_graph", self.context)
+        ggml("ggml_build_forward_expand", graph, result, result=None)
+        status = ggml("ggml_backend_graph_compute", backend.pointer, graph, result=ctypes.c_int)
+        assert status == 0, status
+        size = ggml("ggml_nbytes", result, result=ctypes.c_size_t)
+        out = np.empty(size, np.uint8)
+        start, target = ctypes.c_size_t(0), Pointer(out.ctypes.data)
+        ggml("ggml_backend_tensor_get", result, target, start, ctypes.c_size_t(size), result=None)
+        return out.view(dtype)
+
+    def free(self) -> None:
+        if self.buffer is not None:
+            ggml("ggml_backend_buffer_free", self.buffer, result=None)
+        ggml("ggml_free", self.context, result=None)
+
+
+@dataclass(slots=True)
+class Backend:
+    """A device of ggml's, ready to compute."""
+
+    name: str
+    device: Pointer = field(init=False)
+    pointer: Pointer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.device = ggml("ggml_backend_dev_by_name", ctypes.c_char_p(self.name.encode()))
+        self.pointer = ggml("ggml_backend_dev_init", self.device, Pointer(None))
+
+    def supports(self, tensor: Pointer) -> bool:
+        return ggml("ggml_backend_dev_supports_op", self.device, tensor, result=ctypes.c_bool)
+
+    def set_threads(self, n: int) -> None:
+        plugin = ggml("ggml_backend_dev_backend_reg", self.device)
+        name = ctypes.c_char_p(b"ggml_backend_set_n_threads")
+        address = ggml("ggml_backend_reg_get_proc_address", plugin, name).address
+        ctypes.CFUNCTYPE(None, POINTER, ctypes.c_int)(address)(self.pointer.address, n)
+
+
+@functools.cache
+def accelerator() -> Backend:
+    return Backend("GGUF_EMBED")
+
+
+@functools.cache
+def cpu() -> Backend:
+    return Backend("CPU")
+
+
+def normal(rng: np.random.Generator, *shape: int, size: float = 1) -> Floats:
+    return (rng.standard_normal(shape) * size).astype(np.float32)
+
+
+def gelu(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def product(case: dict[str, Any]) -> dict[str, Any]:
+    """Error against float64 as a share of the vectors' lengths, and rows computed alone."""
+    rng = np.random.default_rng(case["seed"])
+    rows, columns, inner = case["rows"], case["columns"], case["inner"]
+    x = normal(rng, rows, inner + case.get("padding", 0))
+    x[:, 0] *= case.get("outlier", 1)
+    values = normal(rng, columns, inner, size=0.05)
+    bias, residual = normal(rng, 1, columns), normal(rng, rows, columns)
+
+    def make(chosen: slice) -> tuple[Graph, Pointer, Pointer, Floats]:
+        graph = Graph()
+        weights, exact = graph.weights(values, case["type"])
+        whole = graph.floats(x[chosen])
+        n = len(x[chosen])
+        seen = graph.op(
+            "view_2d", whole, inner, n, ctypes.c_size_t(x.shape[1] * 4), ctypes.c_size_t(0)
+        )
+        first = last = graph.op("mul_mat", weights, seen)
+        if case.get("bias"):
+            last = graph.op("add", last, graph.floats(bias))
+        if case.get("gelu"):
+            last = graph.op("gelu", last)
+        if case.get("residual"):
+            last = graph.op("add", last, graph.floats(residual[chosen]))
+        return graph, first, last, exact
+
+    graph, first, last, weights = make(slice(None))
+    supported = accelerator().supports(first)
+    accelerator().set_threads(case.get("threads", 1))
+    ours = graph.run(accelerator(), last).reshape(rows, columns)
+    theirs = graph.run(cpu(), last).reshape(rows, columns)
+    graph.free()
+    exact = x[:, :inner].astype(np.float64) @ weights.astype(np.float64).T
+    if case.get("bias"):
+        exact += bias
+    if case.get("gelu"):
+        exact = gelu(exact)
+    if case.get("residual"):
+        exact += residual
+    lengths = np.linalg.norm(x[:, :inner], axis=1)[:, None] * np.linalg.norm(weights, axis=1)
+    same = True
+    accelerator().set_threads(1)
+    for start, stop in ((0, 1), (rows // 2, rows // 2 + 1), (rows // 3, rows)):
+        graph, _, last, _ = make(slice(start, stop))
+        part = graph.run(accelerator(), last).reshape(-1, columns)
+        graph.free()
+        same = same and np.array_equal(part, ours[start:stop])
+    return {
+        "supported": supported,
+        "error": float((np.abs(ours - exact) / lengths).max()),
+        "theirs": float((np.abs(theirs - exact) / lengths).max()),
+        "same": same,
+    }
+
+
+def attention(case: dict[str, Any]) -> dict[str, Any]:
+    """Error against float64, and whether each sequence alone gives the same bits."""
+    rng = np.random.default_rng(case["seed"])
+    n_head, n_kv_head, dim = case["n_head"], case["n_kv_head"], case["dim"]
+    value_dim = case.get("value_dim", dim)
+    visible = np.array(case["visible"], bool)  # (row, cell)
+    n, n_cells = visible.shape
+    q = normal(rng, n_head, n, dim)
+    k, v = normal(rng, n_kv_head, n_cells, dim), normal(rng, n_kv_head, n_cells, value_dim)
+    added = normal(rng, n, n_cells) if case.get("added") else np.zeros((n, n_cells), np.float32)
+    added = added.astype(np.float16).astype(np.float32)
+    scale = 1 / np.sqrt(dim)
+    half = case.get("half", True)
+    if half:
+        k, v = k.astype(np.float16).astype(np.float32), v.astype(np.float16).astype(np.float32)
+
+    def compute(backend: Backend, rows: Any, cells: Any) -> Floats:
+        graph = Graph()
+        store = graph.halves if half else graph.floats
+        mask = np.where(visible, added, -np.inf)[rows][:, cells].astype(np.float32)
+        result = graph.op(
+            "flash_attn_ext",
+            graph.floats(q[:, rows]),
+            store(k[:, cells]),
+            store(v[:, cells]),
+            graph.halves(mask),
+            *(float(scale), 0.0, 0.0),
+        )
+        assert backend.supports(result)
+        out = graph.run(backend, result).reshape(-1, n_head, value_dim)
+        graph.free()
+        return out
+
+    accelerator().set_threads(case.get("threads", 1))
+    ours = compute(accelerator(), slice(None), slice(None))
+    theirs = compute(cpu(), slice(None), slice(None)) if half else None
+    exact = np.zeros((n, n_head, value_dim))
+    for head in range(n_head):
+        kv = head // (n_head // n_kv_head)
+        scores = q[head].astype(np.float64) @ k[kv].astype(np.float64).T * scale + added
+        scores[~visible] = -np.inf
+        with np.errstate(invalid="ignore"):
+            p = np.exp(scores - scores.max(axis=1, keepdims=True))
+            p /= p.sum(axis=1, keepdims=True)
+        exact[:, head] = np.where(np.isnan(p), 0, p) @ v[kv].astype(np.float64)
+    same = True
+    for rows, cells in case.get("alone", []):
+        part = compute(accelerator(), rows, cells)
+        same = same and np.array_equal(part, ours[rows])
+    return {
+        "error": float(np.abs(ours - exact).max()),
+        "theirs": 0.0 if theirs is None else float(np.abs(theirs - exact).max()),
+        "same": same,
+    }
+
+
+def small(case: dict[str, Any]) -> dict[str, Any]:
+    """Error of an operation over rows, ours and ggml's, against each other and float64."""
+    rng = np.random.default_rng(case["seed"])
+    shape = tuple(case["shape"])  # the slowest first
+    x, y = normal(rng, *shape), normal(rng, *shape)
+    row, row2 = normal(rng, shape[-1]), normal(rng, shape[-1])
+    graph = Graph()
+    a, dtype = graph.floats(x), np.float32
+    match case["op"]:
+        case "add":
+            result, exact = graph.op("add", a, graph.floats(y)), x + y
+        case "add_row":
+            result, exact = graph.op("add", a, graph.floats(row)), x + row
+        case "mul":
+            result, exact = graph.op("mul", a, graph.floats(row)), x * row
+        case "gelu":
+            result, exact = graph.op("gelu", a), gelu(x.astype(np.float64))
+        case "swiglu":
+            result = graph.op("swiglu_split", a, graph.floats(y))
+            exact = x / (1 + np.exp(-x.astype(np.float64))) * y
+        case "cast":
+            swapped = graph.op("permute", a, *map(integer, (0, 2, 1, 3)))
+            result, dtype = graph.op("cast", swapped, integer(NUMBERS["F16"])), np.float16
+            exact = np.swapaxes(x, -2, -3).astype(np.float16)
+        case "norm" | "rms_norm" as name:
+            result = graph.op(name, a, 1e-6)
+            result = graph.op("mul", result, graph.floats(row))
+            wide = x.astype(np.float64)
+            if name == "norm":
+                wide = wide - wide.mean(axis=-1, keepdims=True)
+            exact = wide / np.sqrt((wide**2).mean(axis=-1, keepdims=True) + 1e-6) * row
+            if name == "norm":
+                result = graph.op("add", result, graph.floats(row2))
+                exact = exact + row2
+        case other:
+            raise ValueError(other)
+    supported = accelerator().supports(result)
+    accelerator().set_threads(case.get("threads", 1))
+    ours = graph.run(accelerator(), result, dtype).astype(np.float64)
+    graph.free()
+    return {"supported": supported, "error": float(np.abs(ours - exact.ravel()).max())}
+
+
+def refused(case: dict[str, Any]) -> dict[str, Any]:
+    """Whether the accelerator takes an operation that it does not cover."""
+    graph = Graph()
+    tensor = graph.tensor
+    attention_of = lambda *params, dim=32, mask=True: graph.op(  # noqa: E731
+        "flash_attn_ext",
+        tensor("F32", (dim, 8, 4)),
+        tensor("F16", (dim, 8, 2)),
+        tensor("F16", (dim, 8, 2)),
+        tensor("F16", (8, 8)) if mask else Pointer(None),
+        *params,
+    )
+    x, w = tensor("F32", (64, 8)), tensor("Q8_0", (64, 16))
+
+    def with_precision(made: Pointer, precision: int, hint: int = 0) -> Pointer:
+        if hint:
+            ggml("ggml_mul_mat_set_hint", made, integer(hint), result=None)
+        elif precision:
+            ggml("ggml_prec_set_acc", made, integer(precision), result=ctypes.c_bool)
+        return made
+
+    def with_sinks(made: Pointer) -> Pointer:
+        ggml("ggml_flash_attn_ext_add_sinks", made, tensor("F32", (4,)), result=None)
+        return made
+
+    def strided(kind: str, row: int, rows: int, bytes_apart: int) -> Pointer:
+        whole = tensor(kind, (4 * row, rows))
+        apart = ctypes.c_size_t(bytes_apart)
+        return graph.op("view_2d", whole, row, rows, apart, ctypes.c_size_t(0))
+
+    cases: dict[str, Callable[[], Pointer]] = {
+        "a product, plain": lambda: graph.op("mul_mat", w, x),
+        "a product with a precision": lambda: with_precision(graph.op("mul_mat", w, x), 10),
+        "a product with a hint": lambda: with_precision(graph.op("mul_mat", w, x), 0, 1),
+        "a batch of products": lambda: graph.op(
+            "mul_mat", tensor("F16", (64, 16, 2)), tensor("F32", (64, 8, 2))
+        ),
+        "one matrix for a batch": lambda: graph.op("mul_mat", w, tensor("F32", (64, 8, 2))),
+        "weights with gaps": lambda: graph.op("mul_mat", strided("Q8_0", 64, 16, 4 * 68), x),
+        "a product of halves": lambda: graph.op("mul_mat", w, tensor("F16", (64, 8))),
+        "a type without a kernel": lambda: graph.op(
+            "mul_mat", tensor("IQ2_XXS", (256, 16)), tensor("F32", (256, 8))
+        ),
+        "attention, plain": lambda: attention_of(1.0, 0.0, 0.0),
+        "attention, float32 sums": lambda: with_precision(attention_of(1.0, 0.0, 0.0), 10),
+        "attention with ALiBi": lambda: attention_of(1.0, 8.0, 0.0),
+        "attention with a soft cap": lambda: attention_of(1.0, 0.0, 50.0),
+        "attention with sinks": lambda: with_sinks(attention_of(1.0, 0.0, 0.0)),
+        "attention in half precision": lambda: with_precision(attention_of(1.0, 0.0, 0.0), 20),
+        "attention without a mask": lambda: attention_of(1.0, 0.0, 0.0, mask=False),
+        "attention of odd heads": lambda: attention_of(1.0, 0.0, 0.0, dim=40),
+        "attention over quantized cells": lambda: graph.op(
+            "flash_attn_ext",
+            *(tensor("F32", (32, 8, 4)), tensor("Q8_0", (32, 8, 2)), tensor("Q8_0", (32, 8, 2))),
+            *(tensor("F16", (8, 8)), 1.0, 0.0, 0.0),
+        ),
+        "attention of two streams": lambda: graph.op(
+            "flash_attn_ext",
+            *(tensor("F32", (32, 8, 4, 2)), tensor("F16", (32, 8, 2, 2))),
+            *(tensor("F16", (32, 8, 2, 2)), tensor("F16", (8, 8, 1, 2)), 1.0, 0.0, 0.0),
+        ),
+        "a sum, plain": lambda: graph.op("add", x, tensor("F32", (64,))),
+        "a sum that repeats values": lambda: graph.op("add", x, tensor("F32", (1, 8))),
+        "a sum of halves": lambda: graph.op("add", tensor("F16", (64, 8)), tensor("F16", (64, 8))),
+        "another activation": lambda: graph.op("relu", x),
+        "GELU by the error function": lambda: graph.op("gelu_erf", x),
+        "a gated GELU": lambda: graph.op("geglu_split", x, tensor("F32", (64, 8))),
+        "SwiGLU in one tensor": lambda: graph.op("swiglu", x),
+        "a cast to another type": lambda: graph.op("cast", x, integer(NUMBERS["BF16"])),
+        "a norm of columns": lambda: graph.op("norm", graph.op("transpose", x), 1e-6),
+        "a transposed row": lambda: graph.op(
+            "mul_mat", w, graph.op("transpose", tensor("F32", (8, 64)))
+        ),
+    }
+    taken = accelerator().supports(cases[case["what"]]())
+    graph.free()
+    return {"taken": taken}
+
+
+RUN = {"product": product, "attention": attention, "small": small, "refused": refused}
+
+
+def main() -> None:
+    accelerated = library.accelerated()
+    print(json.dumps({"kernel": accelerated.kernel, "remark": accelerated.remark}), flush=True)
+    if accelerated.kernel is None:
+        return
+    for line in sys.stdin:
+        case = json.loads(line)
+        print(json.dumps(RUN[case.pop("run")](case)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,376 @@
+"""Our own ggml backend: each operation against float64 and ggml's CPU backend, and whole models.
+
+Everything that loads it runs in a child process.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gguf_embed.catalog.catalog import builtin_path
+from gguf_embed.native import accelerator
+
+TESTS = Path(__file__).parent
+NATIVE = TESTS.parent / "native"
+ON = {**os.environ, accelerator.SWITCH: "1", "PYTHONPATH": str(TESTS)}
+
+FLOAT_TYPES = ("F32", "F16", "BF16")
+INTEGER_TYPES = (
+    *("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+    *("IQ4_NL", "IQ4_XS"),
+)
+# Error of a product as a share of the lengths of its two vectors. Errors of many values cancel.
+BOUNDS = dict.fromkeys(FLOAT_TYPES, 4e-6) | dict.fromkeys(INTEGER_TYPES, 2e-4)
+SHORT_BOUND = 5e-4  # of integers, where a vector has fewer than 256 values
+
+Ask = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def build() -> ModuleType:
+    """native/build.py; skips where there can be no accelerator."""
+    spec = importlib.util.spec_from_file_location("build_accelerator", NATIVE / "build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    try:
+        module._requirements()
+    except module.NotBuilt as reason:
+        pytest.skip(str(reason))
+    return module
+
+
+@pytest.fixture(scope="module")
+def library(build: ModuleType) -> Path:
+    """The plug-in where the package looks for it, made of these sources."""
+    path = accelerator.library_path(build.LLAMA_CPP_PYTHON)
+    newest = max(p.stat().st_mtime for p in NATIVE.iterdir())
+    if not path.exists() or path.stat().st_mtime < newest:
+        build.build(path.parent)
+    return path
+
+
+@pytest.fixture(scope="module")
+def ask(library: Path) -> Iterator[Ask]:
+    """Runs a case in a child that holds the accelerator; skips where this CPU has no kernel."""
+    command = [sys.executable, str(TESTS / "accelerator_child.py")]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ON
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        started = json.loads(child.stdout.readline())
+        if started["kernel"] is None:
+            child.stdin.close()
+            pytest.skip(started["remark"])
+
+        def run(**case: Any) -> dict[str, Any]:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            child.stdin.write(json.dumps(case) + "\n")
+            child.stdin.flush()
+            line = child.stdout.readline()
+            assert line, f"the child died of {case}"
+            return json.loads(line)
+
+        yield run
+        child.stdin.close()
+
+
+# -------------------------------------------------------------------------------------- products
+
+
+@pytest.mark.parametrize("weight", BOUNDS)
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    rows=st.integers(1, 40),
+    columns=st.integers(1, 70),
+    blocks=st.integers(1, 6),
+    threads=st.integers(1, 3),
+    outlier=st.sampled_from([1, 300]),
+    seed=st.integers(0, 2**32 - 1),
+    parts=st.fixed_dictionaries(dict.fromkeys(("bias", "gelu", "residual"), st.booleans())),
+)
+def test_products(ask: Ask, weight: str, blocks: int, parts: dict[str, bool], **case: Any):
+    inner = blocks * (256 if weight.endswith("K") or weight == "IQ4_XS" else 32)
+    got = ask(run="product", type=weight, inner=inner, padding=blocks % 3, **case, **parts)
+    assert got["supported"]
+    assert got["same"], "a row alone differs from the row in a batch"
+    short = weight in INTEGER_TYPES and inner < 256
+    assert got["error"] <= (SHORT_BOUND if short else BOUNDS[weight])
+    if weight in INTEGER_TYPES and inner >= 256 and case["outlier"] == 1:
+        assert got["error"] <= got["theirs"], "ggml is closer to the exact product"
+
+
+@pytest.mark.parametrize("weight", FLOAT_TYPES)
+def test_inner_sizes_that_fill_no_vector(ask: Ask, weight: str):
+    for inner in (1, 7, 33, 301):
+        got = ask(run="product", type=weight, rows=9, columns=19, inner=inner, seed=inner)
+        assert (got["supported"], got["same"]) == (True, True)
+        assert got["error"] <= 4e-6
+
+
+# ------------------------------------------------------------------------------------- attention
+
+
+def visible_by(lengths: list[int], *, causal: bool, prefix: int, window: int) -> list[list[int]]:
+    """Which cells each row of some sequences sees: the prefix is everybody's."""
+    n = sum(lengths)
+    visible = np.zeros((n, prefix + n), int)
+    start = 0
+    for length in lengths:
+        for i in range(length):
+            row = start + i
+            visible[row, :prefix] = 1
+            first = max(0, i - window) if window else 0
+            last = i + 1 if causal else min(length, i + window + 1) if window else length
+            visible[row, prefix + start + first : prefix + start + last] = 1
+        start += length
+    return visible.tolist()
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=5),
+    causal=st.booleans(),
+    prefix=st.sampled_from([0, 0, 1, 20]),
+    window=st.sampled_from([0, 0, 3, 17]),
+    heads=st.sampled_from([(1, 1), (4, 2), (6, 1)]),
+    dim=st.sampled_from([16, 32, 48, 64, 128]),
+    threads=st.integers(1, 3),
+    half=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_attention_within_sequences(
+    ask: Ask,
+    lengths: list[int],
+    causal: bool,
+    prefix: int,
+    window: int,
+    heads: tuple[int, int],
+    **case: Any,
+):
+    visible = visible_by(lengths, causal=causal, prefix=prefix, window=window)
+    alone = []
+    start = 0
+    for length in lengths:
+        rows = list(range(start, start + length))
+        alone.append((rows, [*range(prefix), *(prefix + row for row in rows)]))
+        start += length
+    got = ask(
+        run="attention", n_head=heads[0], n_kv_head=heads[1], visible=visible, alone=alone, **case
+    )
+    assert got["error"] < 1e-5
+    assert got["same"], "a sequence alone differs from the sequence in a batch"
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    n=st.integers(1, 40),
+    n_cells=st.integers(1, 70),
+    share=st.sampled_from([0.05, 0.5, 0.95]),
+    added=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_attention_under_any_mask(
+    ask: Ask, n: int, n_cells: int, share: float, added: bool, seed: int
+):
+    """Rows that see nothing get zeros, as ggml gives them."""
+    visible = np.random.default_rng(seed).random((n, n_cells)) < share
+    got = ask(
+        run="attention",
+        n_head=4,
+        n_kv_head=2,
+        dim=32,
+        value_dim=64,
+        visible=visible.astype(int).tolist(),
+        added=added,
+        seed=seed,
+    )
+    assert got["error"] < 1e-5
+
+
+# ------------------------------------------------------------------------------ small operations
+
+
+@pytest.mark.parametrize(
+    "op", ["add", "add_row", "mul", "gelu", "swiglu", "cast", "norm", "rms_norm"]
+)
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    shape=st.tuples(st.integers(1, 5), st.integers(1, 40), st.integers(1, 300)),
+    threads=st.integers(1, 3),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_small_operations(ask: Ask, op: str, shape: tuple[int, int, int], threads: int, seed: int):
+    got = ask(run="small", op=op, shape=shape, threads=threads, seed=seed)
+    assert got["supported"]
+    assert got["error"] <= (0 if op in ("add", "add_row", "mul", "cast") else 1e-5)
+
+
+PLAIN = ("a product, plain", "attention, plain", "attention, float32 sums", "a sum, plain")
+
+
+@pytest.mark.parametrize("what", PLAIN)
+def test_the_plain_form_of_what_is_refused_is_taken(ask: Ask, what: str):
+    assert ask(run="refused", what=what)["taken"]
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "a product with a precision",
+        "a product with a hint",
+        "a batch of products",
+        "one matrix for a batch",
+        "weights with gaps",
+        "a product of halves",
+        "a type without a kernel",
+        "attention with ALiBi",
+        "attention with a soft cap",
+        "attention with sinks",
+        "attention in half precision",
+        "attention without a mask",
+        "attention of odd heads",
+        "attention over quantized cells",
+        "attention of two streams",
+        "a sum that repeats values",
+        "a sum of halves",
+        "another activation",
+        "GELU by the error function",
+        "a gated GELU",
+        "SwiGLU in one tensor",
+        "a cast to another type",
+        "a norm of columns",
+        "a transposed row",
+    ],
+)
+def test_what_is_not_covered_is_refused(ask: Ask, what: str):
+    assert not ask(run="refused", what=what)["taken"]
+
+
+# ----------------------------------------------------------------------------------- whole models
+
+
+def vectors_of(model: Path, out: Path, *, on: bool = True) -> tuple[dict[str, Any], Any]:
+    command = [sys.executable, str(TESTS / "accelerator_vectors.py"), str(model), str(out)]
+    environment = ON if on else {**ON, accelerator.SWITCH: "0"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), np.load(out)
+
+
+def cosines(a: Any, b: Any) -> Any:
+    a = a / np.linalg.norm(a, axis=1, keepdims=True)
+    b = b / np.linalg.norm(b, axis=1, keepdims=True)
+    return (a * b).sum(axis=1)
+
+
+def test_the_builtin_model(library: Path, ask: Ask, tmp_path: Path):
+    """To the bit the same in any company, and closer to the float32 model than ggml is."""
+    from golden.compare import load
+
+    told, ours = vectors_of(builtin_path(), tmp_path / "ours.npy")
+    assert told["kernel"]
+    assert all(told["same"].values()), told["same"]
+    told, theirs = vectors_of(builtin_path(), tmp_path / "theirs.npy", on=False)
+    assert told["kernel"] is None
+    whole = [row for row, ids in enumerate(load().ids[::4]) if len(ids) < 256]
+    exact = load().vectors[::4][whole]
+    assert len(whole) > 40
+    mine, ggmls = cosines(ours[whole], exact), cosines(theirs[whole], exact)
+    assert mine.min() > ggmls.min()  # so the model did run on it
+    assert np.median(mine) > np.median(ggmls)
+
+
+@pytest.mark.parametrize("quant", ["F32", "F16", "Q8_0", "Q4_0"])
+def test_a_causal_model(library: Path, ask: Ask, tmp_path: Path, quant: str):
+    path = tmp_path / "qwen3.gguf"
+    tiny.write_qwen3(path, outtype=quant)
+    told, ours = vectors_of(path, tmp_path / "ours.npy")
+    assert all(told["same"].values()), told["same"]
+    _, theirs = vectors_of(path, tmp_path / "theirs.npy", on=False)
+    assert not np.array_equal(ours, theirs), "the model did not run on the accelerator"
+    assert cosines(ours, theirs).min() > (0.99999 if quant in FLOAT_TYPES else 0.995)
+
+
+# --------------------------------------------------------------------- what is loaded, and when
+
+
+def test_it_is_off_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv(accelerator.SWITCH, raising=False)
+    assert not accelerator.is_wanted()
+    got = accelerator.load("0.3.36", object())
+    assert got.kernel is None
+    assert "turns it on" in got.remark
+    assert accelerator.identity("0.3.36") == ""
+
+
+def test_another_version_is_refused_with_a_remark(
+    monkeypatch: pytest.MonkeyPatch, library: Path, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setenv(accelerator.SWITCH, "1")
+    got = accelerator.load("0.3.99", object())
+    assert got.kernel is None
+    assert "0.3.99" in got.remark
+    assert library.name in got.remark
+    assert got.remark in caplog.text
+
+
+class Refuses:
+    """ggml, to which nothing is good enough."""
+
+    def __init__(self) -> None:
+        self.ggml_backend_load = lambda _: None
+
+
+def test_ggmls_refusal_is_a_remark(monkeypatch: pytest.MonkeyPatch, library: Path):
+    monkeypatch.setenv(accelerator.SWITCH, "1")
+    version = library.stem.rpartition("-")[2]
+    got = accelerator.load(version, Refuses())
+    assert got.kernel is None
+    assert library.name in got.remark
+
+
+def test_its_file_belongs_to_the_build_id(library: Path):
+    code = "from gguf_embed.native import library; print(library.build_id())"
+
+    def build_id(switch: str) -> str:
+        environment = {**ON, accelerator.SWITCH: switch}
+        command = [sys.executable, "-c", code]
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=True
+        ).stdout
+
+    assert build_id("0") != build_id("1")
+
+
+def test_it_is_not_compiled_for_another_version(build: ModuleType, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(build, "version", lambda _: "0.3.99")
+    with pytest.raises(build.NotBuilt, match=r"0\.3\.99"):
+        build.build(Path("/nowhere"))
+
+
+def test_the_kernels_pass_their_own_tests(build: ModuleType):
+    assert build.run_test_program() == 0
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a compiler")
+def test_the_kernels_touch_no_foreign_memory(build: ModuleType):
+    assert build.run_test_program(sanitize=True) == 0

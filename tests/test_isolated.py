@@ -1,0 +1,209 @@
+"""The model in a child process: the same vectors, and a child's death costs the culprit only."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from gguf_embed import BadInput, BadText, Embedder, NativeFailed, Settings
+from gguf_embed.engine.gate import Gate
+from gguf_embed.engine.hosted import FAULT_VARIABLE
+from gguf_embed.engine.isolated import IsolatedModel
+from gguf_embed.engine.opening import find_model
+from gguf_embed.vectors import Vectors
+
+UNTUNED = Settings(tune=False, n_contexts=2)
+POISON = "a fish in the river"
+TEXTS = [f"the {word} and the dog {i}" for i in range(12) for word in ("cat", "boat", "bread")]
+TEXTS[17] = POISON
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_qwen3(tmp_path_factory.mktemp("tiny") / "qwen3.gguf", outtype="Q8_0").path
+
+
+@pytest.fixture(scope="module")
+def expected(path: Path) -> Vectors:
+    with Embedder.open(path, settings=UNTUNED) as embedder:
+        return embedder.encode(TEXTS)
+
+
+@pytest.fixture
+def backend(path: Path) -> Iterator[IsolatedModel]:
+    with IsolatedModel(find_model(path, UNTUNED), UNTUNED) as backend:
+        yield backend
+
+
+def embedder_of(backend: IsolatedModel) -> Embedder:
+    return Embedder(backend.found, UNTUNED, backend=backend, run_settings=backend.run_settings)
+
+
+def gone(pid: int) -> bool:
+    """Within some seconds."""
+    for _ in range(300):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_the_same_to_the_bit(path: Path, expected: Vectors):
+    prompt = "the query and the answer"
+    with (
+        Embedder.open(path, settings=UNTUNED) as plain,
+        Embedder.open(path, settings=UNTUNED, isolated=True) as isolated,
+    ):
+        assert np.array_equal(isolated.encode(TEXTS), expected)
+        assert np.array_equal(
+            isolated.encode(TEXTS, prompt=prompt, dimensions=64),
+            plain.encode(TEXTS, prompt=prompt, dimensions=64),
+        )
+        assert np.array_equal(isolated.token_vectors(POISON), plain.token_vectors(POISON))
+        assert isolated.tokenize(POISON) == plain.tokenize(POISON)
+        assert isolated.count_tokens(TEXTS).tolist() == plain.count_tokens(TEXTS).tolist()
+        assert (isolated.dim, isolated.n_ctx) == (plain.dim, plain.n_ctx)
+        assert isolated.run_settings == plain.run_settings
+        with pytest.raises(BadText, match="row 1: character 0 is a lone surrogate"):
+            isolated.encode(["a", "\ud800"])
+        seen: list[tuple[int, int]] = []
+        isolated.encode(TEXTS, on_progress=lambda *done: seen.append(done))
+        assert sum(rows for rows, _ in seen) == len(TEXTS)
+
+
+def test_a_text_that_kills_is_named(path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(FAULT_VARIABLE, f"run:{POISON}")
+    with (
+        Embedder.open(path, settings=UNTUNED, isolated=True) as embedder,
+        pytest.raises(NativeFailed, match=r"row 17: llama.cpp dies of this text; .* \(\d+ tokens"),
+    ):
+        embedder.encode(TEXTS)
+
+
+def test_all_others_are_as_if_nothing_had_happened(
+    path: Path, expected: Vectors, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv(FAULT_VARIABLE, f"run:{POISON}")
+    with Embedder.open(path, settings=UNTUNED, isolated=True) as embedder:
+        (block,) = embedder.stream([*TEXTS[:30], POISON, *TEXTS[30:]], on_error="skip")
+    assert [failed.row for failed in block.failed] == [17, 30]
+    assert block.failed[0].n_tokens == block.token_counts[17]
+    assert "dies of this text" in block.failed[0].reason
+    assert np.isnan(block.vectors[[17, 30]]).all()
+    rest = np.delete(block.vectors, [17, 30], axis=0)
+    assert np.array_equal(rest, np.delete(expected, 17, axis=0))
+
+
+def test_a_text_alone_that_kills(path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(FAULT_VARIABLE, f"run:{POISON}")
+    with Embedder.open(path, settings=UNTUNED, isolated=True) as embedder:
+        assert np.isnan(embedder.encode(POISON, on_error="skip")).all()
+        assert np.isfinite(embedder.encode("a cat")).all()
+
+
+def test_a_text_that_kills_the_tokenizer_is_named(path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(FAULT_VARIABLE, f"tokenize:{POISON}")
+    with Embedder.open(path, settings=UNTUNED, isolated=True) as embedder:
+        with pytest.raises(NativeFailed, match=r"row 17: llama.cpp dies when it tokenizes"):
+            embedder.encode(TEXTS)
+        assert embedder.encode("a cat").shape == (256,)
+
+
+@pytest.mark.parametrize("n_kills", [5, pytest.param(50, marks=pytest.mark.slow)])
+def test_kills_at_random_moments_change_nothing(backend: IsolatedModel, path: Path, n_kills: int):
+    texts = [f"{text} {i}" for i in range(1 + n_kills * 4) for text in TEXTS]
+    with Embedder.open(path, settings=UNTUNED) as embedder:
+        expected = embedder.encode(texts)
+    draw, pids, done = random.Random(0), set[int](), threading.Event()
+
+    def kill() -> None:
+        for _ in range(n_kills):
+            if done.wait(draw.uniform(0.2, 1.5)):
+                return
+            pids.add(backend.pid)
+            os.kill(backend.pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    with embedder_of(backend) as embedder:
+        killer.start()
+        rounds = 0
+        while rounds == 0 or killer.is_alive():
+            assert np.array_equal(embedder.encode(texts), expected)
+            rounds += 1
+        done.set()
+        killer.join()
+        pids.add(backend.pid)
+    assert backend.n_deaths >= n_kills - 1
+    assert all(gone(pid) for pid in pids)
+
+
+def test_nothing_is_left(backend: IsolatedModel):
+    memory = Path("/dev/shm")
+    before = set(memory.glob("gguf-embed-*/*")) if memory.is_dir() else set[Path]()
+    with embedder_of(backend) as embedder:
+        embedder.encode(TEXTS)
+        if memory.is_dir():
+            assert set(memory.glob("gguf-embed-*/*")) <= before
+        pid = backend.pid
+    assert gone(pid)
+    with pytest.raises(BadInput, match="is closed"):
+        embedder.encode("a")
+
+
+def test_the_child_ends_with_a_parent_that_is_killed(path: Path):
+    code = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from gguf_embed.engine.isolated import IsolatedModel\n"
+        "from gguf_embed.engine.opening import Settings, find_model\n"
+        "settings = Settings(tune=False)\n"
+        "backend = IsolatedModel(find_model(Path(sys.argv[1]), settings), settings)\n"
+        "print(backend.pid, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert gone(int(done.stdout))
+
+
+def test_a_child_that_dies_at_its_start(path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(FAULT_VARIABLE, "load:")
+    with pytest.raises(NativeFailed, match=r"died 3 times while it loaded the model \(SIGSEGV\)"):
+        Embedder.open(path, settings=UNTUNED, isolated=True)
+
+
+def test_a_gate_lets_one_alone():
+    gate, inside, most = Gate(), 0, list[tuple[bool, int]]()
+    lock = threading.Lock()
+
+    def go(alone: bool) -> None:
+        nonlocal inside
+        with gate.alone() if alone else gate.shared():
+            with lock:
+                inside += 1
+                most.append((alone, inside))
+            time.sleep(0.01)
+            with lock:
+                inside -= 1
+
+    threads = [threading.Thread(target=go, args=(i % 3 == 0,)) for i in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(n == 1 for alone, n in most if alone)
+    assert max(n for alone, n in most if not alone) > 1

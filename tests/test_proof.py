@@ -1,0 +1,178 @@
+"""A model file is tried in a child process before this process loads it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+import tiny
+
+from gguf_embed import Embedder, Settings
+from gguf_embed.engine import proof
+from gguf_embed.engine.proof import ProofSettings, prove
+from gguf_embed.engine.trial import FAULT_VARIABLE
+from gguf_embed.errors import BadModelFile, NativeFailed
+from gguf_embed.system import paths
+from gguf_embed.system.child import Child
+from gguf_embed.vectors import Pooling
+
+CAUSAL = ProofSettings(
+    pooling=Pooling.LAST, causal=True, encoder=False, n_ctx=256, n_threads=1, end_token=None
+)
+
+
+@pytest.fixture(autouse=True)
+def _fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GGUF_EMBED_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tiny.write_qwen3(tmp_path / "qwen3.gguf").path
+
+
+def overwrite(path: Path, tensor: str, value: float) -> None:
+    """Make every number of one tensor the same."""
+    reader = gguf.GGUFReader(path, "r+")
+    (found,) = (each for each in reader.tensors if each.name == tensor)
+    found.data[:] = value
+    reader.data.flush()
+
+
+def kept() -> list[Path]:
+    return sorted((paths.home() / "proof").glob("*"))
+
+
+def no_child(*_: object, **__: object) -> Child:
+    raise AssertionError("a child was started")
+
+
+def test_a_file_is_proved_once(path: Path, monkeypatch: pytest.MonkeyPatch):
+    said: list[str] = []
+    prove(path, CAUSAL, on_status=said.append)
+    assert len(said) == 1
+    assert said[0].startswith("proved qwen3.gguf in a child process, once: ")
+    monkeypatch.setattr(proof, "Child", no_child)
+    prove(path, CAUSAL, on_status=said.append)
+    prove(path, replace(CAUSAL, n_ctx=64, n_threads=2))  # sizes are not ways to run
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("change", ["touch", "copy", "way"])
+def test_another_file_or_way_to_run_is_proved_anew(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+):
+    prove(path, CAUSAL)
+    settings = CAUSAL
+    if change == "touch":
+        os.utime(path, ns=(1, 1))
+    elif change == "copy":
+        (tmp_path / "copy.gguf").write_bytes(path.read_bytes())
+        path = tmp_path / "copy.gguf"
+    else:
+        settings = replace(CAUSAL, flash_attn=False)
+    monkeypatch.setattr(proof, "Child", no_child)
+    with pytest.raises(AssertionError, match="a child was started"):
+        prove(path, settings)
+
+
+@pytest.mark.parametrize("stage", ["load", "tokenize", "decode", "tap"])
+def test_a_crash_is_the_file_s_and_kept(path: Path, monkeypatch: pytest.MonkeyPatch, stage: str):
+    monkeypatch.setenv(FAULT_VARIABLE, f"{stage}:SIGSEGV")
+    with pytest.raises(BadModelFile, match=r"qwen3.gguf: llama.cpp dies when it .* \(SIGSEGV\)"):
+        prove(path, CAUSAL)
+    monkeypatch.delenv(FAULT_VARIABLE)
+    with pytest.raises(BadModelFile, match="SIGSEGV"):
+        prove(path, CAUSAL)
+
+
+def test_a_kill_is_not_the_file_s(path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(FAULT_VARIABLE, "decode:SIGKILL")
+    with pytest.raises(NativeFailed, match=r"not proved safe to load: .* SIGKILL; see that memory"):
+        prove(path, CAUSAL)
+    assert kept() == []
+    monkeypatch.delenv(FAULT_VARIABLE)
+    prove(path, CAUSAL)
+
+
+@pytest.mark.parametrize("text", ["", "null", "[]", "{}", "[" * 100_000, '{"verdict": 1}', "\x00"])
+def test_a_kept_proof_that_is_none_is_made_anew(path: Path, text: str):
+    prove(path, CAUSAL)
+    (file,) = kept()
+    right = file.read_text()
+    file.write_text(text)
+    prove(path, CAUSAL)
+    assert file.read_text() == right
+
+
+def test_a_proof_of_another_file_under_that_name_does_not_count(path: Path):
+    prove(path, CAUSAL)
+    (file,) = kept()
+    right = json.loads(file.read_text())
+    wrong: dict[str, Any] = {**right, "verdict": "planted"}
+    file.write_text(json.dumps({**wrong, "of": {**right["of"], "inode": 1}}))
+    prove(path, CAUSAL)
+    assert json.loads(file.read_text()) == right
+
+
+def test_vectors_of_length_0_are_refused(path: Path):
+    overwrite(path, "output_norm.weight", 0)
+    with pytest.raises(BadModelFile, match="vectors of length 0 for ordinary text"):
+        prove(path, CAUSAL)
+
+
+def test_nan_is_refused(path: Path):
+    overwrite(path, "output_norm.weight", float("nan"))
+    with pytest.raises(BadModelFile, match="it gives NaN"):
+        prove(path, CAUSAL)
+
+
+def test_one_vector_for_all_texts_is_refused(path: Path):
+    overwrite(path, "token_embd.weight", 0.125)
+    with pytest.raises(BadModelFile, match="different texts the same vector"):
+        prove(path, CAUSAL)
+
+
+def test_a_vocabulary_that_knows_nothing_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    add = gguf.GGUFWriter.add_token_list
+
+    def foreign(self: gguf.GGUFWriter, tokens: list[str]) -> None:
+        add(self, [f"\u0f00{i}" for i in range(len(tokens))])
+
+    monkeypatch.setattr(gguf.GGUFWriter, "add_token_list", foreign)
+    path = tiny.write_qwen3(tmp_path / "m.gguf").path
+    with pytest.raises(BadModelFile, match="the same token ids"):
+        prove(path, CAUSAL)
+
+
+def test_a_vocabulary_that_aborts_is_refused(tmp_path: Path):
+    """llama.cpp asserts that no word of this pre-tokenizer has a blank in it; texts have."""
+    path = tiny.write_qwen3(tmp_path / "m.gguf", pre="whitespace").path
+    with pytest.raises(BadModelFile, match=r"tokenizes with it \(SIGABRT \(.*GGML_ASSERT\(") as e:
+        prove(path, CAUSAL)
+    assert "fetch it again" in str(e.value)
+
+
+def test_opening_proves_first(path: Path, monkeypatch: pytest.MonkeyPatch):
+    said: list[str] = []
+    with Embedder.open(path, settings=Settings(tune=False), on_status=said.append):
+        pass
+    assert [line for line in said if line.startswith("proved qwen3.gguf")]
+    monkeypatch.setenv(FAULT_VARIABLE, "decode:SIGABRT")
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(BadModelFile, match="SIGABRT"):
+        Embedder.open(path, settings=Settings(tune=False))
+
+
+def test_the_built_in_model_is_proved_like_any_other():
+    said: list[str] = []
+    with Embedder.open(settings=Settings(tune=False), on_status=said.append):
+        pass
+    assert [line for line in said if line.startswith("proved all-minilm-l6-v2")]
