@@ -542,6 +542,7 @@ def wait_for(condition: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "said"),
     [
@@ -578,6 +579,7 @@ def test_stopped_half_way_the_older_file_stays(
         assert list(tmp_path.iterdir()) == [target]
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_older_file_and_tells_the_numbers(tmp_path: Path):
     target = tmp_path / "v.npy"
     np.save(target, np.ones((2, 3), np.float32))
@@ -598,6 +600,7 @@ def test_a_full_disk_keeps_the_older_file_and_tells_the_numbers(tmp_path: Path):
     assert list(tmp_path.iterdir()) == [target]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["embed", "-"], ["search", "x", "-"]])
 def test_standard_output_on_a_full_disk(command: list[object]):
     with Path("/dev/full").open("wb") as full:
@@ -608,6 +611,7 @@ def test_standard_output_on_a_full_disk(command: list[object]):
     assert said in one_line(err.decode())
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_error_to_talk_about():
     process = spawn(["embed", "-"])
     assert process.stdin
@@ -622,6 +626,7 @@ def test_a_reader_that_goes_away_is_no_error_to_talk_about():
     process.stderr.close()
 
 
+@pytest.mark.slow
 def test_a_reader_that_never_reads_is_none_either():
     process = spawn(["search", "x", "-"])
     assert process.stdout
@@ -631,6 +636,7 @@ def test_a_reader_that_never_reads_is_none_either():
     assert (process.returncode, err) == (141, b"")
 
 
+@pytest.mark.slow
 def test_what_a_terminal_cannot_show_is_escaped(tmp_path: Path):
     (tmp_path / "a.txt").write_text("日本\n", "utf-8")
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
@@ -661,6 +667,7 @@ def on_terminal(command: list[str], text: bytes) -> bytes:
     return seen
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_a_progress_bar():
     seen = on_terminal([*FAKE, "embed", "-"], b"text\n" * 100)
     assert re.search(rb"100 texts, [\d,]+ texts/s, [\d,]+ tokens/s", seen)
@@ -668,6 +675,7 @@ def test_a_terminal_gets_a_progress_bar():
     assert quiet == b""
 
 
+@pytest.mark.slow
 def test_without_rich_there_is_no_bar_but_all_else():
     blocked = f"import sys; sys.modules['rich'] = None\n{FAKE_COMMAND}"
     seen = on_terminal([sys.executable, "-c", blocked, "embed", "-"], b"text\n" * 100)
@@ -678,6 +686,7 @@ def test_without_rich_there_is_no_bar_but_all_else():
 # -- a process that lacks what others have ------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
 def test_closed_standard_streams_change_no_file(tmp_path: Path, closed: tuple[int, ...]):
     (tmp_path / "a.txt").write_text("text\n")
@@ -691,6 +700,7 @@ def test_closed_standard_streams_change_no_file(tmp_path: Path, closed: tuple[in
     assert json.loads(target.with_name("v.npy.meta.json").read_text())["n_texts"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "number", "code", "said"),
     [
@@ -718,6 +728,7 @@ sys.exit(main())
 """
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("command", [["models"], ["probe"], ["embed", "--text", "x", "--no-tune"]])
 def test_a_user_without_entry_and_home(tmp_path: Path, command: list[str]):
     kept = {key: value for key, value in os.environ.items() if "HOME" not in key}
@@ -752,6 +763,7 @@ def real(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return run
 
 
+@pytest.mark.native
 def test_the_built_in_model_from_file_to_answer(tmp_path: Path, home: Path):
     texts = tmp_path / "a.txt"
     texts.write_text("The kitten naps on the sofa.\n\nShares fell sharply in Tokyo.\n")
