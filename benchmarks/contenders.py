@@ -79,7 +79,7 @@ class GgufEmbed:
 
     def __init__(self, load: Load) -> None:
         from gguf_embed.engine.embedder import Embedder
-        from gguf_embed.engine.opening import Settings
+        from gguf_embed.plan.settings import Settings
 
         self._embedder = Embedder.open(Path(load.model), settings=Settings(**load.settings))
         chosen = self._embedder.run_settings

@@ -23,12 +23,16 @@ import numpy as np
 import psutil
 
 from gguf_embed.catalog import catalog
-from gguf_embed.engine.runner import Meaning, Runner, RunSettings
-from gguf_embed.gguf.header import ENCODERS, read_header
+from gguf_embed.engine.runner import Runner
+from gguf_embed.gguf.header import read_header
 from gguf_embed.machine import probe as hardware
 from gguf_embed.native import library
 from gguf_embed.native.model import Model
-from gguf_embed.plan.plan import HOST, MIB, Limits, make_plan, variant
+from gguf_embed.plan.contexts import longest_ordinary
+from gguf_embed.plan.memory import HOST, MIB
+from gguf_embed.plan.plan import make_plan
+from gguf_embed.plan.settings import Settings
+from gguf_embed.plan.variants import variant_of
 
 REPORTED = (
     ("weights", re.compile(r"load_tensors: +(\S+) model buffer size = +([\d.]+) MiB")),
@@ -54,37 +58,27 @@ class Reports(logging.Handler):
                 self.mib[HOST if host else buffer, part] += float(found[2])
 
 
-def measure(path: Path, limits: Limits) -> dict[str, Any]:
+def measure(path: Path, settings: Settings) -> dict[str, Any]:
     """Load and run one file in this process; predicted and reported MiB by device and part."""
     header = read_header(path)
     card = catalog.by_header(header)
     machine = hardware.probe()
-    plan = make_plan([variant(header, card=card)], machine, limits)
+    the_variant = variant_of(header, card=card)
+    plan = make_plan([the_variant], machine, settings)
+    run = plan.run
     reports = Reports()
     log = logging.getLogger("gguf_embed.llama")
     log.setLevel(logging.DEBUG)
     log.addHandler(reports)
 
-    encoder = header.architecture in ENCODERS
-    the_variant = variant(header, card=card)
-    meaning = Meaning(
-        pooling=the_variant.pooling, causal=the_variant.causal, encoder=the_variant.encoder
-    )
-    settings = RunSettings(
-        max_batch_tokens=plan.max_batch_tokens,
-        n_contexts=plan.n_contexts,
-        n_threads=plan.n_threads,
-        n_gpu_layers=plan.n_gpu_layers,
-        tap=not encoder,
-    )
     process = psutil.Process()
     free_before = {d.name: d.free_bytes for d in library.devices() if d.kind != "cpu"}
     rss_before = process.memory_info().rss
-    model = Model(path, n_gpu_layers=plan.n_gpu_layers, repack=False)
+    model = Model(path, n_gpu_layers=run.n_gpu_layers, repack=False)
     rng = np.random.default_rng(0)
-    with Runner(model, meaning, settings) as runner:
-        lengths = [plan.max_batch_tokens] * plan.n_contexts
-        lengths += [plan.n_ctx] if plan.n_ctx > runner.ordinary_tokens else []
+    with Runner(model, the_variant.mode, run) as runner:
+        lengths = [run.max_batch_tokens] * run.n_contexts
+        lengths += [run.n_ctx] if run.n_ctx > longest_ordinary(run, the_variant.mode) else []
         futures = [
             runner.submit([rng.integers(0, model.n_vocab, n).astype(np.int32)]) for n in lengths
         ]
@@ -101,8 +95,8 @@ def measure(path: Path, limits: Limits) -> dict[str, Any]:
     return {
         "file": path.name,
         "where": plan.chosen.where,
-        "n_ctx": plan.n_ctx,
-        "max_batch_tokens": plan.max_batch_tokens,
+        "n_ctx": run.n_ctx,
+        "max_batch_tokens": run.max_batch_tokens,
         "parts": [
             (device, part, predicted.get((device, part), 0.0), reports.mib.get((device, part), 0.0))
             for device, part in sorted({*predicted, *reports.mib})
@@ -127,12 +121,12 @@ def main() -> None:
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        limits = Limits(
+        settings = Settings(
             n_ctx=args.n_ctx,
             max_batch_tokens=args.max_batch_tokens,
             n_gpu_layers=args.n_gpu_layers,
         )
-        print(json.dumps(measure(args.files[0], limits)))
+        print(json.dumps(measure(args.files[0], settings)))
         return
     print("| file, context, microbatch | where | part | predicted MiB | actual MiB |")
     print("| --- | --- | --- | --- | --- |")

@@ -27,9 +27,10 @@ from pathlib import Path
 from typing import Any
 
 from gguf_embed import cli
-from gguf_embed.engine.opening import meaning_of
+from gguf_embed.engine.opening import mode_of
 from gguf_embed.errors import BadModelFile
 from gguf_embed.gguf.header import read_header
+from gguf_embed.plan.settings import Settings
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 tiny: Any = importlib.import_module("tiny")
@@ -193,7 +194,7 @@ def mutate(file: File, draw: random.Random) -> str:
 
 def passes(path: Path) -> bool:
     try:
-        meaning_of(read_header(path), None, None)
+        mode_of(read_header(path), None, Settings())
     except BadModelFile:
         return False
     return True

@@ -12,7 +12,8 @@ from pathlib import Path
 from gguf_embed.catalog import catalog
 from gguf_embed.errors import DoesNotFit
 from gguf_embed.machine.machine import Machine, machine_from_json
-from gguf_embed.plan.plan import Plan, gpus_of, mib, plan_auto, plan_for
+from gguf_embed.plan.memory import gpus_of, mib
+from gguf_embed.plan.plan import Plan, plan_auto, plan_for
 
 ROOT = Path(__file__).parents[1]
 MODELS = ("qwen3-embedding-0.6b", "qwen3-embedding-4b", "qwen3-embedding-8b")
@@ -62,9 +63,9 @@ def _cells(plan: Plan) -> tuple[str, ...]:
     return (
         plan.quant,
         row.where,
-        plan.verdict,
-        f"{plan.n_ctx:,}",
-        str(plan.max_batch_tokens),
+        plan.fit,
+        f"{plan.run.n_ctx:,}",
+        str(plan.run.max_batch_tokens),
         mib(row.needed_bytes),
         mib(row.free_bytes),
         plan.suggestion or "",

@@ -25,11 +25,9 @@ import workloads
 
 from gguf_embed.engine import tune
 from gguf_embed.engine.embedder import Embedder
-from gguf_embed.engine.opening import Settings, meaning_of
-from gguf_embed.engine.runner import RunSettings
-from gguf_embed.gguf.header import read_header
+from gguf_embed.engine.opening import find_model
 from gguf_embed.machine import probe as hardware
-from gguf_embed.machine import selftest
+from gguf_embed.plan.settings import RunSettings, Settings
 
 CHOICE, START = "the tuner's choice", "untuned"
 TUNE_S = 120.0  # time to measure as much as the tuner likes
@@ -85,18 +83,14 @@ def main() -> None:
     args = parser.parse_args()
 
     n_cores = hardware.usable_cores()
-    header = read_header(args.model)
     with Embedder.open(args.model, settings=Settings(tune=False)) as embedder:
-        card = embedder.card
         work = workloads.make("mixed", args.n, lambda text: int(embedder.count_tokens([text])[0]))
         n_tokens = int(embedder.count_tokens(work.texts).sum())
-    meaning = meaning_of(header, card, None)
-    working = selftest.check(header.matrix_types)
-    tuned = tune.tune(args.model, header, meaning, working, n_cores, budget_s=TUNE_S)
+    target = find_model(args.model, Settings()).target
+    tuned = tune.tune(target, budget_s=TUNE_S)
     print(f"{args.model.name}: {n_tokens:,} tokens; tuned in {tuned.seconds:.0f} s", flush=True)
 
-    start = tune.untuned(header, meaning, working, n_cores)
-    contenders = {CHOICE: Settings(tune=False), START: _settings(start)}
+    contenders = {CHOICE: Settings(tune=False), START: _settings(target.start)}
     for settings in grid(n_cores):
         name = (
             f"repack {settings.repack}, flash {settings.flash_attn}, "

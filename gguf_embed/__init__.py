@@ -16,7 +16,6 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from gguf_embed.engine.embedder import Embedder as Embedder
-    from gguf_embed.engine.opening import Settings as Settings
     from gguf_embed.engine.options import Block as Block
     from gguf_embed.engine.options import EncodeOptions as EncodeOptions
     from gguf_embed.engine.options import FailedRow as FailedRow
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from gguf_embed.errors import NativeFailed as NativeFailed
     from gguf_embed.errors import OutputFailed as OutputFailed
     from gguf_embed.errors import TextTooLong as TextTooLong
+    from gguf_embed.plan.settings import Settings as Settings
     from gguf_embed.vectors import Pooling as Pooling
 
 # Where each name is; it is imported when it is first asked for.
@@ -41,7 +41,7 @@ _PLACES = {
     "EncodeOptions": "gguf_embed.engine.options",
     "FailedRow": "gguf_embed.engine.options",
     "Priority": "gguf_embed.engine.turns",
-    "Settings": "gguf_embed.engine.opening",
+    "Settings": "gguf_embed.plan.settings",
     "Pooling": "gguf_embed.vectors",
     "BadInput": "gguf_embed.errors",
     "BadModelFile": "gguf_embed.errors",

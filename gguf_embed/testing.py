@@ -23,15 +23,17 @@ import numpy as np
 from gguf_embed.catalog import catalog
 from gguf_embed.engine.backend import BatchLimits, Head, Outcome
 from gguf_embed.engine.embedder import Embedder
-from gguf_embed.engine.opening import Choice, Found, Settings
-from gguf_embed.engine.runner import Meaning
+from gguf_embed.engine.opening import Choice, Found
 from gguf_embed.gguf.header import Header
 from gguf_embed.machine.machine import Machine
 from gguf_embed.machine.measured import LevelFigures
 from gguf_embed.machine.selftest import Working
 from gguf_embed.native.model import Tokens
-from gguf_embed.plan import plan
-from gguf_embed.plan.plan import Candidate, Plan, Run
+from gguf_embed.plan.candidate import Candidate
+from gguf_embed.plan.contexts import EmbedMode
+from gguf_embed.plan.plan import Plan
+from gguf_embed.plan.settings import RunSettings, Settings
+from gguf_embed.plan.variants import variants_of
 from gguf_embed.store import download
 from gguf_embed.store.local import Source
 from gguf_embed.vectors import Pooling
@@ -141,12 +143,12 @@ def _found(*, dim: int, n_ctx: int, prompts: Mapping[str, str], settings: Settin
         header_bytes=0,
         file_bytes=0,
     )
-    run = Run(n_ctx=n_ctx, max_batch_tokens=512)
+    run = RunSettings(n_ctx=n_ctx)
     row = Candidate(
         quant="F32",
         tier="cpu",
         where="CPU",
-        verdict="fits",
+        fit="fits",
         needed_bytes=0,
         free_bytes=0,
         reason="takes no memory",
@@ -160,13 +162,9 @@ def _found(*, dim: int, n_ctx: int, prompts: Mapping[str, str], settings: Settin
         reason="a fake, for tests",
         file=None,
         tier="cpu",
-        verdict="fits",
+        fit="fits",
         devices=("CPU",),
-        n_gpu_layers=0,
-        n_ctx=n_ctx,
-        max_batch_tokens=run.max_batch_tokens,
-        n_contexts=1,
-        n_threads=1,
+        run=run,
         memory={},
         considered=(row,),
         why=("a fake, for tests",),
@@ -175,9 +173,9 @@ def _found(*, dim: int, n_ctx: int, prompts: Mapping[str, str], settings: Settin
         source=Source(name=NAME, card=card, file=header.source),
         header=header,
         card=card,
-        variant=plan.variants(builtin)[0],
+        variant=variants_of(builtin)[0],
         machine=_machine(),
-        limits=settings,
+        settings=settings,
         plan=made,
     )
     pooling = settings.pooling or Pooling.MEAN
@@ -185,7 +183,7 @@ def _found(*, dim: int, n_ctx: int, prompts: Mapping[str, str], settings: Settin
         choice=choice,
         path=Path(header.source),
         header=header,
-        meaning=Meaning(pooling=pooling, causal=False, encoder=True),
+        mode=EmbedMode(pooling=pooling, causal=False, encoder=True),
         working=Working(flash=True, repack=True, remark=None),
     )
 

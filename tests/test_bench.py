@@ -23,7 +23,6 @@ from tiny import WORDS
 from gguf_embed import cli
 from gguf_embed.catalog import catalog
 from gguf_embed.cli import bench as bench_command
-from gguf_embed.engine.opening import Settings
 from gguf_embed.errors import BadInput, BadOption, DoesNotFit, ModelNotFound, NativeFailed
 from gguf_embed.gguf.header import read_header
 from gguf_embed.lab import bench, estimate, levels, plots, report, task_files, worker
@@ -35,7 +34,8 @@ from gguf_embed.lab.task_files import read_task
 from gguf_embed.lab.tasks import Task
 from gguf_embed.machine import measured as kept
 from gguf_embed.machine.measured import Loss
-from gguf_embed.plan import plan
+from gguf_embed.plan.settings import Settings
+from gguf_embed.plan.variants import variant_of
 from gguf_embed.system import files
 from gguf_embed.vectors import Pooling
 
@@ -278,8 +278,8 @@ def test_without_queries_texts_are_their_own(tiny_model: Callable[..., Path], tm
 
 
 def test_the_planner_finds_what_was_measured(measured: Report, tiny_model: Callable[..., Path]):
-    variant = plan.variant(read_header(tiny_model("bert")))
-    shape = kept.shape_key(variant.shape, variant.pooling, causal=variant.causal)
+    variant = variant_of(read_header(tiny_model("bert")))
+    shape = kept.shape_key(variant.shape, variant.mode.pooling, causal=variant.mode.causal)
     found = kept.figures(kept.load(1), shape, variant.model)
     assert list(found) == ["F32", "Q8_0", "Q4_K_M"]
     for result in measured.results:

@@ -32,7 +32,6 @@ from gguf_embed.bundle.unbundle import unbundle
 from gguf_embed.catalog import catalog
 from gguf_embed.engine import canaries
 from gguf_embed.engine.embedder import Embedder
-from gguf_embed.engine.opening import Settings
 from gguf_embed.errors import (
     BadInput,
     BadModelFile,
@@ -44,6 +43,7 @@ from gguf_embed.errors import (
     OutputFailed,
 )
 from gguf_embed.gguf.header import Header, read_header
+from gguf_embed.plan.settings import Settings
 from gguf_embed.store import download, names
 from gguf_embed.store import local as store
 from gguf_embed.store.local import Places, Source

@@ -29,8 +29,8 @@ from gguf_embed.cli import main
 from gguf_embed.engine import loaded as engine_loaded
 from gguf_embed.engine import tune
 from gguf_embed.engine.embedder import Embedder
-from gguf_embed.engine.opening import Choice, Settings, choose
-from gguf_embed.engine.runner import Meaning, RunSettings
+from gguf_embed.engine.opening import Choice, choose
+from gguf_embed.engine.tune_record import Tuned, keep_record
 from gguf_embed.errors import BadInput, BadModelFile, BadOption, DoesNotFit, ModelNotFound
 from gguf_embed.gguf.header import read_header
 from gguf_embed.machine import measured, selftest
@@ -38,8 +38,11 @@ from gguf_embed.machine import probe as hardware
 from gguf_embed.machine.machine import Machine, machine_from_json
 from gguf_embed.native import context as native_context
 from gguf_embed.native.model import Model
-from gguf_embed.plan import plan
-from gguf_embed.plan.plan import MIB, Limits
+from gguf_embed.plan.contexts import EmbedMode
+from gguf_embed.plan.fitter import BATCH_TOKENS_TIGHT, MARGIN_SHARE
+from gguf_embed.plan.memory import MIB, predict
+from gguf_embed.plan.settings import BATCH_TOKENS, RunSettings, Settings
+from gguf_embed.plan.variants import variants_of
 from gguf_embed.store import download, hub, names
 from gguf_embed.store import local as store
 from gguf_embed.store.local import Places
@@ -49,12 +52,12 @@ from gguf_embed.vectors import Pooling
 MACHINES = Path(__file__).parent / "machines"
 LAPTOP = machine_from_json((MACHINES / "laptop-16gb-no-gpu.json").read_text())
 ONE_GPU = machine_from_json((MACHINES / "rtx-4090-24gb.json").read_text())
-LAST = Meaning(pooling=Pooling.LAST, causal=True, encoder=False)
+LAST = EmbedMode(pooling=Pooling.LAST, causal=True, encoder=False)
 MODEL = "tiny-embedder"
 REPO = "someone/Tiny-Embedder-GGUF"
 QUANTS = ("F16", "Q8_0", "Q4_K_M", "Q2_K")  # best first
 QUICK = Settings(tune=False, n_threads=1)
-TUNED = tune.Tuned(
+TUNED = Tuned(
     settings=RunSettings(max_batch_tokens=1024, n_threads=1, repack=True),
     tokens_per_s=1.0,
     untuned_tokens_per_s=1.0,
@@ -148,7 +151,7 @@ class World:
             download.fetch(names.resolve(MODEL, quant))
 
     def choose(self, name: str | Path = MODEL, **limits: Any) -> Choice:
-        return choose(name, self.machine, Limits(**limits))
+        return choose(name, self.machine, Settings(**limits))
 
     def with_ram(self, n_bytes: int) -> None:
         self.machine = replace(LAPTOP, ram_available_bytes=n_bytes, ram_total_bytes=n_bytes)
@@ -242,18 +245,18 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return forbid
 
 
-def needed(quant: str, n_ctx: int = 2048, max_batch_tokens: int = plan.BATCH_TOKENS) -> int:
+def needed(quant: str, n_ctx: int = 2048, max_batch_tokens: int = BATCH_TOKENS) -> int:
     """Bytes that a run of the tiny model takes, by the plan's own count."""
     card = catalog.find(MODEL)
     assert card is not None
-    (variant,) = (v for v in plan.variants(card) if v.quant == quant)
-    run = plan.Run(n_ctx=n_ctx, max_batch_tokens=max_batch_tokens)
-    return plan.predict(variant, LAPTOP, run)["CPU"].used_bytes
+    (variant,) = (v for v in variants_of(card) if v.quant == quant)
+    run = RunSettings(n_ctx=n_ctx, max_batch_tokens=max_batch_tokens)
+    return predict(variant, LAPTOP, run)["CPU"].used_bytes
 
 
 def enough_for(quant: str) -> int:
     """RAM in which that quantization fits with its margin, and the next better one does not."""
-    share = plan.MARGIN_SHARE
+    share = MARGIN_SHARE
     n_bytes = needed(quant) * share // (share - 1) + 4 * share
     better = QUANTS.index(quant) - 1
     assert better < 0 or needed(QUANTS[better]) > n_bytes - n_bytes // share
@@ -285,7 +288,7 @@ def test_a_name_becomes_vectors_and_says_why(world: World):
 def test_less_memory_takes_a_smaller_file(quant: str, world: World):
     world.with_ram(enough_for(quant))
     with world.open() as embedder:
-        assert (embedder.quant, embedder.plan.verdict) == (quant, "fits")
+        assert (embedder.quant, embedder.plan.fit) == (quant, "fits")
     assert world.served() == [quant]
 
 
@@ -317,7 +320,7 @@ def test_a_file_that_is_here_and_has_no_room_is_not_used(world: World):
         assert embedder.quant == "Q8_0"
     world.go_offline()  # where it is tight, or nothing
     world.pull("Q8_0")
-    assert world.choose(quant="F16").plan.verdict == "tight"
+    assert world.choose(quant="F16").plan.fit == "tight"
 
 
 def test_speed_that_was_measured_here_decides_where_speed_is_preferred(world: World):
@@ -330,13 +333,13 @@ def test_speed_that_was_measured_here_decides_where_speed_is_preferred(world: Wo
     found = world.choose(prefer="speed").plan
     assert found.quant == "Q8_0"
     assert "90 tokens/s, the fastest of 2 measured here" in found.reason
-    assert choose(MODEL, LAPTOP, Limits(prefer="speed"), here=False).plan.quant == "Q4_K_M"
+    assert choose(MODEL, LAPTOP, Settings(prefer="speed"), here=False).plan.quant == "Q4_K_M"
     assert world.choose(prefer="speed", n_threads=1).plan.quant == "Q4_K_M"  # not measured so
 
 
 def test_for_another_machine_it_does_not_count_what_is_here(world: World):
     world.pull("Q4_K_M")
-    assert choose(MODEL, LAPTOP, Limits(), here=False).plan.quant == "F16"
+    assert choose(MODEL, LAPTOP, Settings(), here=False).plan.quant == "F16"
 
 
 def test_a_damaged_file_that_is_here_is_passed_over(world: World, caplog: pytest.LogCaptureFixture):
@@ -387,7 +390,7 @@ def test_a_repository_that_nobody_knows_is_planned_by_its_headers(world: World):
     with world.open(repo, QUICK) as embedder:
         assert embedder.quant == "Q8_0"
     assert len(world.fake.requests) == asked
-    assert choose(repo, LAPTOP, Limits(), here=False).plan.quant == "F16"
+    assert choose(repo, LAPTOP, Settings(), here=False).plan.quant == "F16"
 
 
 def test_a_smaller_model_where_that_is_allowed(world: World):
@@ -512,12 +515,12 @@ def test_what_does_not_fit_is_told_before_it_is_loaded(world: World, loaded: lis
 
 
 def test_the_longest_text_is_what_there_is_memory_for(world: World):
-    world.with_ram(needed("Q2_K", 512, plan.BATCH_TOKENS_TIGHT) * 15 // 14)
+    world.with_ram(needed("Q2_K", 512, BATCH_TOKENS_TIGHT) * 15 // 14)
     path = world.files["Q2_K"]
     with world.open(path) as embedder:
-        assert embedder.plan.verdict == "tight"
+        assert embedder.plan.fit == "tight"
         assert 512 <= embedder.n_ctx < 2048
-        assert embedder.n_ctx == embedder.plan.n_ctx
+        assert embedder.n_ctx == embedder.plan.run.n_ctx
     with pytest.raises(DoesNotFit, match="a smaller --n-ctx"):
         world.open(path, replace(QUICK, n_ctx=2048))
     with world.open(path, replace(QUICK, n_ctx=700)) as embedder:
@@ -531,25 +534,18 @@ def used(embedder: Embedder) -> RunSettings:
 def test_a_tight_plan_is_not_exceeded_by_what_was_measured(world: World):
     """When it was measured, there was more memory."""
     path = world.files["Q4_K_M"]
-    tune._keep(TUNED, read_header(path), 1)
+    with world.open(path) as embedder:
+        keep_record(TUNED, embedder.target)
     with world.open(path) as embedder:
         assert used(embedder).max_batch_tokens == 1024
     world.with_ram(needed("Q4_K_M") * 15 // 14)
     with world.open(path) as embedder:
-        assert embedder.plan.verdict == "tight"
-        assert used(embedder).max_batch_tokens == plan.BATCH_TOKENS_TIGHT
+        assert embedder.plan.fit == "tight"
+        assert used(embedder).max_batch_tokens == BATCH_TOKENS_TIGHT
         assert used(embedder).repack  # what costs no memory stays
-    # As measured anew: nothing is tried that the plan has no room for.
-    tuned = tune.tune(
-        path,
-        embedder.header,
-        embedder.meaning,
-        selftest.check(["Q4_K"]),
-        1,
-        room=embedder.room,
-        budget_s=20,
-    )
-    assert {t.settings.max_batch_tokens for t in tuned.trials} == {plan.BATCH_TOKENS_TIGHT}
+    # As measured anew: nothing is tried that there is no memory for.
+    tuned = tune.tune(embedder.target, budget_s=20)
+    assert {t.settings.max_batch_tokens for t in tuned.trials} == {BATCH_TOKENS_TIGHT}
 
 
 def test_contexts_are_counted(world: World):
@@ -558,17 +554,18 @@ def test_contexts_are_counted(world: World):
     world.machine = machine
     with pytest.raises(DoesNotFit):
         world.choose(catalog.BUILTIN, n_contexts=16)
-    assert world.choose(catalog.BUILTIN).plan.n_contexts < 16
-    assert world.choose(catalog.BUILTIN, n_threads=1).plan.n_contexts == 1
+    assert world.choose(catalog.BUILTIN).plan.run.n_contexts < 16
+    assert world.choose(catalog.BUILTIN, n_threads=1).plan.run.n_contexts == 1
 
 
 def test_the_pooled_path_needs_memory_for_the_head(world: World):
     tapped, pooled = world.choose().plan, world.choose(tap=False).plan
     assert pooled.memory["CPU"].used_bytes > tapped.memory["CPU"].used_bytes
     found = world.choose()
-    assert found.has_room(RunSettings(tap=True))
+    assert found.fits(found.plan.run)
     world.with_ram(enough_for("F16"))
-    assert not world.choose(quant="F16").has_room(RunSettings(tap=False, max_batch_tokens=1024))
+    little = world.choose(quant="F16")
+    assert not little.fits(replace(little.plan.run, tap=False, max_batch_tokens=1024))
 
 
 def test_without_a_tap_it_is_planned_anew(world: World, monkeypatch: pytest.MonkeyPatch):
@@ -576,10 +573,10 @@ def test_without_a_tap_it_is_planned_anew(world: World, monkeypatch: pytest.Monk
     path = world.files["F16"]
     world.with_ram(enough_for("F16"))
     tapped, pooled = world.choose(path).plan, world.choose(path, tap=False).plan
-    assert pooled.n_ctx < tapped.n_ctx
+    assert pooled.run.n_ctx < tapped.run.n_ctx
     with world.open(path) as embedder:
-        assert (embedder.n_ctx, used(embedder).tap) == (pooled.n_ctx, False)
-        assert used(embedder).max_batch_tokens == pooled.max_batch_tokens == 128
+        assert (embedder.n_ctx, used(embedder).tap) == (pooled.run.n_ctx, False)
+        assert used(embedder).max_batch_tokens == pooled.run.max_batch_tokens == 128
         assert embedder.encode("the cat").shape == (256,)
 
 
@@ -599,7 +596,7 @@ def test_a_gpu_gets_the_layers(world: World, loaded: list[dict[str, Any]]):
     world.machine = ONE_GPU
     with world.open() as embedder:
         assert embedder.encode("the cat").shape == (256,)
-        assert (embedder.plan.n_gpu_layers, embedder.plan.devices) == (3, ("CUDA0",))
+        assert (embedder.plan.run.n_gpu_layers, embedder.plan.devices) == (3, ("CUDA0",))
         assert used(embedder).n_gpu_layers == 3
         assert used(embedder).n_contexts == 1
     with world.open(settings=replace(QUICK, n_gpu_layers=0)) as embedder:
@@ -627,7 +624,7 @@ def test_an_encoder_too(world: World, monkeypatch: pytest.MonkeyPatch):
     with world.open(catalog.BUILTIN, Settings(tune=False, n_threads=4)) as embedder:
         assert used(embedder).n_gpu_layers == 7
         assert (used(embedder).n_contexts, used(embedder).n_threads) == (1, 4)
-        assert used(embedder).max_batch_tokens == plan.BATCH_TOKENS
+        assert used(embedder).max_batch_tokens == BATCH_TOKENS
 
 
 def test_a_gpu_that_fails_its_test_is_not_used(
@@ -657,9 +654,9 @@ def test_without_flash_attention_it_is_planned_anew(world: World, monkeypatch: p
     broken = selftest.Working(flash=False, repack=True, remark="no flash")
     monkeypatch.setattr(selftest, "check", lambda *_, **__: broken)
     with world.open(settings=replace(QUICK, n_ctx=2048)) as embedder:
-        assert embedder.plan.verdict == "tight"
+        assert embedder.plan.fit == "tight"
         assert not used(embedder).flash_attn
-        assert used(embedder).max_batch_tokens == plan.BATCH_TOKENS_TIGHT
+        assert used(embedder).max_batch_tokens == BATCH_TOKENS_TIGHT
 
 
 # ------------------------------------------------------------------------------------ licences

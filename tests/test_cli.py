@@ -22,8 +22,8 @@ import pytest
 
 from gguf_embed import __version__, cli, errors
 from gguf_embed.cli import doctor, exits, options
-from gguf_embed.engine.opening import Settings
 from gguf_embed.errors import NativeFailed
+from gguf_embed.plan.settings import Settings
 from gguf_embed.testing import FakeEmbedder
 
 TIMEOUT_S = 120  # a hang is one after that, also on a busy machine
@@ -121,7 +121,7 @@ def test_embed_says_what_made_the_vectors(run: Run, notes: Path, tmp_path: Path)
             "reason": "a fake, for tests",
             "where": "CPU",
             "n_gpu_layers": 0,
-            "verdict": "fits",
+            "fit": "fits",
         },
         "exact": True,
         "truncate": "error",

@@ -12,7 +12,7 @@ from fakehub import FakeHub
 from gguf_embed.catalog.catalog import BUILTIN, builtin_path
 from gguf_embed.cli import main
 from gguf_embed.engine.embedder import Embedder
-from gguf_embed.engine.opening import Settings
+from gguf_embed.plan.settings import Settings
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from gguf_embed import cli
 from gguf_embed.cli import options
 from gguf_embed.engine.embedder import Embedder
-from gguf_embed.engine.opening import Settings
 from gguf_embed.errors import BadInput
 from gguf_embed.lab.compare import MAX_TEXTS, MIN_TEXTS, compare, evenly
 from gguf_embed.lab.forecast import forecast
@@ -22,6 +21,7 @@ from gguf_embed.lab.parallel import parallel_sentences
 from gguf_embed.lab.quantize import make
 from gguf_embed.lab.quantize_child import Recipe
 from gguf_embed.lab.stored import stored
+from gguf_embed.plan.settings import Settings
 from gguf_embed.testing import FakeEmbedder
 from gguf_embed.vectors import Pooling, Vectors
 

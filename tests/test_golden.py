@@ -20,7 +20,7 @@ from golden.compare import HERE, Comparison, Golden, compare, load
 
 from gguf_embed.catalog.catalog import builtin_path
 from gguf_embed.engine.embedder import Embedder
-from gguf_embed.engine.opening import Settings
+from gguf_embed.plan.settings import Settings
 
 BOUNDS = {"F16": (0.99998, 0.999995), "Q8_0": (0.9975, 0.9994)}
 

@@ -167,7 +167,8 @@ def test_the_child_ends_with_a_parent_that_is_killed(path: Path):
     code = (
         "import os, signal, sys; from pathlib import Path\n"
         "from gguf_embed.engine.isolated import IsolatedModel\n"
-        "from gguf_embed.engine.opening import Settings, find_model\n"
+        "from gguf_embed.engine.opening import find_model\n"
+        "from gguf_embed.plan.settings import Settings\n"
         "settings = Settings(tune=False)\n"
         "backend = IsolatedModel(find_model(Path(sys.argv[1]), settings), settings)\n"
         "print(backend.pid, flush=True)\n"

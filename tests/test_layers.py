@@ -37,10 +37,7 @@ ONLY_IN = {
 
 MAX_LINES = 400
 # Longer files, each with its reason.
-LONG: Mapping[str, str] = {
-    "engine/tune.py": "to be split",
-    "plan/plan.py": "to be split into settings, memory, plan and reasons",
-}
+LONG: Mapping[str, str] = {}
 
 
 def imports(source: str) -> Iterator[str]:

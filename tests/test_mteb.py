@@ -11,9 +11,9 @@ import pytest
 
 from gguf_embed.catalog import catalog
 from gguf_embed.engine.embedder import Embedder
-from gguf_embed.engine.opening import Settings
 from gguf_embed.errors import BadOption
 from gguf_embed.integrations.mteb import MtebModel
+from gguf_embed.plan.settings import Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

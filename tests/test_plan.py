@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -26,8 +27,7 @@ from gguf_embed import cli
 from gguf_embed.catalog import catalog
 from gguf_embed.catalog.card import ModelCard
 from gguf_embed.cli.options import size
-from gguf_embed.engine import runner, tune
-from gguf_embed.engine.runner import Meaning, Runner, RunSettings
+from gguf_embed.engine.runner import Runner
 from gguf_embed.errors import BadOption, DoesNotFit
 from gguf_embed.gguf import layout, quants
 from gguf_embed.gguf.header import read_header
@@ -36,21 +36,23 @@ from gguf_embed.machine import measured
 from gguf_embed.machine import probe as hardware
 from gguf_embed.machine.machine import Device, Machine, machine_from_json
 from gguf_embed.machine.measured import LevelFigures, LevelQuality, Loss, MeasuredRun
-from gguf_embed.machine.selftest import Working
 from gguf_embed.native.context import Context
 from gguf_embed.native.model import Model
-from gguf_embed.plan import plan
-from gguf_embed.plan.plan import (
-    MIB,
-    Limits,
-    Memory,
-    Plan,
-    Run,
-    Variant,
-    make_plan,
-    plan_auto,
-    plan_for,
+from gguf_embed.plan import rules
+from gguf_embed.plan.candidate import Candidate
+from gguf_embed.plan.contexts import EmbedMode, longest_ordinary
+from gguf_embed.plan.fitter import MARGIN_BYTES, N_CTX
+from gguf_embed.plan.memory import MIB, Memory, gpus_of, mib, predict
+from gguf_embed.plan.plan import Plan, also_fits, make_plan, plan_auto, plan_for
+from gguf_embed.plan.settings import (
+    BATCH_TOKENS,
+    PREFERENCES,
+    Prefer,
+    RunSettings,
+    Settings,
+    keep_asked,
 )
+from gguf_embed.plan.variants import Variant, variant_of, variants_of
 from gguf_embed.vectors import Pooling
 
 MACHINES = Path(__file__).parent / "machines"
@@ -72,8 +74,8 @@ def machine_of(name: str) -> Machine:
     return machine_from_json((MACHINES / f"{name}.json").read_text())
 
 
-def variant_of(name: str, quant: str) -> Variant:
-    return next(v for v in plan.variants(card_of(name), any_quant=True) if v.quant == quant)
+def file_of(name: str, quant: str) -> Variant:
+    return next(v for v in variants_of(card_of(name), any_quant=True) if v.quant == quant)
 
 
 ALL_MACHINES = tuple(sorted(path.stem for path in MACHINES.glob("*.json")))
@@ -214,23 +216,23 @@ def test_contexts_take_the_memory_that_is_predicted(
     flash_attn: bool,
 ):
     """The engine's own contexts, among them the one for a long text."""
-    variant = variant_of(name, quant)
-    run = Run(n_ctx=n_ctx, max_batch_tokens=n_tokens, n_contexts=n_contexts, flash_attn=flash_attn)
-    meaning = Meaning(pooling=variant.pooling, causal=variant.causal, encoder=variant.encoder)
-    run_settings = RunSettings(
+    variant = file_of(name, quant)
+    mode = variant.mode
+    run = RunSettings(
+        n_ctx=n_ctx,
         max_batch_tokens=n_tokens,
         n_contexts=n_contexts,
         flash_attn=flash_attn,
-        tap=not variant.encoder,
+        tap=not mode.encoder,
     )
-    with reported() as mib, Runner(shapes[name, quant], meaning, run_settings) as runs:
-        if n_ctx > runs._room:
+    with reported() as mib, Runner(shapes[name, quant], mode, run) as runs:
+        if n_ctx > longest_ordinary(run, mode):
             runs._long_context(n_ctx)
-    memory = plan.predict(variant, CPU_ONLY, run)
+    memory = predict(variant, CPU_ONLY, run)
     assert memory.keys() == {"CPU"}
     assert_near("compute", memory["CPU"].compute_bytes, mib["compute"])
     assert_near("cache", memory["CPU"].cache_bytes, mib["cache"])
-    if variant.tapped:  # an encoder's grows at the first text: see the built-in model below
+    if run.tap:  # an encoder's grows at the first text: see the built-in model below
         assert_near("host", memory["CPU"].host_bytes, mib["host"])
 
 
@@ -239,15 +241,14 @@ def test_the_head_of_the_pooled_path_is_counted(
     shapes: dict[tuple[str, str], Model], n_tokens: int
 ):
     """A reranker is pooled by llama.cpp, which computes the whole vocabulary for every token."""
-    variant = replace(variant_of(f"{QWEN}-0.6b", "Q8_0"), pooling=Pooling.RANK)
-    meaning = Meaning(pooling=Pooling.LAST, causal=True, encoder=False)
-    model = shapes[f"{QWEN}-0.6b", "Q8_0"]
-    with (
-        reported() as mib,
-        Runner(model, meaning, RunSettings(tap=False, max_batch_tokens=n_tokens)),
-    ):
+    variant = file_of(f"{QWEN}-0.6b", "Q8_0")
+    model, mode = shapes[f"{QWEN}-0.6b", "Q8_0"], variant.mode
+    run = RunSettings(n_ctx=n_tokens, max_batch_tokens=n_tokens)
+    with reported() as mib, Runner(model, mode, replace(run, tap=False)):
         pass
-    memory = plan.predict(variant, CPU_ONLY, Run(n_ctx=n_tokens, max_batch_tokens=n_tokens))
+    reranker = replace(variant, mode=replace(mode, pooling=Pooling.RANK))
+    memory = predict(reranker, CPU_ONLY, run)
+    assert memory == predict(variant, CPU_ONLY, replace(run, tap=False))
     assert mib["compute"] > n_tokens * variant.shape.n_vocab * 4 / MIB
     assert_near("compute", memory["CPU"].compute_bytes, mib["compute"])
     # And copies the lot to the host, with the vectors (output_reserve in src/llama-context.cpp).
@@ -258,7 +259,7 @@ def test_the_built_in_model_really_loaded():
     """In a process of its own: what llama.cpp reports, and how much the process grows."""
     done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, check=True)
     seen = json.loads(done.stdout)
-    predicted = plan.predict(variant_of(catalog.BUILTIN, "Q8_0"), CPU_ONLY, BUILTIN_RUN)["CPU"]
+    predicted = predict(file_of(catalog.BUILTIN, "Q8_0"), CPU_ONLY, BUILTIN_RUN)["CPU"]
     assert_near("weights", predicted.weights_bytes, seen["reported"]["weights"])
     assert_near("compute", predicted.compute_bytes, seen["reported"]["compute"])
     assert predicted.cache_bytes == 0
@@ -269,14 +270,14 @@ def test_the_built_in_model_really_loaded():
     assert -8 * MIB < seen["rss_grown_bytes"] - predicted.used_bytes < 48 * MIB
 
 
-BUILTIN_RUN = Run(n_ctx=512, max_batch_tokens=256, n_contexts=2)
+BUILTIN_RUN = RunSettings(n_ctx=512, max_batch_tokens=256, n_contexts=2, tap=False)
 
 
 def _run_builtin() -> None:
     """What the test above runs: every context filled once."""
     import psutil
 
-    meaning = Meaning(pooling=Pooling.MEAN, causal=False, encoder=True)
+    meaning = EmbedMode(pooling=Pooling.MEAN, causal=False, encoder=True)
     rng = np.random.default_rng(0)
 
     def text(n_tokens: int) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
@@ -292,12 +293,7 @@ def _run_builtin() -> None:
         process = psutil.Process()
         before = process.memory_info().rss
         model = Model(catalog.builtin_path())
-        run_settings = RunSettings(
-            max_batch_tokens=BUILTIN_RUN.max_batch_tokens,
-            n_contexts=BUILTIN_RUN.n_contexts,
-            tap=False,
-        )
-        with Runner(model, meaning, run_settings) as runs:
+        with Runner(model, meaning, BUILTIN_RUN) as runs:
             contexts: list[Context] = [*runs._opened, runs._long_context(BUILTIN_RUN.n_ctx)]
             for context in contexts:
                 context.run([text(min(context.n_batch, BUILTIN_RUN.n_ctx))])
@@ -310,14 +306,14 @@ def _run_builtin() -> None:
 @pytest.mark.parametrize("name", [f"{QWEN}-0.6b", f"{QWEN}-4b", f"{QWEN}-8b"])
 def test_weights_are_those_of_the_tensor_table(name: str, quant: str):
     """On a CPU each tensor once; on a GPU the token table a second time, as the output."""
-    variant, card = variant_of(name, quant), card_of(name)
+    variant, card = file_of(name, quant), card_of(name)
     assert card.shape is not None
     tensors = layout.tensors(card.shape, quant)
     table = next(t.n_bytes for t in tensors if t.name == "token_embd.weight")
-    run = Run(n_ctx=512, max_batch_tokens=512)
-    on_cpu = plan.predict(variant, CPU_ONLY, run)
+    run = RunSettings(n_ctx=512, max_batch_tokens=512)
+    on_cpu = predict(variant, CPU_ONLY, run)
     assert on_cpu["CPU"].weights_bytes == sum(t.n_bytes for t in tensors)
-    on_gpu = plan.predict(variant, ONE_GPU, replace(run, n_gpu_layers=-1))
+    on_gpu = predict(variant, ONE_GPU, replace(run, n_gpu_layers=-1))
     assert on_gpu["CPU"].weights_bytes == table
     assert on_gpu["CUDA0"].weights_bytes == sum(t.n_bytes for t in tensors)
 
@@ -330,8 +326,8 @@ def test_a_whole_model_on_a_gpu(quant: str, weights_mib: int, total_mib: int):
 
     `total_mib` is with the pooled path's logits of 512 tokens; the tapped path needs no such thing.
     """
-    run = Run(n_ctx=8192, max_batch_tokens=512, n_gpu_layers=37)
-    memory = plan.predict(variant_of(f"{QWEN}-8b", quant), ONE_GPU, run)["CUDA0"]
+    run = RunSettings(n_ctx=8192, max_batch_tokens=512, n_gpu_layers=37)
+    memory = predict(file_of(f"{QWEN}-8b", quant), ONE_GPU, run)["CUDA0"]
     assert memory.weights_bytes / MIB == pytest.approx(weights_mib, abs=2)
     assert memory.cache_bytes / MIB == 36 * 8 * 128 * 4 * (8192 + 1024) / MIB
     tapped = memory.used_bytes - memory.overhead_bytes
@@ -340,9 +336,9 @@ def test_a_whole_model_on_a_gpu(quant: str, weights_mib: int, total_mib: int):
 
 def test_layers_go_to_the_gpu_from_the_last_one():
     """The output first, then layer by layer (i_gpu_start = n_layer + 1 - n_gpu_layers)."""
-    variant = variant_of(f"{QWEN}-0.6b", "Q4_K_M")
-    run = Run(n_ctx=1024, max_batch_tokens=512)
-    steps = [plan.predict(variant, ONE_GPU, replace(run, n_gpu_layers=n)) for n in range(30)]
+    variant = file_of(f"{QWEN}-0.6b", "Q4_K_M")
+    run = RunSettings(n_ctx=1024, max_batch_tokens=512)
+    steps = [predict(variant, ONE_GPU, replace(run, n_gpu_layers=n)) for n in range(30)]
     assert steps[0]["CUDA0"].weights_bytes == steps[0]["CUDA0"].cache_bytes == 0
     moved = [b["CUDA0"].weights_bytes - a["CUDA0"].weights_bytes for a, b in pairwise(steps)]
     assert moved == [variant.output_bytes, *reversed(variant.layer_bytes)]
@@ -359,9 +355,9 @@ def test_layers_go_to_the_gpu_from_the_last_one():
 
 def test_gpus_share_the_layers_by_free_memory():
     machine = with_gpus(machine_of("two-gpus"), 8 * GIB, 24 * GIB)
-    run = Run(n_ctx=1024, max_batch_tokens=512, n_gpu_layers=29)
-    variant = variant_of(f"{QWEN}-0.6b", "F16")
-    memory = plan.predict(variant, machine, run)
+    run = RunSettings(n_ctx=1024, max_batch_tokens=512, n_gpu_layers=29)
+    variant = file_of(f"{QWEN}-0.6b", "F16")
+    memory = predict(variant, machine, run)
     per_layer = variant.layer_bytes[0]
     # llama.cpp: layer i is on the first GPU whose share of free memory, summed up, exceeds i / 29.
     assert memory["CUDA0"].weights_bytes == 8 * per_layer
@@ -370,9 +366,9 @@ def test_gpus_share_the_layers_by_free_memory():
 
 def test_gpus_in_a_row_keep_copies_of_what_they_hand_on():
     """Four of the inputs and the hidden state (GGML_SCHED_MAX_COPIES), with no layer on the CPU."""
-    variant = variant_of(f"{QWEN}-0.6b", "F16")
-    run = Run(n_ctx=1024, max_batch_tokens=512, n_gpu_layers=29)
-    one, two = (plan.predict(variant, m, run) for m in (ONE_GPU, machine_of("two-gpus")))
+    variant = file_of(f"{QWEN}-0.6b", "F16")
+    run = RunSettings(n_ctx=1024, max_batch_tokens=512, n_gpu_layers=29)
+    one, two = (predict(variant, m, run) for m in (ONE_GPU, machine_of("two-gpus")))
     n_tokens = 520  # whole multiples of 65 sequences
     handed_on = n_tokens * (2 * 1024 + 24) + n_tokens * 1024 * 4
     for name in ("CUDA0", "CUDA1"):
@@ -381,9 +377,9 @@ def test_gpus_in_a_row_keep_copies_of_what_they_hand_on():
 
 def test_a_gpu_that_holds_nothing_has_no_say():
     machine = with_gpus(machine_of("two-gpus"), 8 * GIB, 0)
-    limits = Limits(n_gpu_layers=0, margin_bytes=GIB)
+    limits = Settings(n_gpu_layers=0, margin_bytes=GIB)
     found = plan_for(card_of(f"{QWEN}-0.6b"), machine, limits)
-    assert (found.devices, found.verdict) == (("CPU",), "fits")
+    assert (found.devices, found.fit) == (("CPU",), "fits")
     assert found.memory["CUDA1"].used_bytes == 0
     assert found.chosen.needed_bytes > 0
 
@@ -391,27 +387,144 @@ def test_a_gpu_that_holds_nothing_has_no_say():
 def test_a_header_gives_the_same_numbers_as_the_card():
     header = read_header(catalog.builtin_path())
     card = card_of(catalog.BUILTIN)
-    of_card = variant_of(catalog.BUILTIN, "Q8_0")
-    of_header = plan.variant(header, card=card, file=of_card.file)
+    of_card = file_of(catalog.BUILTIN, "Q8_0")
+    of_header = variant_of(header, card=card, file=of_card.file)
     assert card.shape is not None
     assert replace(of_header, shape=card.shape) == of_card
     assert of_header.model == catalog.BUILTIN
-    assert plan.variant(header).model == header.name
+    assert variant_of(header).model == header.name
 
 
-def test_the_engine_is_planned_as_it_runs():
-    """Constants that belong to modules which a plan may not import."""
-    header = read_header(catalog.builtin_path())
-    meaning = Meaning(pooling=Pooling.MEAN, causal=False, encoder=True)
-    working = Working(flash=True, repack=True, remark=None)
-    encoder = tune.untuned(header, meaning, working, 4)
-    assert encoder.max_batch_tokens == plan.BATCH_TOKENS
-    assert encoder.n_contexts == 4
-    decoder = tune.untuned(header, replace(meaning, encoder=False, causal=True), working, 4)
-    assert (decoder.max_batch_tokens, decoder.n_contexts) == (plan.BATCH_TOKENS, 1)
-    assert decoder.max_batch_seqs == RunSettings().max_batch_seqs == plan.BATCH_SEQS
-    assert runner.LONG_STEP == plan.LONG_STEP
-    assert encoder.flash_attn is Run(n_ctx=1, max_batch_tokens=1).flash_attn is True
+def test_what_runs_where_nothing_was_measured():
+    """All that the plan decides; test_tune starts from it."""
+    four_cores = replace(CPU_ONLY, usable_cores=4)
+    encoder = plan_for(card_of(catalog.BUILTIN), four_cores).run
+    # A small model gains little from large microbatches: a context per core.
+    assert encoder == RunSettings(
+        n_ctx=512, max_batch_tokens=512, batch_tokens=256, n_contexts=4, n_threads=1, tap=False
+    )
+    on_gpu = plan_for(card_of(catalog.BUILTIN), replace(ONE_GPU, usable_cores=4)).run
+    assert (on_gpu.batch_tokens, on_gpu.n_contexts, on_gpu.n_threads) == (512, 1, 4)
+    decoder = plan_for(card_of(f"{QWEN}-0.6b"), four_cores, Settings(quant="Q8_0")).run
+    assert decoder == RunSettings(n_ctx=32768, n_threads=4)
+    pays = {}
+    for quant in ("Q4_0", "Q8_0", "F16", "Q4_K_M", "Q6_K"):
+        (made,) = (
+            v for v in variants_of(card_of(f"{QWEN}-0.6b"), any_quant=True) if v.quant == quant
+        )
+        pays[quant] = make_plan([made], four_cores).run.repack
+    assert pays == {"Q4_0": True, "Q8_0": True, "F16": True, "Q4_K_M": False, "Q6_K": False}
+
+
+def test_what_the_user_said_runs():
+    said = Settings(
+        n_ctx=100,
+        max_batch_tokens=300,
+        max_batch_seqs=7,
+        n_contexts=3,
+        n_threads=2,
+        flash_attn=False,
+        repack=False,
+        tap=False,
+    )
+    found = plan_for(card_of(catalog.BUILTIN), CPU_ONLY, said)
+    assert found.run == RunSettings(
+        n_ctx=100,
+        max_batch_tokens=300,
+        batch_tokens=300,
+        max_batch_seqs=7,
+        n_contexts=3,
+        n_threads=2,
+        flash_attn=False,
+        repack=False,
+        tap=False,
+    )
+    # Threads without contexts are cores to share out.
+    cores = plan_for(card_of(catalog.BUILTIN), CPU_ONLY, Settings(n_threads=6)).run
+    assert (cores.n_contexts, cores.n_threads) == (6, 1)
+    # More sequences take more memory, and a causal model that is run otherwise cannot split a text.
+    card = card_of(f"{QWEN}-0.6b")
+    plain, wide, whole = (
+        plan_for(card, CPU_ONLY, replace(Settings(quant="Q8_0", n_ctx=8192), **said))
+        for said in ({}, {"max_batch_seqs": 255}, {"causal": False})
+    )
+    assert wide.memory["CPU"].used_bytes > plain.memory["CPU"].used_bytes
+    assert whole.memory["CPU"].compute_bytes > 5 * plain.memory["CPU"].compute_bytes
+
+
+def test_what_was_measured_gives_way_to_what_the_user_said():
+    measured_run = RunSettings(
+        n_ctx=1,
+        max_batch_tokens=2,
+        batch_tokens=2,
+        max_batch_seqs=3,
+        n_contexts=4,
+        n_threads=5,
+        n_gpu_layers=6,
+        flash_attn=True,
+        repack=True,
+        tap=True,
+    )
+    planned = RunSettings(
+        n_ctx=10,
+        max_batch_tokens=20,
+        batch_tokens=20,
+        max_batch_seqs=30,
+        n_contexts=40,
+        n_threads=50,
+        n_gpu_layers=60,
+        flash_attn=False,
+        repack=False,
+        tap=False,
+    )
+    of_plan = {"n_ctx": 10, "n_gpu_layers": 60}  # always
+    for said, kept in (
+        ({}, {}),
+        ({"max_batch_tokens": 20}, {"max_batch_tokens": 20, "batch_tokens": 20}),
+        ({"max_batch_seqs": 30}, {"max_batch_seqs": 30}),
+        ({"n_threads": 50}, {}),
+        ({"n_contexts": 40}, {"n_contexts": 40, "n_threads": 50}),
+        ({"flash_attn": False}, {"flash_attn": False}),
+        ({"repack": False}, {"repack": False}),
+        ({"tap": False}, {"tap": False}),
+    ):
+        found = keep_asked(measured_run, planned, Settings(**said))
+        assert found == replace(measured_run, **of_plan, **kept), said
+        assert Settings(**said).decide_speed is bool(said)
+    assert not Settings(quant="Q8_0", n_ctx=9, n_gpu_layers=1, tune=False).decide_speed
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("n_ctx", (8.5, True, "128", [3]), "give a whole number"),
+        ("n_ctx", (2, 0, -1), "give at least 3"),
+        ("n_gpu_layers", (1.0, False), "give a whole number"),
+        ("memory_bytes", (-1,), "give at least 0"),
+        ("margin_bytes", (-1,), "give at least 0"),
+        ("max_batch_tokens", (0,), "give at least 1"),
+        ("max_batch_tokens", (1e3,), "give a whole number"),
+        ("max_batch_seqs", (0, 256), r"give 1\.\.255"),
+        ("n_contexts", (0,), "give at least 1"),
+        ("n_threads", (0,), "give at least 1"),
+        ("causal", (1, "no"), "give True or False"),
+        ("flash_attn", (0,), "give True or False"),
+        ("repack", ("yes",), "give True or False"),
+        ("tap", (1,), "give True or False"),
+        ("tune", (None, 1), "give True or False"),
+        ("exact", (None, "x"), "give True or False"),
+        ("allow_smaller", (None,), "give True or False"),
+        ("prefer", ("best", None, 1), "choose quality, speed, memory"),
+        ("quant", (8, b"Q8_0"), "give a name such as"),
+        ("pooling", ("mean", 1), "such as Pooling.MEAN"),
+    ],
+)
+def test_settings_of_a_wrong_type_or_out_of_range(name: str, values: tuple[Any, ...], message: str):
+    for value in values:
+        with pytest.raises(BadOption, match=f"^{name}=.*{message}"):
+            Settings(**{name: value})
+        with pytest.raises(BadOption, match=f"^{name}=.*{message}"):
+            replace(Settings(), **{name: value})
 
 
 def test_qualities_are_those_that_can_be_made():
@@ -438,14 +551,14 @@ def test_qualities_are_those_that_can_be_made():
 )
 def test_the_8b_on_each_machine(machine: str, quant: str, devices: tuple[str, ...], verdict: str):
     found = plan_for(card_of(f"{QWEN}-8b"), machine_of(machine))
-    assert (found.quant, found.devices, found.verdict) == (quant, devices, verdict)
-    assert found.n_gpu_layers == (0 if devices == ("CPU",) else 37)
+    assert (found.quant, found.devices, found.fit) == (quant, devices, verdict)
+    assert found.run.n_gpu_layers == (0 if devices == ("CPU",) else 37)
     if verdict == "tight":
-        assert found.max_batch_tokens < plan.BATCH_TOKENS
+        assert found.run.max_batch_tokens < BATCH_TOKENS
         assert found.suggestion is not None
         assert found.suggestion.startswith(f"{QWEN}-4b (Q8_0 on CUDA0")
     else:
-        assert found.max_batch_tokens == plan.BATCH_TOKENS
+        assert found.run.max_batch_tokens == BATCH_TOKENS
         assert found.suggestion is None
 
 
@@ -455,11 +568,11 @@ def test_the_8b_does_not_fit_everywhere(machine: str):
         plan_for(card_of(f"{QWEN}-8b"), machine_of(machine))
     error = caught.value
     assert error.needed_bytes > error.free_bytes > 3 * GIB
-    assert f"needs {plan.mib(error.needed_bytes)}" in str(error)
+    assert f"needs {mib(error.needed_bytes)}" in str(error)
     assert f"try {QWEN}-0.6b (F16 on " in str(error)
     with pytest.raises(DoesNotFit, match="try a larger --memory, or a smaller model"):
         make_plan(
-            plan.variants(card_of(f"{QWEN}-8b")), machine_of(machine), Limits(memory_bytes=GIB)
+            variants_of(card_of(f"{QWEN}-8b")), machine_of(machine), Settings(memory_bytes=GIB)
         )
 
 
@@ -477,7 +590,7 @@ def test_the_8b_does_not_fit_everywhere(machine: str):
 def test_the_8b_by_free_memory(free_gib: float, quant: str, verdict: str):
     machine = with_gpus(ONE_GPU, int(free_gib * GIB))
     found = plan_for(card_of(f"{QWEN}-8b"), machine)
-    assert (found.quant, found.tier, found.verdict) == (quant, "gpu", verdict)
+    assert (found.quant, found.tier, found.fit) == (quant, "gpu", verdict)
     left = machine.devices[0].free_bytes - found.memory["CUDA0"].used_bytes
     margin = min(GIB, machine.devices[0].free_bytes // 8)
     assert left >= margin if verdict == "fits" else margin // 4 <= left < margin
@@ -494,18 +607,110 @@ def test_the_8b_by_free_memory(free_gib: float, quant: str, verdict: str):
         ("memory", "laptop-16gb-no-gpu", "Q4_K_M"),
     ],
 )
-def test_preferences(prefer: plan.Prefer, machine: str, quant: str):
-    found = plan_for(card_of(f"{QWEN}-8b"), machine_of(machine), Limits(prefer=prefer))
+def test_preferences(prefer: Prefer, machine: str, quant: str):
+    found = plan_for(card_of(f"{QWEN}-8b"), machine_of(machine), Settings(prefer=prefer))
     assert found.quant == quant
     if prefer == "memory":
-        assert found.n_ctx == plan.N_CTX
+        assert found.run.n_ctx == N_CTX
+
+
+# -- the rules, each with a case in which it decides ---------------------------------------------
+
+GOOD, WORSE, OPEN = (0.001, -0.002, 0.004), (0.03, 0.02, 0.04), (0.01, -0.01, 0.03)
+
+
+def judged(mean: float, low: float, high: float) -> LevelQuality:
+    loss = Loss(mean=mean, low=low, high=high)
+    return LevelQuality(
+        reference="F16",
+        texts="my texts",
+        cosine=1.0,
+        overlap=1.0,
+        ndcg=1 - mean,
+        loss=loss,
+        as_good=as_good(loss, 1.0, 1000),
+    )
+
+
+def row_of(quant: str, weights_mib: int, **changes: Any) -> Candidate:
+    row = Candidate(
+        quant=quant,
+        tier="cpu",
+        where="CPU",
+        fit="fits",
+        needed_bytes=0,
+        free_bytes=0,
+        reason="",
+        run=RunSettings(),
+        memory={"CPU": Memory(weights_bytes=weights_mib * MIB)},
+        measured=LevelFigures(),
+    )
+    return replace(row, **changes)
+
+
+def fast(tokens_per_s: float) -> dict[str, LevelFigures]:
+    return {"measured": LevelFigures(tokens_per_s=tokens_per_s)}
+
+
+def losing(*loss: float) -> dict[str, LevelFigures]:
+    return {"measured": LevelFigures(quality=judged(*loss))}
+
+
+ROWS = (row_of("F16", 16), row_of("Q8_0", 8), row_of("Q6_K", 6), row_of("Q4_K_M", 4))
+TIGHT = tuple(replace(row, fit="tight") for row in ROWS)
+ON_GPU = tuple(replace(row, tier="gpu") for row in ROWS)
+SPLIT = tuple(
+    replace(row, tier="split", run=RunSettings(n_gpu_layers=n))
+    for row, n in zip(ROWS, (3, 9, 12, 11), strict=True)
+)
+TIMED = (
+    row_of("F16", 16, **fast(10)),
+    row_of("Q8_0", 8, **fast(30)),
+    row_of("Q6_K", 6, **fast(20)),
+    row_of("Q4_K_M", 4, **fast(99)),  # below what is taken for its speed alone
+)
+NO_K = (row_of("F16", 16), row_of("Q8_0", 8), row_of("Q4_0", 4))
+LOST = (row_of("F16", 16, **losing(*WORSE)), row_of("Q8_0", 8, **losing(*GOOD)), row_of("Q6_K", 6))
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "said", "taken", "reason"),
+    [
+        ("the user named it", ROWS[1:2], {"quant": "Q8_0"}, "Q8_0", "asked for"),
+        ("there is no other", ROWS[1:2], {}, "Q8_0", "the only one that fits"),
+        ("memory is tight", TIGHT, {}, "Q4_K_M", "the smallest: memory is tight"),
+        ("layers are split", SPLIT, {}, "Q6_K", "puts the most layers on the GPU"),
+        ("quality is preferred", SPLIT, {"n_gpu_layers": 9}, "F16", "the best quality of 4"),
+        ("memory is preferred", ROWS, {"prefer": "memory"}, "Q4_K_M", "the smallest of 4 that fit"),
+        ("quality is preferred", ROWS, {}, "F16", "the best quality of 4 that fit"),
+        ("quality is preferred", LOST, {}, "Q8_0", "measured here to lose more: F16"),
+        ("speeds were measured", TIMED, {"prefer": "speed"}, "Q8_0", "the fastest of 3 measured"),
+        ("on a GPU the smallest", ON_GPU, {"prefer": "speed"}, "Q4_K_M", "fastest on a GPU"),
+        ("on a CPU K-quants", ROWS, {"prefer": "speed"}, "Q6_K", "K-quants are the fastest"),
+        ("nothing is known", NO_K, {"prefer": "speed"}, "Q4_0", "the smallest; not measured"),
+    ],
+)
+def test_a_rule_decides(
+    name: str, rows: tuple[Candidate, ...], said: dict[str, Any], taken: str, reason: str
+):
+    settings = Settings(**said)
+    assert rules.rule_for(rules.Rivals(rows, settings)).name.startswith(name)
+    row, why = rules.pick(rows, settings)
+    assert row.quant == taken
+    assert reason in why
+
+
+def test_every_rule_has_a_case():
+    marks: list[Any] = test_a_rule_decides.pytestmark  # pyright: ignore[reportFunctionMemberAccess]
+    names = {case[0] for mark in marks for case in mark.args[1]}
+    for rule in rules.RULES:
+        assert any(rule.name.startswith(name) for name in names), rule.name
 
 
 # -- what was measured ---------------------------------------------------------------------------
 
 SPEEDS = {"F16": 180.0, "Q8_0": 181.0, "Q6_K": 345.0, "Q5_K_M": 344.0, "Q4_K_M": 358.0}
-FAST = Limits(prefer="speed")
-GOOD, WORSE, OPEN = (0.001, -0.002, 0.004), (0.03, 0.02, 0.04), (0.01, -0.01, 0.03)
+FAST = Settings(prefer="speed")
 
 
 def measured_run(
@@ -531,20 +736,7 @@ def measured_run(
     )
 
 
-def judged(mean: float, low: float, high: float) -> LevelQuality:
-    loss = Loss(mean=mean, low=low, high=high)
-    return LevelQuality(
-        reference="F16",
-        texts="my texts",
-        cosine=1.0,
-        overlap=1.0,
-        ndcg=1 - mean,
-        loss=loss,
-        as_good=as_good(loss, 1.0, 1000),
-    )
-
-
-def choice(known: MeasuredRun, limits: Limits, machine: Machine = CPU_ONLY) -> Plan:
+def choice(known: MeasuredRun, limits: Settings, machine: Machine = CPU_ONLY) -> Plan:
     return plan_for(card_of(f"{QWEN}-0.6b"), machine, limits, known=[known])
 
 
@@ -553,7 +745,7 @@ def test_measured_speed_decides_where_speed_is_preferred():
     assert found.quant == "Q6_K"  # Q4_K_M is below Q5_K_M, and its quality was not measured
     assert found.why[0].startswith("quant Q6_K: 345 tokens/s, the fastest of 4 measured here")
     assert found.chosen.known == "345 tokens/s"
-    assert choice(measured_run(f"{QWEN}-0.6b", SPEEDS), Limits()).quant == "F16"
+    assert choice(measured_run(f"{QWEN}-0.6b", SPEEDS), Settings()).quant == "F16"
     assert choice(measured_run(f"{QWEN}-0.6b", SPEEDS | {"Q6_K": 300.0}), FAST).quant == "Q5_K_M"
 
 
@@ -583,18 +775,20 @@ def test_measured_quality_opens_a_level_and_closes_one():
 def test_no_measurement_goes_below_the_floor():
     speeds = SPEEDS | {"Q2_K": 900.0, "Q3_K_M": 800.0}
     known = measured_run(f"{QWEN}-0.6b", speeds, {"Q2_K": GOOD, "Q3_K_M": GOOD, "Q4_K_M": GOOD})
-    for prefer in plan.PREFERENCES:
-        assert quants.rank(choice(known, Limits(prefer=prefer)).quant) <= quants.rank(quants.FLOOR)
+    for prefer in PREFERENCES:
+        assert quants.rank(choice(known, Settings(prefer=prefer)).quant) <= quants.rank(
+            quants.FLOOR
+        )
     assert choice(known, replace(FAST, quant="Q2_K")).quant == "Q2_K"
 
 
 def test_quality_passes_over_what_was_measured_to_lose():
     known = measured_run(f"{QWEN}-0.6b", SPEEDS, {"F16": WORSE, "Q8_0": GOOD})
-    found = choice(known, Limits())
+    found = choice(known, Settings())
     assert found.quant == "Q8_0"
     assert "measured here to lose more: F16; keeps 99.9 % of F16's nDCG@10" in found.why[0]
     all_worse = measured_run(f"{QWEN}-0.6b", SPEEDS, dict.fromkeys(SPEEDS, WORSE))
-    assert choice(all_worse, Limits()).quant == "F16"
+    assert choice(all_worse, Settings()).quant == "F16"
 
 
 def test_a_speed_counts_where_it_was_measured():
@@ -631,47 +825,47 @@ def test_auto_and_smaller_models_know_what_was_measured():
 
 def test_files_below_the_floor_are_shown_but_not_chosen():
     card = card_of(f"{QWEN}-0.6b")  # it has a Q2_K and a Q3_K_M
-    found = plan_for(card, CPU_ONLY, Limits(prefer="memory"))
+    found = plan_for(card, CPU_ONLY, Settings(prefer="memory"))
     assert found.quant == "Q4_K_M"
     row = next(row for row in found.considered if row.quant == "Q2_K")
     assert row.fits
     assert row.reason.endswith("below Q4_K_M: only if asked for")
-    assert plan_for(card, CPU_ONLY, Limits(quant="q2_k")).quant == "Q2_K"
+    assert plan_for(card, CPU_ONLY, Settings(quant="q2_k")).quant == "Q2_K"
 
 
 def test_of_two_files_in_one_quantization_the_first_counts():
     card = card_of(f"{QWEN}-0.6b")
-    first = variant_of(card.id, "Q8_0")
+    first = file_of(card.id, "Q8_0")
     other = replace(first, layer_bytes=(0,) * 28)
     found = make_plan([first, other], CPU_ONLY)
     assert found.memory["CPU"].weights_bytes == first.input_bytes + sum(first.layer_bytes) + 4096
 
 
 def test_a_lower_quality_is_offered_where_nothing_else_fits():
-    lower = Limits(memory_bytes=650 * MIB)
+    lower = Settings(memory_bytes=650 * MIB)
     with pytest.raises(DoesNotFit, match=r"try --quant Q3_K_M, at a loss of quality, or a larger"):
         plan_for(card_of(f"{QWEN}-0.6b"), CPU_ONLY, lower)
     found = plan_for(card_of(f"{QWEN}-0.6b"), CPU_ONLY, replace(lower, quant="Q3_K_M"))
-    assert (found.quant, found.verdict) == ("Q3_K_M", "tight")
+    assert (found.quant, found.fit) == ("Q3_K_M", "tight")
 
 
 def test_any_quantization_can_be_planned():
     card = card_of("multilingual-e5-large-instruct")  # Q8_0 and Q6_K
     machine = with_ram(replace(CPU_ONLY, usable_cores=1), 2 * GIB)
-    assert plan_for(card, machine, Limits(prefer="memory")).quant == "Q6_K"
-    made = plan_for(card, machine, Limits(prefer="memory"), any_quant=True)
+    assert plan_for(card, machine, Settings(prefer="memory")).quant == "Q6_K"
+    made = plan_for(card, machine, Settings(prefer="memory"), any_quant=True)
     assert (made.quant, made.file) == ("Q4_K_M", None)
 
 
 def test_layers_are_split_where_the_gpu_is_too_small():
     found = plan_for(card_of(f"{QWEN}-8b"), with_gpus(ONE_GPU, 4 * GIB))
     assert (found.tier, found.quant, found.devices) == ("split", "Q4_K_M", ("CUDA0", "CPU"))
-    assert 9 <= found.n_gpu_layers < 37
-    one_more = replace(found.chosen.run, n_gpu_layers=found.n_gpu_layers + 1, n_ctx=plan.N_CTX)
-    variant = variant_of(f"{QWEN}-8b", "Q4_K_M")
+    assert 9 <= found.run.n_gpu_layers < 37
+    one_more = replace(found.chosen.run, n_gpu_layers=found.run.n_gpu_layers + 1, n_ctx=N_CTX)
+    variant = file_of(f"{QWEN}-8b", "Q4_K_M")
     machine = with_gpus(ONE_GPU, 4 * GIB)
-    assert plan.has_room(found, variant, machine, Limits(), found.chosen.run)
-    assert not plan.has_room(found, variant, machine, Limits(), one_more)
+    assert also_fits(found, variant, machine, Settings(), found.chosen.run)
+    assert not also_fits(found, variant, machine, Settings(), one_more)
     assert found.suggestion is not None
     assert found.suggestion.startswith(f"{QWEN}-0.6b")
     # A layer or two are not worth their copies. The GPU still helps, one weight at a time, and has
@@ -682,28 +876,30 @@ def test_layers_are_split_where_the_gpu_is_too_small():
 
 def test_the_caller_decides():
     card, machine = card_of(f"{QWEN}-4b"), ONE_GPU
-    limits = Limits(quant="Q6_K", n_ctx=3000, max_batch_tokens=1024, n_gpu_layers=10)
+    limits = Settings(quant="Q6_K", n_ctx=3000, max_batch_tokens=1024, n_gpu_layers=10)
     found = plan_for(card, machine, limits)
-    assert (found.quant, found.n_ctx, found.max_batch_tokens) == ("Q6_K", 3000, 1024)
-    assert (found.n_gpu_layers, found.tier, found.devices) == (10, "split", ("CUDA0", "CPU"))
+    assert (found.quant, found.run.n_ctx, found.run.max_batch_tokens) == ("Q6_K", 3000, 1024)
+    assert (found.run.n_gpu_layers, found.tier, found.devices) == (10, "split", ("CUDA0", "CPU"))
     assert sum("asked for" in why for why in found.why) == 4
-    fewer = Limits(n_gpu_layers=10, prefer="memory")
+    fewer = Settings(n_gpu_layers=10, prefer="memory")
     assert plan_for(card, machine, fewer).quant == "Q4_K_M"
-    assert plan_for(card, machine, Limits(n_gpu_layers=0)).devices == ("CPU",)
-    assert plan_for(card, machine, Limits(n_gpu_layers=-1)).n_gpu_layers == 37
-    assert plan_for(card, machine, Limits(n_gpu_layers=99)).n_gpu_layers == 37
+    assert plan_for(card, machine, Settings(n_gpu_layers=0)).devices == ("CPU",)
+    assert plan_for(card, machine, Settings(n_gpu_layers=-1)).run.n_gpu_layers == 37
+    assert plan_for(card, machine, Settings(n_gpu_layers=99)).run.n_gpu_layers == 37
 
 
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        (Limits(quant="Q7"), "is not offered as Q7; choose F16, Q8_0, Q6_K, Q5_K_M, Q5_0, Q4_K_M"),
-        (Limits(n_ctx=50_000), "n_ctx=50000: qwen3-embedding-4b was trained on 40960 tokens"),
-        (Limits(n_gpu_layers=1), "llama.cpp has no GPU here"),
-        (Limits(prefer="best"), "choose quality, speed, memory"),  # pyright: ignore[reportArgumentType]
+        (
+            Settings(quant="Q7"),
+            "is not offered as Q7; choose F16, Q8_0, Q6_K, Q5_K_M, Q5_0, Q4_K_M",
+        ),
+        (Settings(n_ctx=50_000), "n_ctx=50000: qwen3-embedding-4b was trained on 40960 tokens"),
+        (Settings(n_gpu_layers=1), "llama.cpp has no GPU here"),
     ],
 )
-def test_what_cannot_be_had_is_refused(limits: Limits, message: str):
+def test_what_cannot_be_had_is_refused(limits: Settings, message: str):
     with pytest.raises(BadOption, match=re.escape(message)):
         plan_for(card_of(f"{QWEN}-4b"), CPU_ONLY, limits)
 
@@ -728,26 +924,26 @@ def test_no_layout_no_guess():
 )
 def test_auto_takes_what_runs_well(machine: str, model: str):
     found = plan_auto(machine_of(machine))
-    assert (found.model, found.verdict) == (model, "fits")
+    assert (found.model, found.fit) == (model, "fits")
     assert found.why[0] == f"{model}: the best of its family that runs well here"
 
 
 def test_a_limit_is_not_cut_further():
     """What the caller keeps for others is margin enough."""
     card = card_of(f"{QWEN}-8b")
-    free = plan_for(card, ONE_GPU, Limits(quant="Q8_0", n_ctx=8192))
+    free = plan_for(card, ONE_GPU, Settings(quant="Q8_0", n_ctx=8192))
     needed = free.memory["CUDA0"].used_bytes
-    exact = Limits(quant="Q8_0", n_ctx=8192, memory_bytes=needed)
-    assert plan_for(card, ONE_GPU, exact).verdict == "fits"
+    exact = Settings(quant="Q8_0", n_ctx=8192, memory_bytes=needed)
+    assert plan_for(card, ONE_GPU, exact).fit == "fits"
     less = plan_for(card, ONE_GPU, replace(exact, memory_bytes=needed - 1))
-    assert less.verdict == "tight"
+    assert less.fit == "tight"
     close = replace(exact, memory_bytes=ONE_GPU.devices[0].free_bytes)
-    assert plan_for(card, ONE_GPU, close).memory["CUDA0"].margin_bytes == plan.MARGIN_BYTES
+    assert plan_for(card, ONE_GPU, close).memory["CUDA0"].margin_bytes == MARGIN_BYTES
 
 
 def test_auto_ends_at_the_smallest():
     tight = plan_auto(with_ram(CPU_ONLY, GIB))
-    assert (tight.model, tight.verdict) == (f"{QWEN}-0.6b", "tight")
+    assert (tight.model, tight.fit) == (f"{QWEN}-0.6b", "tight")
     with pytest.raises(DoesNotFit, match="all-minilm-l6-v2, the built-in model"):
         plan_auto(with_ram(CPU_ONLY, GIB // 2))
 
@@ -755,20 +951,20 @@ def test_auto_ends_at_the_smallest():
 def test_a_smaller_model_only_when_asked():
     card, machine = card_of(f"{QWEN}-8b"), machine_of("gpu-8gb")
     assert plan_for(card, machine).model == card.id
-    found = plan_for(card, machine, Limits(allow_smaller=True))
-    assert (found.model, found.quant, found.verdict) == (f"{QWEN}-4b", "Q8_0", "fits")
+    found = plan_for(card, machine, Settings(allow_smaller=True))
+    assert (found.model, found.quant, found.fit) == (f"{QWEN}-4b", "Q8_0", "fits")
     assert found.why[0].startswith(f"{QWEN}-4b: {card.id} Q4_K_M on CUDA0 leaves only ")
-    roomy = plan_for(card, machine_of("rtx-4090-24gb"), Limits(allow_smaller=True))
+    roomy = plan_for(card, machine_of("rtx-4090-24gb"), Settings(allow_smaller=True))
     assert roomy.model == card.id
-    tiny = plan_for(card, machine_of("container-4gb"), Limits(allow_smaller=True))
+    tiny = plan_for(card, machine_of("container-4gb"), Settings(allow_smaller=True))
     assert tiny.model == f"{QWEN}-0.6b"
 
 
 def test_a_process_with_its_driver_does_not_pay_for_it_twice():
-    run = Run(n_ctx=512, max_batch_tokens=512, n_gpu_layers=-1)
-    variant = variant_of(f"{QWEN}-0.6b", "Q8_0")
-    described = plan.predict(variant, ONE_GPU, run)
-    read = plan.predict(variant, replace(ONE_GPU, source="reading"), run)
+    run = RunSettings(n_ctx=512, max_batch_tokens=512, n_gpu_layers=-1)
+    variant = file_of(f"{QWEN}-0.6b", "Q8_0")
+    described = predict(variant, ONE_GPU, run)
+    read = predict(variant, replace(ONE_GPU, source="reading"), run)
     assert described["CUDA0"].overhead_bytes == 457 * MIB
     assert read["CUDA0"].overhead_bytes == read["CPU"].overhead_bytes == 0
     assert replace(described["CUDA0"], overhead_bytes=0) == read["CUDA0"]
@@ -789,27 +985,27 @@ def test_ram_holds_what_is_on_an_integrated_gpu():
     found = plan_for(card_of(f"{QWEN}-8b"), machine)
     assert (found.quant, found.devices) == ("Q6_K", ("Vulkan0",))
     row = next(row for row in found.considered if row.quant == "F16")
-    assert (row.verdict, row.free_bytes) == ("no", 10 * GIB)
+    assert (row.fit, row.free_bytes) == ("no", 10 * GIB)
     assert "of RAM+Vulkan0" in row.reason
 
 
 def test_ram_holds_what_is_on_a_mac():
     machine = with_ram(machine_of("m4-max-48gb"), 10 * GIB)
     found = plan_for(card_of(f"{QWEN}-8b"), machine)
-    assert (found.quant, found.devices, found.verdict) == ("Q6_K", ("MTL0",), "fits")
+    assert (found.quant, found.devices, found.fit) == ("Q6_K", ("MTL0",), "fits")
     assert "of RAM+MTL0" in found.chosen.reason
 
 
 def test_encoders_get_a_context_per_core_where_they_fit():
     card = card_of("bge-m3")  # 250,002 tokens: 488 MiB of output buffer for each context
-    many = plan_for(card, replace(CPU_ONLY, usable_cores=16), Limits(quant="Q8_0"))
-    assert (many.n_contexts, many.n_threads, many.max_batch_tokens) == (8, 2, 512)
+    many = plan_for(card, replace(CPU_ONLY, usable_cores=16), Settings(quant="Q8_0"))
+    assert (many.run.n_contexts, many.run.n_threads, many.run.max_batch_tokens) == (8, 2, 512)
     few = plan_for(
-        card, with_ram(replace(CPU_ONLY, usable_cores=16), 5 * GIB), Limits(quant="Q8_0")
+        card, with_ram(replace(CPU_ONLY, usable_cores=16), 5 * GIB), Settings(quant="Q8_0")
     )
-    assert (few.n_contexts, few.n_threads) == (2, 8)
+    assert (few.run.n_contexts, few.run.n_threads) == (2, 8)
     on_gpu = plan_for(card, ONE_GPU)
-    assert (on_gpu.n_contexts, on_gpu.n_ctx, on_gpu.devices) == (1, 8192, ("CUDA0",))
+    assert (on_gpu.run.n_contexts, on_gpu.run.n_ctx, on_gpu.devices) == (1, 8192, ("CUDA0",))
     assert on_gpu.memory["CPU"].host_bytes > 7 * GIB  # 8,192 tokens x vocabulary, in RAM
 
 
@@ -822,12 +1018,12 @@ CARDS = tuple(
 )
 sizes = st.integers(0, 40 * GIB)
 limits_ = st.builds(
-    Limits,
-    n_ctx=st.none() | st.integers(1, 512),
+    Settings,
+    n_ctx=st.none() | st.integers(3, 512),
     max_batch_tokens=st.none() | st.integers(1, 4096),
     memory_bytes=st.none() | st.integers(0, 32 * GIB),
     margin_bytes=st.none() | st.integers(0, 4 * GIB),
-    prefer=st.sampled_from(plan.PREFERENCES),
+    prefer=st.sampled_from(PREFERENCES),
 )
 gpu_layers = st.none() | st.integers(-1, 40)
 
@@ -858,10 +1054,10 @@ def known_figures(draw: st.DrawFn, card: ModelCard) -> list[MeasuredRun]:
 
 
 def try_plan(
-    card: ModelCard, machine: Machine, limits: Limits, known: Sequence[MeasuredRun] = ()
+    card: ModelCard, machine: Machine, limits: Settings, known: Sequence[MeasuredRun] = ()
 ) -> Plan | None:
     try:
-        return make_plan(plan.variants(card), machine, limits, known=known)
+        return make_plan(variants_of(card), machine, limits, known=known)
     except DoesNotFit:
         return None
 
@@ -869,7 +1065,7 @@ def try_plan(
 def used(machine: Machine, memory: dict[str, Memory]) -> Iterator[tuple[int, int]]:
     """(used, free) of each physical memory, counted anew."""
     in_ram = memory["CPU"].used_bytes
-    for gpu in plan.gpus_of(machine):
+    for gpu in gpus_of(machine):
         n_bytes = memory[gpu.name].used_bytes
         yield n_bytes, gpu.free_bytes
         in_ram += n_bytes if machine.unified_memory or gpu.kind == "igpu" else 0
@@ -881,12 +1077,12 @@ def used(machine: Machine, memory: dict[str, Memory]) -> Iterator[tuple[int, int
 def test_never_over_budget_and_always_with_reasons(
     card: ModelCard,
     machine: Machine,
-    limits: Limits,
+    limits: Settings,
     n_gpu_layers: int | None,
     data: st.DataObject,
 ):
     known = data.draw(known_figures(card))
-    if plan.gpus_of(machine):
+    if gpus_of(machine):
         limits = replace(limits, n_gpu_layers=n_gpu_layers)
     found = try_plan(card, machine, limits, known)
     if found is None:
@@ -900,30 +1096,27 @@ def test_never_over_budget_and_always_with_reasons(
         assert not n_used or n_used <= (
             n_free if limits.memory_bytes is None else limits.memory_bytes
         )
-        if found.verdict == "fits" and limits.margin_bytes and n_used:
+        if found.fit == "fits" and limits.margin_bytes and n_used:
             assert n_used + limits.margin_bytes <= n_free
     assert found.memory == {
         name: replace(part, margin_bytes=found.memory[name].margin_bytes)
-        for name, part in plan.predict(
-            next(v for v in plan.variants(card) if v.quant == found.quant),
+        for name, part in predict(
+            next(v for v in variants_of(card) if v.quant == found.quant),
             machine,
-            Run(
-                n_ctx=found.n_ctx,
-                max_batch_tokens=found.max_batch_tokens,
-                n_contexts=found.n_contexts,
-                n_gpu_layers=found.n_gpu_layers,
-            ),
+            found.run,
         ).items()
     }
     choices = ("quant", "n_gpu_layers", "n_ctx", "max_batch_tokens", "n_contexts")
     assert [why.split()[0] for why in found.why] == list(choices)
     assert all(re.fullmatch(r"\S.*: \S.+", why) for why in found.why)
     assert all(row.reason for row in found.considered)
-    assert found.chosen.verdict == found.verdict != "no"
-    assert found.n_threads * found.n_contexts <= max(machine.usable_cores, found.n_contexts)
+    assert found.chosen.fit == found.fit != "no"
+    run = found.run
+    assert run.n_threads * run.n_contexts <= max(machine.usable_cores, run.n_contexts)
+    assert run.batch_tokens <= run.max_batch_tokens
     assert len({(row.quant, row.tier) for row in found.considered}) == len(found.considered)
     if limits.n_gpu_layers is None:  # layers move to the CPU before it gets tight
-        assert all(row.verdict != "tight" for row in found.considered if row.tier == "split")
+        assert all(row.fit != "tight" for row in found.considered if row.tier == "split")
 
 
 @settings(max_examples=150, deadline=None)
@@ -931,7 +1124,7 @@ def test_never_over_budget_and_always_with_reasons(
 def test_more_memory_never_plans_worse(
     card: ModelCard,
     machine: Machine,
-    limits: Limits,
+    limits: Settings,
     more_ram: int,
     more_gpu: int,
     data: st.DataObject,
@@ -945,7 +1138,7 @@ def test_more_memory_never_plans_worse(
         return
     gpus = [device for device in machine.devices if device.kind != "cpu"]
     factor = 1 + more_gpu / (8 * GIB)
-    if len(plan.gpus_of(machine)) > 1:
+    if len(gpus_of(machine)) > 1:
         grown = [int(gpu.free_bytes * factor) for gpu in gpus]
         if (
             len(
@@ -973,7 +1166,7 @@ def test_more_memory_never_plans_worse(
 def sound(found: Plan) -> bool:
     """Chosen for its quality, which was measured and is not known to be lost."""
     quality = found.chosen.measured.quality
-    roomy = found.verdict == "fits" and found.tier != "split"
+    roomy = found.fit == "fits" and found.tier != "split"
     return roomy and quality is not None and quality.as_good is not False
 
 

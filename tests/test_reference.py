@@ -20,7 +20,7 @@ from reference.make_reference import CASES, CUT_TO, LONG, PROMPT, load
 from tiny import WORDS, Array
 
 from gguf_embed.engine.embedder import Embedder, Truncate
-from gguf_embed.engine.opening import Settings
+from gguf_embed.plan.settings import Settings
 
 EMBEDDERS = [name for name in CASES if name != "qwen3-reranker"]
 FAMILIES = ["qwen3-last", "qwen2-bidirectional", "bert-cls", "xlmr-cls"]

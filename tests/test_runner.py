@@ -17,15 +17,17 @@ from conftest import Write
 
 from gguf_embed.engine import runner
 from gguf_embed.engine.backend import Head
-from gguf_embed.engine.runner import LONG_STEP, Meaning, Runner, RunSettings, tap_works
+from gguf_embed.engine.runner import Runner, tap_works
 from gguf_embed.errors import BadInput, NativeFailed
 from gguf_embed.native import context as native_context
 from gguf_embed.native.context import MAX_SEQS, Context, ContextParams
 from gguf_embed.native.model import Model, Tokens
+from gguf_embed.plan.contexts import LONG_STEP, EmbedMode
+from gguf_embed.plan.settings import RunSettings
 from gguf_embed.vectors import Pooling, Vectors
 
-LAST = Meaning(pooling=Pooling.LAST, causal=True, encoder=False)
-CLS = Meaning(pooling=Pooling.CLS, causal=False, encoder=True)
+LAST = EmbedMode(pooling=Pooling.LAST, causal=True, encoder=False)
+CLS = EmbedMode(pooling=Pooling.CLS, causal=False, encoder=True)
 
 
 def texts(*lengths: int, seed: int = 0) -> list[Tokens]:
@@ -196,7 +198,7 @@ def test_token_vectors_are_those_before_pooling(load: Callable[..., Model]):
 )
 @pytest.mark.parametrize("n_tokens", [5, 100, 400])
 def test_token_vectors_on_contexts_that_pool(
-    architecture: str, mode: Meaning, n_tokens: int, load: Callable[..., Model]
+    architecture: str, mode: EmbedMode, n_tokens: int, load: Callable[..., Model]
 ):
     """As in a context that pools nothing, also where a text is decoded in pieces."""
     model = load(architecture)
@@ -248,9 +250,9 @@ def test_a_tap_at_the_wrong_tensor_is_not_used(
 
 
 @pytest.mark.parametrize(
-    "meaning", [CLS, Meaning(pooling=Pooling.RANK, causal=True, encoder=False)]
+    "meaning", [CLS, EmbedMode(pooling=Pooling.RANK, causal=True, encoder=False)]
 )
-def test_no_tap_where_nothing_is_gained(meaning: Meaning):
+def test_no_tap_where_nothing_is_gained(meaning: EmbedMode):
     assert not tap_works(SimpleNamespace(), meaning, RunSettings())  # nothing is tried
 
 
@@ -340,7 +342,7 @@ def lab(monkeypatch: pytest.MonkeyPatch) -> Lab:
     return lab
 
 
-def fake_runner(meaning: Meaning = LAST, **changes: object) -> Runner:
+def fake_runner(meaning: EmbedMode = LAST, **changes: object) -> Runner:
     settings = RunSettings(max_batch_tokens=64, tap=not meaning.encoder)
     return Runner(SimpleNamespace(), meaning, replace(settings, **changes))
 
@@ -389,7 +391,7 @@ def test_one_context_is_used_by_one_thread_at_a_time(lab: Lab):
 
 @pytest.mark.parametrize(("meaning", "room"), [(LAST, 128), (CLS, 64)])
 def test_a_long_text_gets_a_larger_context_and_the_others_stay(
-    meaning: Meaning, room: int, lab: Lab
+    meaning: EmbedMode, room: int, lab: Lab
 ):
     with fake_runner(meaning, n_contexts=2, n_threads=3) as run:
         ordinary = list(lab.made)
@@ -411,7 +413,7 @@ def test_a_long_text_gets_a_larger_context_and_the_others_stay(
 @pytest.mark.parametrize(
     ("meaning", "n_made"), [(LAST, 1), (replace(LAST, causal=False), 2), (CLS, 2)]
 )
-def test_token_vectors_make_no_context_for_each_text(meaning: Meaning, n_made: int, lab: Lab):
+def test_token_vectors_make_no_context_for_each_text(meaning: EmbedMode, n_made: int, lab: Lab):
     """One is made, and kept, where the ordinary ones cannot give them."""
     with fake_runner(meaning) as run:
         for n in (5, 60, 7):
@@ -451,7 +453,7 @@ def test_who_can_share_a_prefix(lab: Lab):
 @pytest.mark.parametrize("max_batch_tokens", [8, 100, 2048])
 @pytest.mark.parametrize("max_batch_seqs", [1, 64, 256])
 def test_ordinary_contexts_hold_a_full_microbatch(
-    meaning: Meaning, max_batch_tokens: int, max_batch_seqs: int, lab: Lab
+    meaning: EmbedMode, max_batch_tokens: int, max_batch_seqs: int, lab: Lab
 ):
     with fake_runner(meaning, max_batch_tokens=max_batch_tokens, max_batch_seqs=max_batch_seqs):
         params = lab.made[0].params

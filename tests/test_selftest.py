@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from gguf_embed.engine.embedder import Embedder
-from gguf_embed.engine.opening import Settings
 from gguf_embed.errors import NativeFailed
 from gguf_embed.gguf.header import read_header
 from gguf_embed.machine import selftest
 from gguf_embed.machine.tiny_model import write_tiny_model
 from gguf_embed.native import library
+from gguf_embed.plan.settings import Settings
 
 
 @pytest.fixture(autouse=True)

@@ -19,35 +19,26 @@ from conftest import Write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gguf_embed.engine import tune
+from gguf_embed.engine import tune, tune_record
 from gguf_embed.engine.embedder import Embedder
-from gguf_embed.engine.opening import Settings
-from gguf_embed.engine.runner import Meaning, Outcome, RunSettings
+from gguf_embed.engine.runner import Outcome
 from gguf_embed.engine.schedule import Cost
-from gguf_embed.engine.tune import (
-    ANYTHING,
-    Room,
-    Trial,
-    Tuned,
-    choose,
-    fit_cost,
-    load,
-    to_json,
-    untuned,
-)
-from gguf_embed.gguf.header import Header, read_header
+from gguf_embed.engine.tune import best_run, fit_cost
+from gguf_embed.engine.tune_record import Target, Trial, Tuned, keep_record, read_record, to_json
+from gguf_embed.gguf.header import read_header
 from gguf_embed.machine import measured, selftest
-from gguf_embed.machine import probe as hardware
 from gguf_embed.machine.load import Load
 from gguf_embed.machine.selftest import Working
 from gguf_embed.native import library
 from gguf_embed.native.model import Tokens
-from gguf_embed.plan import plan
+from gguf_embed.plan.contexts import EmbedMode
+from gguf_embed.plan.settings import RunSettings, Settings
+from gguf_embed.plan.variants import variant_of
 from gguf_embed.system import paths
 from gguf_embed.vectors import Pooling, Vectors
 
-LAST = Meaning(pooling=Pooling.LAST, causal=True, encoder=False)
-MEAN = Meaning(pooling=Pooling.MEAN, causal=False, encoder=True)
+LAST = EmbedMode(pooling=Pooling.LAST, causal=True, encoder=False)
+MEAN = EmbedMode(pooling=Pooling.MEAN, causal=False, encoder=True)
 ALL_WORKS = Working(flash=True, repack=True, remark=None)
 
 
@@ -64,9 +55,20 @@ def own_home(working: Working, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("GGUF_EMBED_HOME", str(tmp_path))
 
 
+START = RunSettings(n_threads=4, repack=False)  # as the plan has it for a causal F32 model
+
+
+def target_of(path: Path, start: RunSettings = START, **changes: Any) -> Target:
+    """A model on a machine with four cores, all of it on the CPU, and memory for everything."""
+    target = Target(
+        path=path, header=read_header(path), mode=LAST, safe=ALL_WORKS, n_cores=4, start=start
+    )
+    return replace(target, **changes)
+
+
 @pytest.fixture(scope="module")
-def header(tiny_model: Write) -> Header:
-    return read_header(tiny_model("qwen3"))
+def target(tiny_model: Write) -> Target:
+    return target_of(tiny_model("qwen3"))
 
 
 # ------------------------------------------------------------------------ a made-up machine
@@ -96,7 +98,7 @@ class Machine:
         self.now += self.load_s
         return FakeModel(self, repack)
 
-    def runner(self, model: FakeModel, _meaning: Meaning, settings: RunSettings) -> FakeRunner:
+    def runner(self, model: FakeModel, _meaning: EmbedMode, settings: RunSettings) -> FakeRunner:
         assert model.repack == settings.repack
         self.begun.append(self.now)
         return FakeRunner(self, model, settings)
@@ -145,32 +147,19 @@ class FakeRunner:
 class Measure(Protocol):
     """`tune.tune` on a made-up machine."""
 
-    def __call__(
-        self,
-        machine: Machine,
-        budget_s: float = 1e6,
-        working: Working = ALL_WORKS,
-        room: Room = ANYTHING,
-    ) -> Tuned: ...
+    def __call__(self, machine: Machine, budget_s: float = 1e6, **changes: Any) -> Tuned: ...
 
 
 @pytest.fixture(scope="module")
-def measure(header: Header) -> Measure:
-    def measure(
-        machine: Machine,
-        budget_s: float = 1e6,
-        working: Working = ALL_WORKS,
-        room: Room = ANYTHING,
-    ) -> Tuned:
+def measure(target: Target) -> Measure:
+    def measure(machine: Machine, budget_s: float = 1e6, **changes: Any) -> Tuned:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tune, "time", machine)
             patch.setattr(tune, "Model", machine.model)
             patch.setattr(tune, "Runner", machine.runner)
             patch.setattr(tune, "_reference", machine.reference)
             patch.setattr(tune, "tap_works", lambda *_: True)
-            return tune.tune(
-                Path("m.gguf"), header, LAST, working, n_cores=4, room=room, budget_s=budget_s
-            )
+            return tune.tune(replace(target, **changes), budget_s=budget_s)
 
     return measure
 
@@ -187,7 +176,7 @@ def product(factors: Mapping[str, Mapping[Any, float]]) -> Speed:
     return speed
 
 
-def test_what_is_faster_is_found(measure: Measure, header: Header):
+def test_what_is_faster_is_found(measure: Measure, target: Target):
     factors = {
         "repack": {True: 1.3},
         "n_contexts": {2: 1.2, 4: 1.1},
@@ -211,7 +200,7 @@ def test_what_is_faster_is_found(measure: Measure, header: Header):
     ]
     assert machine.n_loaded == 2  # repacking alone needs the weights anew
     assert machine.n_in_memory == 0
-    assert load(header, 4) == tuned
+    assert read_record(target) == tuned
 
 
 def test_a_size_between_those_tried_is_found_by_their_cost(measure: Measure):
@@ -230,18 +219,17 @@ def test_a_size_between_those_tried_is_found_by_their_cost(measure: Measure):
     assert tuned.cost.best_tokens(512) == 400
 
 
-def test_a_gain_within_the_noise_changes_nothing(measure: Measure, header: Header):
+def test_a_gain_within_the_noise_changes_nothing(measure: Measure):
     factors = {name: {True: 1.02, False: 1.0} for name in ("repack", "flash_attn")}
     factors["batch_tokens"] = {128: 1.02}
-    start = untuned(header, LAST, ALL_WORKS, 4)
-    assert measure(Machine(speed=product(factors))).settings == start
+    assert measure(Machine(speed=product(factors))).settings == START
 
 
-def test_a_machine_that_becomes_quieter_changes_nothing(measure: Measure, header: Header):
+def test_a_machine_that_becomes_quieter_changes_nothing(measure: Measure):
     """What is tried later would seem faster: the best so far is timed again beside it."""
     machine = Machine(speed=lambda _, now: 1000.0 * (1 + now))
     working = replace(ALL_WORKS, repack=False)
-    assert measure(machine, working=working).settings == untuned(header, LAST, working, 4)
+    assert measure(machine, safe=working).settings == START
 
 
 CHOICES: dict[str, list[Any]] = {
@@ -290,34 +278,36 @@ def test_a_start_with_wrong_vectors_loses_to_a_slower_right_one(measure: Measure
 
 
 def test_vectors_that_are_always_wrong_are_reported(
-    measure: Measure, caplog: pytest.LogCaptureFixture
+    measure: Measure, target: Target, caplog: pytest.LogCaptureFixture
 ):
     measure(Machine(speed=product({}), wrong=lambda _: True))
-    assert "m.gguf: no settings give the vectors of llama.cpp" in caplog.text
+    assert f"{target.path}: no settings give the vectors of llama.cpp" in caplog.text
 
 
 @pytest.mark.parametrize("tokens_per_s", [1.0, 30.0])
-def test_a_slow_machine_does_not_wait_long(tokens_per_s: float, measure: Measure, header: Header):
+def test_a_slow_machine_does_not_wait_long(tokens_per_s: float, measure: Measure):
     """The first measurement cannot be left out, but it need not be repeated."""
     machine = Machine(speed=lambda *_: tokens_per_s)
     tuned = measure(machine, 10)
     assert machine.now <= 10 + 512 / tokens_per_s
-    assert tuned.settings == untuned(header, LAST, ALL_WORKS, 4)
+    assert tuned.settings == START
     assert tuned.tokens_per_s == pytest.approx(tokens_per_s)
 
 
 def test_no_trial_where_the_self_test_forbids(measure: Measure):
     working = Working(flash=False, repack=False, remark=None)
-    tuned = measure(Machine(speed=product({})), working=working)
+    start = replace(START, repack=True)  # the user wanted it
+    tuned = measure(Machine(speed=product({})), safe=working, start=start)
     assert not any(trial.settings.repack or trial.settings.flash_attn for trial in tuned.trials)
 
 
-GPU = Room(tier="gpu", gpus=("RTX",), n_gpu_layers=3, max_batch_tokens=512, n_contexts=1)
+ON_GPU = replace(START, n_gpu_layers=3)
+GPU: dict[str, Any] = {"tier": "gpu", "gpus": ("RTX",), "start": ON_GPU}
 
 
-def test_on_a_gpu_microbatches_grow_and_the_tap_must_pay(measure: Measure, header: Header):
+def test_on_a_gpu_microbatches_grow_and_the_tap_must_pay(measure: Measure, target: Target):
     factors = {"max_batch_tokens": {256: 9.0, 1024: 1.2, 2048: 1.5}, "tap": {False: 1.1}}
-    tuned = measure(Machine(speed=product(factors)), room=GPU)
+    tuned = measure(Machine(speed=product(factors)), **GPU)
     assert tuned.settings == RunSettings(
         max_batch_tokens=2048,
         batch_tokens=2048,
@@ -329,16 +319,17 @@ def test_on_a_gpu_microbatches_grow_and_the_tap_must_pay(measure: Measure, heade
     assert {t.settings.n_contexts for t in tuned.trials} == {1}
     assert {t.settings.max_batch_tokens for t in tuned.trials} == {512, 1024, 2048}
     # Kept for these GPUs, and not for the CPU alone or layers shared with it.
-    assert load(header, 4, GPU) == tuned
-    for other in (ANYTHING, replace(GPU, tier="split"), replace(GPU, gpus=("GTX",))):
-        assert load(header, 4, other) is None
-    assert load(header, 4, replace(GPU, n_gpu_layers=9)) == tuned
+    on_gpu = replace(target, **GPU)
+    assert read_record(on_gpu) == tuned
+    for other in (target, replace(on_gpu, tier="split"), replace(on_gpu, gpus=("GTX",))):
+        assert read_record(other) is None
+    assert read_record(replace(on_gpu, start=replace(START, n_gpu_layers=9))) == tuned
 
 
 def test_weights_that_stay_on_the_cpu_may_still_be_repacked(measure: Measure):
     machine = Machine(speed=product({"repack": {True: 1.5}}))
-    assert not measure(machine, room=GPU).settings.repack
-    assert measure(machine, room=replace(GPU, tier="split", n_gpu_layers=2)).settings.repack
+    assert not measure(machine, **GPU).settings.repack
+    assert measure(machine, **GPU | {"tier": "split"}).settings.repack
 
 
 def test_what_there_is_no_memory_for_is_not_tried(measure: Measure):
@@ -346,19 +337,18 @@ def test_what_there_is_no_memory_for_is_not_tried(measure: Measure):
         return settings.max_batch_tokens <= 1024 and settings.tap
 
     factors = {"max_batch_tokens": {2048: 9.0, 1024: 1.2}, "tap": {False: 9.0}}
-    tuned = measure(Machine(speed=product(factors)), room=replace(GPU, fits=fits))
+    tuned = measure(Machine(speed=product(factors)), **GPU, fits=fits)
     assert all(fits(trial.settings) for trial in tuned.trials)
     assert tuned.settings.max_batch_tokens == 1024
 
 
 def test_each_trial_is_told_as_it_ends(
-    header: Header, working: Working, tiny_model: Write, monkeypatch: pytest.MonkeyPatch
+    target: Target, working: Working, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(tune, "MIN_TIMING_S", 0.001)
     told: list[Trial] = []
-    tuned = tune.tune(
-        tiny_model("qwen3"), header, LAST, working, 1, budget_s=0, on_trial=told.append
-    )
+    single = replace(target, safe=working, n_cores=1, start=replace(START, n_threads=1))
+    tuned = tune.tune(single, budget_s=0, on_trial=told.append)
     assert tuple(told) == tuned.trials
     assert [trial.changed for trial in told] == ["start"]
 
@@ -372,21 +362,20 @@ def test_a_tuned_model_works(
 ):
     monkeypatch.setattr(tune, "MIN_TIMING_S", 0.002)
     path = tiny_model(architecture)
-    header = read_header(path)
     texts = ["the cat sat on the mat", "a dog in the river", "bread"]
-    with Embedder.open(path, settings=Settings(tune=False)) as embedder:
-        expected, meaning = embedder.encode(texts), embedder.meaning
-    tuned = tune.tune(path, header, meaning, working, 2, budget_s=60)
+    with Embedder.open(path, settings=Settings(tune=False, n_threads=2)) as embedder:
+        expected, target = embedder.encode(texts), embedder.target
+    tuned = tune.tune(target, budget_s=60)
     assert min(trial.cosine for trial in tuned.trials) > 0.9999
     assert {trial.settings.n_contexts * trial.settings.n_threads for trial in tuned.trials} == {2}
     assert {trial.settings.batch_tokens for trial in tuned.trials} >= set(tune.BATCH_TOKENS)
     assert tuned.cost is not None
     # `plan` finds it by what it knows of a file before there is a model.
-    found = plan.variant(header)
-    key = measured.shape_key(found.shape, meaning.pooling, causal=meaning.causal)
-    (kept,) = measured.load(2)
-    assert (kept.by, kept.shape) == ("tune", key)
-    assert kept.levels == {"F32": measured.LevelFigures(tokens_per_s=tuned.tokens_per_s)}
+    found = variant_of(target.header)
+    key = measured.shape_key(found.shape, found.mode.pooling, causal=found.mode.causal)
+    (series,) = measured.load(2)
+    assert (series.by, series.shape) == ("tune", key)
+    assert series.levels == {"F32": measured.LevelFigures(tokens_per_s=tuned.tokens_per_s)}
     with Embedder.open(path, settings=Settings(n_threads=2)) as embedder:
         run = embedder.run_settings
         assert run == tuned.settings
@@ -395,7 +384,7 @@ def test_a_tuned_model_works(
 
 
 def test_wrong_kernels_are_seen_by_their_vectors(
-    header: Header, working: Working, tiny_model: Write, monkeypatch: pytest.MonkeyPatch
+    target: Target, working: Working, monkeypatch: pytest.MonkeyPatch
 ):
     """The real search with real contexts; two contexts read each text backwards."""
     monkeypatch.setattr(tune, "MIN_TIMING_S", 0.002)
@@ -403,15 +392,16 @@ def test_wrong_kernels_are_seen_by_their_vectors(
     class Broken(tune.Runner):
         n_wrong: ClassVar[int] = 0
 
-        def run(self, sequences: Sequence[Tokens], *, n_prefix: int = 0, **more: Any) -> Outcome:
-            if self.settings.n_contexts == 2 and n_prefix == 0:
+        def run(self, sequences: Sequence[Tokens], **how: Any) -> Outcome:
+            if self.settings.n_contexts == 2:
                 Broken.n_wrong += 1
                 sequences = [sequence[::-1] for sequence in sequences]
-            return super().run(sequences, n_prefix=n_prefix, **more)
+            return super().run(sequences, **how)
 
     monkeypatch.setattr(tune, "Runner", Broken)
     monkeypatch.setattr(tune, "GAIN", 0.0)  # anything counts as faster
-    tuned = tune.tune(tiny_model("qwen3"), header, LAST, working, 2, budget_s=60)
+    both = replace(target, safe=working, n_cores=2, start=replace(START, n_threads=2))
+    tuned = tune.tune(both, budget_s=60)
     assert Broken.n_wrong
     assert tuned.settings.n_contexts == 1
     assert [t.cosine < 0.99 for t in tuned.trials] == [
@@ -419,7 +409,7 @@ def test_wrong_kernels_are_seen_by_their_vectors(
     ]
 
 
-# -------------------------------------------------------------------------------- choose
+# ------------------------------------------------------------------------------ best_run
 
 
 @dataclass(eq=False, slots=True)
@@ -429,7 +419,7 @@ class Tuner:
     settings: RunSettings = field(default_factory=lambda: RunSettings(max_batch_tokens=77))
     budgets: list[float] = field(default_factory=list)
 
-    def __call__(self, *_: object, room: Room, budget_s: float) -> Tuned:
+    def __call__(self, _target: Target, *, budget_s: float) -> Tuned:
         self.budgets.append(budget_s)
         return record(self.settings)
 
@@ -458,130 +448,111 @@ def tuner(monkeypatch: pytest.MonkeyPatch) -> Tuner:
 
 
 def chosen(
-    header: Header,
-    wanted: Mapping[str, Any],
+    target: Target,
+    settings: Settings = Settings(),  # noqa: B008 (frozen)
     *,
     budget_s: float = 0,
-    working: Working = ALL_WORKS,
     said: list[str] | None = None,
 ) -> RunSettings:
     on_status = None if said is None else said.append
-    return choose(
-        Path("m.gguf"), header, LAST, working, wanted, budget_s=budget_s, on_status=on_status
-    )
+    return best_run(target, settings, budget_s=budget_s, on_status=on_status)
 
 
-def test_without_a_measurement_the_defaults_serve(header: Header, tuner: Tuner):
-    n_cores = hardware.probe().usable_cores
+def test_without_a_measurement_it_runs_as_planned(target: Target, tuner: Tuner):
     said: list[str] = []
-    assert chosen(header, {}, said=said) == untuned(header, LAST, ALL_WORKS, n_cores)
+    assert chosen(target, said=said) == START
     assert (tuner.budgets, said) == ([], [])
 
 
-def test_the_first_use_measures_and_says_so(header: Header, tuner: Tuner):
+def test_the_first_use_measures_and_says_so(target: Target, tuner: Tuner):
     said: list[str] = []
-    assert chosen(header, {}, budget_s=15, said=said) == tuner.settings
+    assert chosen(target, budget_s=15, said=said) == tuner.settings
     assert tuner.budgets == [15]
     (line,) = said
-    assert "first use of m.gguf" in line
+    assert "first use of qwen3" in line
     assert "15 s" in line
 
 
-def test_whoever_chooses_is_not_measured_for(header: Header, tuner: Tuner):
-    settings = chosen(header, {"max_batch_tokens": 99}, budget_s=15)
-    assert settings.max_batch_tokens == settings.batch_tokens == 99
+def test_whoever_chooses_is_not_measured_for(target: Target, tuner: Tuner):
+    planned = replace(START, max_batch_tokens=99, batch_tokens=99)
+    wanted = Settings(max_batch_tokens=99)
+    assert chosen(replace(target, start=planned), wanted, budget_s=15) == planned
     assert tuner.budgets == []
 
 
 @pytest.mark.parametrize("budget_s", [0, 15])
-def test_what_was_measured_is_used_again(budget_s: float, header: Header, tuner: Tuner):
-    n_cores = hardware.probe().usable_cores
-    tune._keep(record(replace(tuner.settings, max_batch_tokens=55)), header, n_cores)
-    assert chosen(header, {}, budget_s=budget_s).max_batch_tokens == 55
+def test_what_was_measured_is_used_again(budget_s: float, target: Target, tuner: Tuner):
+    kept = RunSettings(max_batch_tokens=55, batch_tokens=50, n_contexts=2, n_threads=2)
+    keep_record(record(kept), target)
+    assert chosen(target, budget_s=budget_s) == kept
     assert tuner.budgets == []
-    # And the caller still has the last word.
-    wanted = {"max_batch_tokens": 44, "n_contexts": 3, "n_threads": n_cores, "tap": False}
-    settings = chosen(header, wanted)
-    assert {name: getattr(settings, name) for name in wanted} == wanted
-
-
-def test_a_measurement_is_used_as_far_as_there_is_memory(header: Header):
-    n_cores = hardware.usable_cores()
-    kept = RunSettings(max_batch_tokens=1024, repack=True, flash_attn=True, n_gpu_layers=2)
-    tune._keep(record(kept), header, n_cores, GPU)
-
-    def chosen(room: Room) -> RunSettings:
-        path = Path("m.gguf")
-        return choose(path, header, LAST, ALL_WORKS, {}, room=room, budget_s=0)
-
-    assert chosen(GPU) == replace(kept, n_gpu_layers=3)  # the plan's count, not an earlier one
-    little = replace(GPU, max_batch_tokens=128, fits=lambda s: s.max_batch_tokens <= 128)
-    assert chosen(little) == RunSettings(
-        max_batch_tokens=128, batch_tokens=128, n_threads=n_cores, n_gpu_layers=3, repack=True
+    # And the user still has the last word.
+    wanted = Settings(max_batch_tokens=44, n_contexts=3, n_threads=4, tap=False)
+    planned = RunSettings(
+        max_batch_tokens=44, batch_tokens=44, n_contexts=3, n_threads=4, tap=False, repack=False
     )
+    found = chosen(replace(target, start=planned), wanted)
+    assert found == replace(planned, repack=True)
 
 
-def test_what_the_caller_wants_counts_towards_memory(header: Header):
-    tune._keep(record(RunSettings(n_contexts=4, max_batch_tokens=256)), header, 4)
-    room = Room(n_contexts=1, fits=lambda s: s.n_contexts * s.max_batch_tokens <= 1024)
+def test_a_measurement_is_used_as_far_as_there_is_memory(target: Target):
+    kept = RunSettings(max_batch_tokens=1024, repack=True, flash_attn=True, n_gpu_layers=2)
+    on_gpu = replace(target, **GPU)
+    keep_record(record(kept), on_gpu)
+    assert chosen(on_gpu) == replace(kept, n_gpu_layers=3)  # the plan's count, not an earlier one
+    small = replace(ON_GPU, max_batch_tokens=128, batch_tokens=128)
+    little = replace(on_gpu, start=small, fits=lambda run: run.max_batch_tokens <= 128)
+    assert chosen(little) == replace(small, repack=True)  # what costs no memory stays
+
+
+def test_what_the_user_wants_counts_towards_memory(target: Target):
+    keep_record(record(RunSettings(n_contexts=4, max_batch_tokens=256)), target)
+    bounded = replace(target, fits=lambda run: run.n_contexts * run.max_batch_tokens <= 1024)
     for n_tokens, n_contexts in ((256, 4), (1024, 1)):
-        wanted = {"n_threads": 4, "max_batch_tokens": n_tokens}
-        path = Path("m.gguf")
-        settings = choose(path, header, LAST, ALL_WORKS, wanted, room=room, budget_s=0)
-        assert (settings.max_batch_tokens, settings.n_contexts) == (n_tokens, n_contexts)
+        wanted = Settings(n_threads=4, max_batch_tokens=n_tokens)
+        planned = replace(START, max_batch_tokens=n_tokens, batch_tokens=n_tokens)
+        run = chosen(replace(bounded, start=planned), wanted)
+        assert (run.max_batch_tokens, run.n_contexts) == (n_tokens, n_contexts)
 
 
-def test_threads_without_contexts_are_cores_to_share_out(header: Header):
-    tune._keep(record(RunSettings(n_contexts=3, n_threads=2)), header, 6)
-    settings = chosen(header, {"n_threads": 6})
-    assert (settings.n_contexts, settings.n_threads) == (3, 2)
-    settings = chosen(header, {"n_threads": 5})
-    assert settings.n_contexts * settings.n_threads == 5
+def test_threads_without_contexts_are_cores_to_share_out(target: Target):
+    keep_record(record(RunSettings(n_contexts=3, n_threads=2)), replace(target, n_cores=6))
+    six = chosen(replace(target, n_cores=6), Settings(n_threads=6))
+    assert (six.n_contexts, six.n_threads) == (3, 2)
+    five = replace(target, n_cores=5, start=replace(START, n_threads=5))
+    assert chosen(five, Settings(n_threads=5)) == five.start  # not measured with so many
 
 
 @pytest.mark.parametrize("flash", [True, False])
 @pytest.mark.parametrize("repack", [True, False])
-def test_what_crashed_in_the_self_test_is_never_chosen(flash: bool, repack: bool, header: Header):
-    """Not by a measurement made before a rebuild, and not by the caller."""
-    n_cores = hardware.probe().usable_cores
-    working = Working(flash=flash, repack=repack, remark=None)
-    tune._keep(record(RunSettings(flash_attn=True, repack=True)), header, n_cores)
-    for wanted in ({}, {"flash_attn": True, "repack": True}):
-        settings = chosen(header, wanted, working=working)
-        assert (settings.flash_attn, settings.repack) == (flash, repack)
-
-
-def test_defaults_by_kind_of_model(header: Header, tiny_model: Write):
-    causal = untuned(header, LAST, ALL_WORKS, 4)
-    assert (causal.n_contexts, causal.n_threads, causal.tap) == (1, 4, True)
-    encoder = untuned(header, MEAN, ALL_WORKS, 4)
-    assert (encoder.n_contexts, encoder.n_threads, encoder.tap) == (4, 1, False)
-    assert encoder.batch_tokens < causal.batch_tokens
-    repack = {
-        outtype: untuned(read_header(tiny_model("qwen3", outtype)), LAST, ALL_WORKS, 4).repack
-        for outtype in ("Q4_0", "Q8_0", "Q4_K_M")
-    }
-    assert repack == {"Q4_0": True, "Q8_0": True, "Q4_K_M": False}
+def test_what_crashed_in_the_self_test_is_never_chosen(flash: bool, repack: bool, target: Target):
+    """Not by a measurement made before a rebuild, and not by the user."""
+    safe = Working(flash=flash, repack=repack, remark=None)
+    wish = replace(START, flash_attn=True, repack=True)
+    keep_record(record(RunSettings(flash_attn=True, repack=True)), target)
+    for said in (Settings(), Settings(flash_attn=True, repack=True)):
+        run = chosen(replace(target, safe=safe, start=wish), said)
+        assert (run.flash_attn, run.repack) == (flash, repack)
 
 
 # ---------------------------------------------------------------------------- what is kept
 
 
 @pytest.mark.parametrize("cost", [None, Cost(fixed_s=0.1, token_s=1e-5, pair_s=0.0)])
-def test_a_record_is_read_as_it_was_written(cost: Cost | None, header: Header):
+def test_a_record_is_read_as_it_was_written(cost: Cost | None, target: Target):
     tuned = record(RunSettings(n_contexts=2, flash_attn=False), cost)
-    assert load(header, 2) is None
-    tune._keep(tuned, header, 2)
-    assert load(header, 2) == tuned
+    assert read_record(target) is None
+    keep_record(tuned, target)
+    assert read_record(target) == tuned
     assert json.loads(to_json(tuned)) == json.loads(json.dumps(asdict(tuned)))
 
 
 def test_what_was_measured_beside_other_work_serves_until_the_machine_is_quiet(
-    header: Header, monkeypatch: pytest.MonkeyPatch
+    target: Target, monkeypatch: pytest.MonkeyPatch
 ):
     busy = replace(record(RunSettings(max_batch_tokens=55)), load=Load(before=0.5, during=0.0))
-    tune._keep(busy, header, 2)
-    assert load(header, 2) is None  # quiet, as far as the tests can tell
+    keep_record(busy, target)
+    assert read_record(target) is None  # quiet, as far as the tests can tell
 
     class Busy:
         quiet = False
@@ -589,11 +560,11 @@ def test_what_was_measured_beside_other_work_serves_until_the_machine_is_quiet(
         def __init__(self, n_cores: int) -> None:
             pass
 
-    monkeypatch.setattr(tune, "LoadMeter", Busy)
-    assert load(header, 2) == busy
+    monkeypatch.setattr(tune_record, "LoadMeter", Busy)
+    assert read_record(target) == busy
     quiet = replace(busy, load=Load(before=0.2, during=0.2))
-    tune._keep(quiet, header, 2)
-    assert load(header, 2) == quiet
+    keep_record(quiet, target)
+    assert read_record(target) == quiet
 
 
 DAMAGE: dict[str, Callable[[dict[str, Any]], object]] = {
@@ -611,62 +582,62 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_record_of_another_form_is_ignored(damage: str, header: Header):
-    tune._keep(record(RunSettings()), header, 2)
-    (path,) = tune._file(header, 2).parent.iterdir()
+def test_a_record_of_another_form_is_ignored(damage: str, target: Target):
+    keep_record(record(RunSettings()), target)
+    (path,) = tune_record._file(target).parent.iterdir()
     kept = json.loads(path.read_text())
     DAMAGE[damage](kept)
     path.write_text(json.dumps(kept))
-    assert load(header, 2) is None
+    assert read_record(target) is None
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"5", b"null", b"[" * 100_000, b'"text"', b"\xff\xfe{}"]
 )
-def test_a_damaged_record_is_ignored_and_replaced(content: bytes, header: Header):
-    path = tune._file(header, 2)
+def test_a_damaged_record_is_ignored_and_replaced(content: bytes, target: Target):
+    path = tune_record._file(target)
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
-    assert load(header, 2) is None
-    tune._keep(record(RunSettings()), header, 2)
-    assert load(header, 2) == record(RunSettings())
+    assert read_record(target) is None
+    keep_record(record(RunSettings()), target)
+    assert read_record(target) == record(RunSettings())
 
 
 def test_a_measurement_holds_for_its_machine_build_and_model(
-    header: Header, tiny_model: Write, monkeypatch: pytest.MonkeyPatch
+    target: Target, tiny_model: Write, monkeypatch: pytest.MonkeyPatch
 ):
-    tune._keep(record(RunSettings()), header, 2)
-    assert load(header, 2)
-    assert load(header, 1) is None
-    assert load(read_header(tiny_model("qwen3", "Q8_0")), 2) is None
+    keep_record(record(RunSettings()), target)
+    assert read_record(target)
+    assert read_record(replace(target, n_cores=1)) is None
+    assert read_record(target_of(tiny_model("qwen3", "Q8_0"))) is None
     # IQ4_NL and Q4_0, for one, are of the same size.
-    retyped = tuple(replace(tensor, type="IQ4_NL") for tensor in header.tensors)
-    assert load(replace(header, tensors=retyped), 2) is None
+    retyped = tuple(replace(tensor, type="IQ4_NL") for tensor in target.header.tensors)
+    assert read_record(replace(target, header=replace(target.header, tensors=retyped))) is None
     for module, name in ((library, "build_id"), (selftest, "cpu_id")):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, lambda: "another")
-            assert load(header, 2) is None
-    assert load(header, 2)
+            assert read_record(target) is None
+    assert read_record(target)
 
 
-def test_the_files_name_and_place_do_not_matter(header: Header, tiny_model: Write, tmp_path: Path):
-    tune._keep(record(RunSettings()), header, 2)
+def test_the_files_name_and_place_do_not_matter(target: Target, tiny_model: Write, tmp_path: Path):
+    keep_record(record(RunSettings()), target)
     moved = tmp_path / "moved.gguf"
     moved.hardlink_to(tiny_model("qwen3"))
-    assert load(read_header(moved), 2)
+    assert read_record(target_of(moved))
 
 
 def test_a_home_that_cannot_be_written_costs_the_record_only(
-    header: Header,
+    target: Target,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ):
     (tmp_path / "file").touch()
     monkeypatch.setenv("GGUF_EMBED_HOME", str(tmp_path / "file"))
-    tune._keep(record(RunSettings()), header, 2)
+    keep_record(record(RunSettings()), target)
     assert "not kept" in caplog.text
-    assert load(header, 2) is None
+    assert read_record(target) is None
 
 
 # ---------------------------------------------------------------------- cost of a microbatch

@@ -14,9 +14,10 @@ import numpy as np
 from gguf_embed.catalog import catalog
 from gguf_embed.catalog.card import ModelCard
 from gguf_embed.engine.embedder import Embedder
-from gguf_embed.engine.opening import Settings, choose_file, found_file
+from gguf_embed.engine.opening import choose_file, found_file
 from gguf_embed.errors import BadModelFile, DoesNotFit, GgufEmbedError, NativeFailed
 from gguf_embed.machine.probe import probe
+from gguf_embed.plan.settings import Settings
 from gguf_embed.system.child import Child, take_job, tell
 from gguf_embed.vectors import Vectors
 

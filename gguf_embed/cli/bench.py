@@ -142,8 +142,8 @@ def run(args: argparse.Namespace) -> int:
 
 def options_of(args: argparse.Namespace) -> BenchOptions:
     """What is measured, and how the levels are run."""
-    from gguf_embed.engine.opening import Settings
     from gguf_embed.lab.bench import BenchOptions
+    from gguf_embed.plan.settings import Settings
 
     settings = Settings(
         pooling=options.pooling(args.pooling), n_threads=args.threads, tune=not args.no_tune

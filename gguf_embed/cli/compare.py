@@ -164,7 +164,7 @@ def _embed(
     texts: Sequence[str],
     records: Sequence[Record] | None,
 ) -> _Side:
-    from gguf_embed.engine.opening import Settings
+    from gguf_embed.plan.settings import Settings
 
     said = vars(args)
     prompt_name = said[f"prompt_name_{name}"]

@@ -150,7 +150,7 @@ def _embed_one() -> tuple[bool, str]:
     """Whether a text becomes a unit vector with the built-in model, and what came out."""
     import numpy as np
 
-    from gguf_embed.engine.opening import Settings
+    from gguf_embed.plan.settings import Settings
 
     try:
         with options.open_embedder(options.BUILTIN, Settings(tune=False), quiet=True) as embedder:

@@ -235,8 +235,8 @@ def _plan(plan: Plan) -> dict[str, object]:
     return {
         "reason": plan.reason,
         "where": plan.chosen.where,
-        "n_gpu_layers": plan.n_gpu_layers,
-        "verdict": plan.verdict,
+        "n_gpu_layers": plan.run.n_gpu_layers,
+        "fit": plan.fit,
     }
 
 

@@ -14,8 +14,8 @@ from gguf_embed.errors import BadInput
 if TYPE_CHECKING:
     from gguf_embed.bundle.format import Licence
     from gguf_embed.engine.embedder import Embedder
-    from gguf_embed.engine.opening import Settings
     from gguf_embed.io.sources import Sources
+    from gguf_embed.plan.settings import Settings
     from gguf_embed.store.local import Source
     from gguf_embed.vectors import Pooling
 
@@ -59,7 +59,7 @@ def warn_dimensions(embedder: Embedder, dimensions: int | None) -> None:
 
 def settings(args: argparse.Namespace) -> Settings:
     """What the options of `add_model` say of how to run it."""
-    from gguf_embed.engine.opening import Settings
+    from gguf_embed.plan.settings import Settings
 
     return Settings(
         **limits(args),
@@ -71,7 +71,7 @@ def settings(args: argparse.Namespace) -> Settings:
 
 
 def limits(args: argparse.Namespace) -> dict[str, Any]:
-    """What the options of `add_limits` say, as fields of `plan.Limits`."""
+    """What the options of `add_limits` say, as fields of `Settings`."""
     return {
         "quant": args.quant,
         "n_ctx": args.n_ctx,

@@ -11,6 +11,7 @@ from gguf_embed.errors import BadInput, BadOption
 
 if TYPE_CHECKING:
     from gguf_embed.machine.machine import Machine
+    from gguf_embed.plan.candidate import Candidate
     from gguf_embed.plan.plan import Plan
 
 DESCRIPTION = """\
@@ -76,10 +77,10 @@ def run(args: argparse.Namespace) -> int:
     from gguf_embed.engine import opening as choice
     from gguf_embed.machine import measured
     from gguf_embed.plan import plan
-    from gguf_embed.plan.plan import Limits
+    from gguf_embed.plan.settings import Settings
     from gguf_embed.store import names
 
-    limits = Limits(**options.limits(args), allow_smaller=args.allow_smaller)
+    settings = Settings(**options.limits(args), allow_smaller=args.allow_smaller)
     machine = _machine(args.machine)
     if args.any_quant and args.model != plan.AUTO:
         card = names.sources(args.model)[0].card
@@ -89,9 +90,9 @@ def run(args: argparse.Namespace) -> int:
             )
         # What was measured here says nothing about another machine.
         known = () if args.machine else measured.load(machine.usable_cores)
-        made = plan.plan_for(card, machine, limits, known=known, any_quant=True)
+        made = plan.plan_for(card, machine, settings, known=known, any_quant=True)
     else:
-        made = choice.choose(args.model, machine, limits, here=args.machine is None).plan
+        made = choice.choose(args.model, machine, settings, here=args.machine is None).plan
     if args.json:
         console.print_json("plan", _json(made, machine))
     else:
@@ -115,7 +116,7 @@ def _machine(path: Path | None) -> Machine:
 
 
 def _print(made: Plan, machine: Machine) -> None:
-    from gguf_embed.plan.plan import mib
+    from gguf_embed.plan.memory import mib
 
     console.print_text(f"{made.model} on {machine.name}{machine.origin}")
     console.out("")
@@ -128,14 +129,14 @@ def _print(made: Plan, machine: Machine) -> None:
                 str(row.run.n_ctx),
                 mib(row.needed_bytes),
                 mib(row.free_bytes),
-                row.verdict,
+                row.fit,
                 f"{row.reason}; measured here: {row.known}" if row.known else row.reason,
             )
             for row in made.considered
         ],
     )
     console.out("")
-    console.print_text(f"chosen: {made.quant} on {made.chosen.where}, {made.verdict}")
+    console.print_text(f"chosen: {made.quant} on {made.chosen.where}, {made.fit}")
     for why in made.why:
         console.print_text(why, "  ")
     console.out("")
@@ -163,4 +164,30 @@ def _print(made: Plan, machine: Machine) -> None:
 def _json(made: Plan, machine: Machine) -> dict[str, object]:
     from dataclasses import asdict
 
-    return {"machine": machine.name, "source": machine.source, **asdict(made)}
+    run = made.run
+    return {
+        "machine": machine.name,
+        "source": machine.source,
+        "model": made.model,
+        "quant": made.quant,
+        "reason": made.reason,
+        "file": made.file and asdict(made.file),
+        "tier": made.tier,
+        "verdict": made.fit,
+        "devices": made.devices,
+        "n_gpu_layers": run.n_gpu_layers,
+        "n_ctx": run.n_ctx,
+        "max_batch_tokens": run.max_batch_tokens,
+        "n_contexts": run.n_contexts,
+        "n_threads": run.n_threads,
+        "memory": {name: asdict(part) for name, part in made.memory.items()},
+        "considered": [_row_json(row) for row in made.considered],
+        "why": made.why,
+        "suggestion": made.suggestion,
+    }
+
+
+def _row_json(row: Candidate) -> dict[str, object]:
+    from dataclasses import asdict
+
+    return {"verdict" if key == "fit" else key: value for key, value in asdict(row).items()}

@@ -71,6 +71,7 @@ def _source(args: argparse.Namespace) -> Source:
     from gguf_embed.engine import opening as choice
     from gguf_embed.machine import probe as hardware
     from gguf_embed.plan import plan
+    from gguf_embed.plan.settings import Settings
     from gguf_embed.store import names
 
     if args.model != plan.AUTO:
@@ -80,7 +81,7 @@ def _source(args: argparse.Namespace) -> Source:
         if args.quant or len(offered) == 1:
             return source
     try:
-        chosen = choice.choose(args.model, hardware.probe(), plan.Limits(quant=args.quant))
+        chosen = choice.choose(args.model, hardware.probe(), Settings(quant=args.quant))
     except DoesNotFit as error:
         raise DoesNotFit(
             f"{error}. To fetch a file for another machine name its quantization with --quant",

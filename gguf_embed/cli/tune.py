@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from gguf_embed.cli import console, options
 
 if TYPE_CHECKING:
-    from gguf_embed.engine.runner import RunSettings
-    from gguf_embed.engine.tune import Trial, Tuned
+    from gguf_embed.engine.tune_record import Trial, Tuned
+    from gguf_embed.plan.settings import RunSettings
 
 DESCRIPTION = """\
 Measure real microbatches with weight repacking, flash attention, contexts x threads and microbatch
@@ -64,8 +64,9 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure, keep and print; returns 0."""
     from gguf_embed.engine import tune
-    from gguf_embed.engine.opening import Settings, find_model
-    from gguf_embed.machine import probe as hardware
+    from gguf_embed.engine.opening import find_model
+    from gguf_embed.engine.tune_record import to_json
+    from gguf_embed.plan.settings import Settings
 
     settings = Settings(
         **options.limits(args), pooling=options.pooling(args.pooling), n_threads=args.threads
@@ -75,17 +76,12 @@ def run(args: argparse.Namespace) -> int:
     if found.working.remark:
         console.say(found.working.remark)
     tuned = tune.tune(
-        found.path,
-        found.header,
-        found.meaning,
-        found.working,
-        args.threads or hardware.usable_cores(),
-        room=found.room,
+        found.target,
         budget_s=args.budget,
         on_trial=lambda trial: console.say(f"{trial.changed}: {trial.tokens_per_s:,.0f} tokens/s"),
     )
     if args.json:
-        console.print_json("tune", json.loads(tune.to_json(tuned)))
+        console.print_json("tune", json.loads(to_json(tuned)))
         return 0
     _print(tuned)
     return 0

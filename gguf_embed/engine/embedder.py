@@ -25,15 +25,15 @@ from gguf_embed.engine.backend import Backend, Head
 from gguf_embed.engine.calls import Calls
 from gguf_embed.engine.isolated import IsolatedModel
 from gguf_embed.engine.loaded import load
-from gguf_embed.engine.opening import Found, Settings, find_model
+from gguf_embed.engine.opening import Found, find_model
 from gguf_embed.engine.options import Block, EncodeOptions, FailedRow, OnError, VectorOptions
 from gguf_embed.engine.prepare import Prepared, Preparer, Truncate
-from gguf_embed.engine.runner import RunSettings
 from gguf_embed.engine.scheduler import Scheduler, Ticket
 from gguf_embed.engine.stacks import stack_pool
 from gguf_embed.engine.turns import Caller, Priority
 from gguf_embed.errors import BadInput, BadOption, NativeFailed, TextTooLong
 from gguf_embed.plan.plan import Plan
+from gguf_embed.plan.settings import RunSettings, Settings
 from gguf_embed.store import download
 from gguf_embed.system.closing import Closes
 from gguf_embed.vectors import Vectors, check_dimensions, finish
@@ -79,13 +79,13 @@ class Embedder(Closes):
         self.card = found.choice.card
         self.settings = settings  # what the caller said
         self.run_settings = run_settings or RunSettings()  # how it runs
-        self.meaning = found.meaning
+        self.meaning = found.mode
         self.pooling = self.meaning.pooling
         remark = found.working.remark
         self.remarks: tuple[str, ...] = (remark,) if remark else ()
         self.plan: Plan = found.choice.plan  # what was considered, and why this
-        self.room = found.room
-        self.n_ctx = self.plan.n_ctx
+        self.target = found.target
+        self.n_ctx = self.plan.run.n_ctx
         self.dim = backend.dim
         self.prompts: Mapping[str, str] = self.card.prompts if self.card else {}
         threads = stack_pool(min(8, os.cpu_count() or 1), f"{_THREADS}-tokenize")

@@ -30,12 +30,12 @@ import numpy as np
 from gguf_embed.engine.backend import BatchLimits, Head, Outcome
 from gguf_embed.engine.gate import Gate
 from gguf_embed.engine.loaded import limits_of
-from gguf_embed.engine.opening import Found, Settings
-from gguf_embed.engine.runner import RunSettings
+from gguf_embed.engine.opening import Found
 from gguf_embed.engine.segments import Segments
 from gguf_embed.engine.tokenizer import RunTooLong
 from gguf_embed.errors import BadInput, BadModelFile, GgufEmbedError, NativeFailed
 from gguf_embed.native.model import Tokens
+from gguf_embed.plan.settings import RunSettings, Settings
 from gguf_embed.system.child import Child, Ending
 from gguf_embed.system.closing import Closes
 from gguf_embed.system.files import printable
@@ -153,7 +153,7 @@ class IsolatedModel(Closes):
         self._tokens_alone: bool = ready["tokens_alone"]
         assert self.run_settings, "the child said them"
         self._n_contexts = self.run_settings.n_contexts
-        self._limits = limits_of(self.run_settings, self.found.meaning, exact=settings.exact)
+        self._limits = limits_of(self.run_settings, self.found.mode, exact=settings.exact)
 
     @property
     def pid(self) -> int:

@@ -8,10 +8,12 @@ from dataclasses import replace
 
 from gguf_embed.engine import tune
 from gguf_embed.engine.backend import BatchLimits, Head, Outcome
-from gguf_embed.engine.opening import Found, Settings, end_token, wanted
-from gguf_embed.engine.runner import Meaning, Runner, RunSettings, max_prefix, tap_works
+from gguf_embed.engine.opening import Found, end_token
+from gguf_embed.engine.runner import Runner, max_prefix, tap_works
 from gguf_embed.engine.tokenizer import Tokenizer
 from gguf_embed.native.model import Model, Tokens
+from gguf_embed.plan.contexts import EmbedMode
+from gguf_embed.plan.settings import RunSettings, Settings
 from gguf_embed.system.closing import Closes
 
 
@@ -67,7 +69,7 @@ class LoadedModel(Closes):
         self.model.close()
 
 
-def limits_of(settings: RunSettings, meaning: Meaning, *, exact: bool) -> BatchLimits:
+def limits_of(settings: RunSettings, meaning: EmbedMode, *, exact: bool) -> BatchLimits:
     """How microbatches are packed for a model that runs so; `exact`: each text alone."""
     return BatchLimits(
         max_tokens=settings.batch_tokens,
@@ -88,13 +90,9 @@ def load(
 
     With `run_settings` it runs as it did before. Nothing stays loaded when a step fails.
     """
-    run_settings = run_settings or tune.choose(
-        found.path,
-        found.header,
-        found.meaning,
-        found.working,
-        wanted(settings),
-        room=found.room,
+    run_settings = run_settings or tune.best_run(
+        found.target,
+        settings,
         budget_s=tune.FIRST_USE_S if settings.tune else 0,
         on_status=on_status,
     )
@@ -103,18 +101,20 @@ def load(
             found.path, n_gpu_layers=run_settings.n_gpu_layers, repack=run_settings.repack
         )
         opened.callback(model.close)
-        if run_settings.tap and not tap_works(model, found.meaning, run_settings):
+        if run_settings.tap and not tap_works(model, found.mode, run_settings):
             found = replace(found, choice=found.choice.without(tap=True))
-            n_tokens = min(run_settings.max_batch_tokens, found.choice.plan.max_batch_tokens)
+            planned = found.choice.plan.run
+            n_tokens = min(run_settings.max_batch_tokens, planned.max_batch_tokens)
             run_settings = replace(
                 run_settings,
                 tap=False,
+                n_ctx=planned.n_ctx,
                 max_batch_tokens=n_tokens,
                 batch_tokens=min(run_settings.batch_tokens, n_tokens),
             )
-        runner = Runner(model, found.meaning, run_settings)
+        runner = Runner(model, found.mode, run_settings)
         opened.callback(runner.close)
-        last = end_token(found.header, found.choice.card, found.meaning.pooling)
+        last = end_token(found.header, found.choice.card, found.mode.pooling)
         tokenizer = Tokenizer(found.path, found.header, model, end_token=last)
         loaded = LoadedModel(model, runner, tokenizer, exact=settings.exact)
         opened.pop_all()

@@ -1,25 +1,24 @@
 """From a model's name to the one file of it for this machine, and how to run it here.
 
-    chosen = choose("qwen3-embedding:8b", probe(), Limits())
+    chosen = choose("qwen3-embedding:8b", probe(), Settings())
     chosen.plan.in_short         # "qwen3-embedding-8b Q8_0 on CPU: the best quality of 6 ..."
     path = fetch(chosen.source)  # for the choice nothing was fetched but headers
 
 Offline only what is on this machine can be chosen. Online a file that is here is preferred to one
-that would run no better; `Limits.quant` overrides that.
+that would run no better; `Settings.quant` overrides that.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gguf_embed.catalog import catalog
 from gguf_embed.catalog.card import ModelCard
-from gguf_embed.engine import proof, tune
-from gguf_embed.engine.runner import Meaning, RunSettings
-from gguf_embed.errors import BadModelFile, BadOption
+from gguf_embed.engine import proof, tune, tune_record
+from gguf_embed.errors import BadModelFile
 from gguf_embed.gguf import layout, quants
 from gguf_embed.gguf.check import check_embedder, needs_pooling
 from gguf_embed.gguf.header import ENCODERS, Header, read_header
@@ -28,27 +27,17 @@ from gguf_embed.machine import probe as hardware
 from gguf_embed.machine.machine import Machine
 from gguf_embed.machine.measured import MeasuredRun
 from gguf_embed.machine.selftest import Working
-from gguf_embed.native.context import MAX_SEQS
 from gguf_embed.plan import plan
-from gguf_embed.plan.plan import Limits, Plan, Run, Variant
+from gguf_embed.plan.contexts import EmbedMode
+from gguf_embed.plan.memory import gpus_of
+from gguf_embed.plan.plan import Plan
+from gguf_embed.plan.settings import RunSettings, Settings
+from gguf_embed.plan.variants import Variant, variant_of, variants_of
 from gguf_embed.store import download, hub, names
 from gguf_embed.store.local import Source
 from gguf_embed.vectors import Pooling
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings(Limits):
-    """Which file of a model to run, and how: the limits of the plan, and what it leaves open.
-
-    None leaves the choice to the engine: header, catalog, plan, measurement.
-    """
-
-    max_batch_seqs: int | None = None
-    repack: bool | None = None
-    tune: bool = True  # measure on first use of a model on a machine
-    exact: bool = False  # decode each text alone: to the bit the same in any company
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,42 +50,35 @@ class Choice:
     card: ModelCard | None
     variant: Variant
     machine: Machine
-    limits: Limits
+    settings: Settings
     plan: Plan
 
     @property
     def gpus(self) -> tuple[str, ...]:
         """What the GPUs that hold layers are, such as "NVIDIA GeForce RTX 4090"."""
-        used = (gpu for gpu in plan.gpus_of(self.machine) if gpu.name in self.plan.devices)
+        used = (gpu for gpu in gpus_of(self.machine) if gpu.name in self.plan.devices)
         return tuple(gpu.description for gpu in used)
 
-    def has_room(self, settings: RunSettings) -> bool:
+    def fits(self, run: RunSettings) -> bool:
         """Whether the machine has the memory to run it so, beside what should stay free."""
-        run = Run(
-            n_ctx=self.plan.n_ctx,
-            max_batch_tokens=max(settings.max_batch_tokens, settings.batch_tokens),
-            n_contexts=settings.n_contexts,
-            n_gpu_layers=settings.n_gpu_layers,
-            flash_attn=settings.flash_attn,
-        )
-        variant = replace(self.variant, tap=settings.tap)
-        return plan.has_room(self.plan, variant, self.machine, self.limits, run)
+        return plan.also_fits(self.plan, self.variant, self.machine, self.settings, run)
 
     def without(self, *, gpus: bool = False, flash_attn: bool = False, tap: bool = False) -> Choice:
         """The same file planned anew, where the GPUs, flash attention or the tap turned out not to
         work. Without the tap the weights are loaded, and stay where they are. Raises DoesNotFit.
         """
-        machine, limits = self.machine, self.limits
+        machine, settings = self.machine, self.settings
         if tap:
-            limits = replace(limits, tap=False, n_gpu_layers=self.plan.n_gpu_layers)
+            n_gpu_layers = self.plan.run.n_gpu_layers
+            settings = replace(settings, tap=False, n_gpu_layers=n_gpu_layers)
         if flash_attn:
-            limits = replace(limits, flash_attn=False)
+            settings = replace(settings, flash_attn=False)
         if gpus:
             cpus = tuple(device for device in machine.devices if device.kind == "cpu")
             machine = replace(machine, devices=cpus)
-            limits = replace(limits, n_gpu_layers=None)
-        made = plan.make_plan([self.variant], machine, limits)
-        return replace(self, machine=machine, limits=limits, plan=made)
+            settings = replace(settings, n_gpu_layers=None)
+        made = plan.make_plan([self.variant], machine, settings)
+        return replace(self, machine=machine, settings=settings, plan=made)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,59 +88,60 @@ class _Offer:
     variant: Variant
 
 
-def choose(name: str | Path, machine: Machine, limits: Limits, *, here: bool = True) -> Choice:
+def choose(name: str | Path, machine: Machine, settings: Settings, *, here: bool = True) -> Choice:
     """The best file of the model for the machine, here or on the Hub, and its plan.
 
     `name` may be "auto". Without `here` it is chosen for another machine: what this one has does
     not count. Raises ModelNotFound, BadModelFile, BadOption, FetchFailed or DoesNotFit.
     """
     if name == plan.AUTO:
-        return _choose_auto(machine, limits, here=here)
-    known = _known(machine, limits, here=here)
-    offered = names.offered(name, limits.quant, here=here)
+        return _choose_auto(machine, settings, here=here)
+    known = _known(machine, settings, here=here)
+    offered = names.offered(name, settings.quant, here=here)
     sources = _in_reach(offered, here=here)
     offers = _offers(sources, here=here)
-    if limits.quant or len(offered) == 1:  # the name of a file may differ from what its header says
-        limits = replace(limits, quant=offers[0].variant.quant)
+    # The name of a file may differ from what its header says.
+    if settings.quant or len(offered) == 1:
+        settings = replace(settings, quant=offers[0].variant.quant)
     variants = [offer.variant for offer in offers]
     card = sources[0].card
     if card is None:
-        made = plan.make_plan(variants, machine, limits, known=known)
+        made = plan.make_plan(variants, machine, settings, known=known)
     else:
-        made = plan.plan_for(card, machine, limits, known=known, offered=variants)
+        made = plan.plan_for(card, machine, settings, known=known, offered=variants)
         if made.model != card.id:  # a smaller one, which was allowed
-            smaller = choose(made.model, machine, replace(limits, allow_smaller=False), here=here)
+            smaller = choose(made.model, machine, replace(settings, allow_smaller=False), here=here)
             why = (made.why[0], *smaller.plan.why)
             return replace(smaller, plan=replace(smaller.plan, why=why))
-    return _chosen(offers, made, machine, limits)
+    return _chosen(offers, made, machine, settings)
 
 
-def choose_file(path: Path, card: ModelCard | None, machine: Machine, limits: Limits) -> Choice:
+def choose_file(path: Path, card: ModelCard | None, machine: Machine, settings: Settings) -> Choice:
     """A file that is here as what the caller says it is. Raises BadModelFile or DoesNotFit."""
     header = read_header(path)
     source = Source(name=str(path), card=card, file=path.name, path=path, where="file")
-    offer = _Offer(source=source, header=header, variant=plan.variant(header, card=card))
-    return _chosen([offer], plan.make_plan([offer.variant], machine, limits), machine, limits)
+    offer = _Offer(source=source, header=header, variant=variant_of(header, card=card))
+    return _chosen([offer], plan.make_plan([offer.variant], machine, settings), machine, settings)
 
 
-def _choose_auto(machine: Machine, limits: Limits, *, here: bool) -> Choice:
+def _choose_auto(machine: Machine, settings: Settings, *, here: bool) -> Choice:
     family = plan.auto_family()
     sources = [source for card in family for source in names.offered(card.id, here=here)]
-    if limits.quant:
-        limits = replace(limits, quant=quants.parse(limits.quant))
-        sources = [source for source in sources if source.quant == limits.quant]
+    if settings.quant:
+        settings = replace(settings, quant=quants.parse(settings.quant))
+        sources = [source for source in sources if source.quant == settings.quant]
     offers = _offers(_in_reach(sources, here=here), here=here)
     by_model: dict[str, list[Variant]] = {}
     for offer in offers:
         by_model.setdefault(offer.variant.model, []).append(offer.variant)
-    known = _known(machine, limits, here=here)
-    made = plan.plan_auto(machine, limits, known=known, offered=by_model)
-    return _chosen(offers, made, machine, limits)
+    known = _known(machine, settings, here=here)
+    made = plan.plan_auto(machine, settings, known=known, offered=by_model)
+    return _chosen(offers, made, machine, settings)
 
 
-def _known(machine: Machine, limits: Limits, *, here: bool) -> Sequence[MeasuredRun]:
+def _known(machine: Machine, settings: Settings, *, here: bool) -> Sequence[MeasuredRun]:
     """What was measured on this machine, which says nothing about another."""
-    return measured.load(limits.n_threads or machine.usable_cores) if here else ()
+    return measured.load(settings.n_threads or machine.usable_cores) if here else ()
 
 
 def _in_reach(sources: Sequence[Source], *, here: bool) -> Sequence[Source]:
@@ -190,11 +173,11 @@ def _offer(source: Source, *, here: bool) -> _Offer:
     card = source.card
     file = next((f for f in card.files if f.name == source.file), None) if card else None
     if source.path is None and card and file and _laid_out(card):
-        variant = next(v for v in plan.variants(card) if v.quant == file.quant)
+        variant = next(v for v in variants_of(card) if v.quant == file.quant)
         return _Offer(source=source, header=None, variant=variant)
     header = read_header(source.path) if source.path else hub.remote_header(source)
-    variant = plan.variant(header, card=card or catalog.by_header(header), file=file)
-    variant = replace(variant, here=here and source.path is not None)
+    variant = variant_of(header, card=card or catalog.by_header(header), file=file)
+    variant = replace(variant, on_disk=here and source.path is not None)
     return _Offer(source=source, header=header, variant=variant)
 
 
@@ -220,7 +203,7 @@ def _like_another(source: Source, offers: Sequence[_Offer]) -> _Offer | None:
         expected = header.header_bytes + sum(tensor.n_bytes for tensor in tensors)
         if abs(expected - n_bytes) * 100 <= n_bytes:  # else it is something else
             like = replace(header, tensors=tensors)
-            variant = replace(plan.variant(like), quant=source.quant)
+            variant = replace(variant_of(like), quant=source.quant)
             return _Offer(source=source, header=like, variant=variant)
     return None
 
@@ -229,7 +212,7 @@ def _laid_out(card: ModelCard) -> bool:
     return card.shape is not None and card.architecture in layout.ARCHITECTURES
 
 
-def _chosen(offers: Sequence[_Offer], made: Plan, machine: Machine, limits: Limits) -> Choice:
+def _chosen(offers: Sequence[_Offer], made: Plan, machine: Machine, settings: Settings) -> Choice:
     asked = (made.model, made.quant)
     offer = next(o for o in offers if (o.variant.model, o.variant.quant) == asked)
     card = offer.source.card or (catalog.by_header(offer.header) if offer.header else None)
@@ -237,9 +220,9 @@ def _chosen(offers: Sequence[_Offer], made: Plan, machine: Machine, limits: Limi
         source=offer.source,
         header=offer.header,
         card=card,
-        variant=plan.as_limited(offer.variant, limits),
+        variant=offer.variant.as_asked(settings),
         machine=machine,
-        limits=limits,
+        settings=settings,
         plan=made,
     )
 
@@ -251,20 +234,23 @@ class Found:
     choice: Choice
     path: Path
     header: Header
-    meaning: Meaning
+    mode: EmbedMode
     working: Working
 
     @property
-    def room(self) -> tune.Room:
-        """What the plan leaves to the measurement."""
-        plan = self.choice.plan
-        return tune.Room(
-            tier=plan.tier,
-            gpus=self.choice.gpus,
-            n_gpu_layers=plan.n_gpu_layers,
-            max_batch_tokens=plan.max_batch_tokens,
-            n_contexts=plan.n_contexts,
-            fits=self.choice.has_room,
+    def target(self) -> tune_record.Target:
+        """What a measurement may change."""
+        choice = self.choice
+        return tune_record.Target(
+            path=self.path,
+            header=self.header,
+            mode=self.mode,
+            safe=self.working,
+            n_cores=choice.settings.n_threads or choice.machine.usable_cores,
+            start=choice.plan.run,
+            tier=choice.plan.tier,
+            gpus=choice.gpus,
+            fits=choice.fits,
         )
 
 
@@ -275,14 +261,13 @@ def find_model(
     on_download: download.Progress | None = None,
 ) -> Found:
     """The file that a name means here, downloaded if need be; see `Embedder.open`."""
-    _check_ranges(settings)
     if settings.n_threads and (remark := hardware.check_threads(settings.n_threads)):
         _log.warning("%s", remark)
     chosen = choose(name, hardware.probe(), settings)
     source, header = chosen.source, chosen.header
     if header is not None:  # what is no embedder is told before gigabytes move
-        meaning_of(header, chosen.card, settings.pooling)
-    elif chosen.variant.pooling is Pooling.RANK:
+        mode_of(header, chosen.card, settings)
+    elif chosen.variant.mode.pooling is Pooling.RANK:
         raise BadModelFile(_RERANKER.format(chosen.plan.model))
     if on_status is not None and source.where != "package":
         on_status(chosen.plan.in_short)
@@ -303,37 +288,38 @@ def found_file(
 ) -> Found:
     """A chosen file that is here; planned anew where its GPU or flash attention fails here."""
     header = (chosen.source.path and chosen.header) or read_header(path)
-    meaning = meaning_of(header, chosen.card, settings.pooling)
+    mode = mode_of(header, chosen.card, settings)
     working = selftest.check(header.matrix_types, gpus=chosen.gpus)
     if not working.gpu or not working.flash:
         chosen = chosen.without(gpus=not working.gpu, flash_attn=not working.flash)
+    run = tune.safe_run(chosen.plan.run, working)
     proof.prove(
         path,
         proof.ProofSettings(
-            pooling=meaning.pooling,
-            causal=meaning.causal,
-            encoder=meaning.encoder,
-            end_token=end_token(header, chosen.card, meaning.pooling),
-            n_ctx=chosen.plan.n_ctx,
+            pooling=mode.pooling,
+            causal=mode.causal,
+            encoder=mode.encoder,
+            end_token=end_token(header, chosen.card, mode.pooling),
+            n_ctx=run.n_ctx,
             n_threads=settings.n_threads or chosen.machine.usable_cores,
-            n_gpu_layers=chosen.plan.n_gpu_layers,
+            n_gpu_layers=run.n_gpu_layers,
             repack=working.repack if settings.repack is None else settings.repack,
-            flash_attn=working.flash and chosen.limits.flash_attn is not False,
+            flash_attn=run.flash_attn,
         ),
         on_status=on_status,
     )
-    return Found(choice=chosen, path=path, header=header, meaning=meaning, working=working)
+    return Found(choice=chosen, path=path, header=header, mode=mode, working=working)
 
 
 _RERANKER = "{}: a reranker scores pairs of texts; it gives no vectors"
 
 
-def meaning_of(header: Header, card: ModelCard | None, pooling: Pooling | None) -> Meaning:
+def mode_of(header: Header, card: ModelCard | None, settings: Settings) -> EmbedMode:
     """Pooling and attention of a model: the caller's choice, the catalog's, the file's.
 
     Raises BadModelFile for a file that is no embedder.
     """
-    chosen = (pooling, card.pooling if card else None, header.pooling)
+    chosen = (settings.pooling, card.pooling if card else None, header.pooling)
     pooling = next((p for p in chosen if p is not None), None)
     check_embedder(header, pooling=pooling)
     if pooling in (None, Pooling.NONE):
@@ -342,7 +328,8 @@ def meaning_of(header: Header, card: ModelCard | None, pooling: Pooling | None) 
         raise BadModelFile(_RERANKER.format(header.source))
     encoder = header.architecture in ENCODERS
     causal = card.causal if card else header.causal
-    return Meaning(pooling=pooling, causal=causal and not encoder, encoder=encoder)
+    causal = causal if settings.causal is None else settings.causal
+    return EmbedMode(pooling=pooling, causal=causal and not encoder, encoder=encoder)
 
 
 def end_token(header: Header, card: ModelCard | None, pooling: Pooling) -> int | None:
@@ -352,31 +339,3 @@ def end_token(header: Header, card: ModelCard | None, pooling: Pooling) -> int |
     if card is not None and card.add_eos is not None:
         return card.eos_id if card.add_eos else None
     return header.eos_id if header.add_eos is not False else None
-
-
-# The least and the most. A text has a start token, one token of its own and an end token.
-# llama.cpp takes 256 sequences, and a shared prefix is one of them.
-_RANGES: Mapping[str, tuple[int, int | None]] = {
-    "n_ctx": (3, None),
-    "max_batch_tokens": (1, None),
-    "max_batch_seqs": (1, MAX_SEQS - 1),
-    "n_contexts": (1, None),
-    "n_threads": (1, None),
-}
-
-
-def _check_ranges(settings: Settings) -> None:
-    """Refuse numbers that llama.cpp would abort for."""
-    for name, (low, high) in _RANGES.items():
-        value: int | None = getattr(settings, name)
-        if value is not None and (value < low or (high is not None and value > high)):
-            allowed = f"at least {low}" if high is None else f"{low}..{high}"
-            raise BadOption(f"{name}={value}: give {allowed}, or leave it out")
-
-
-def wanted(settings: Settings) -> dict[str, int | bool]:
-    """The run settings that the caller decided, but for those that the plan has taken up."""
-    names = {field.name for field in fields(RunSettings)} & {f.name for f in fields(Settings)}
-    names -= {"n_gpu_layers"}  # the plan's
-    given = {name: getattr(settings, name) for name in names}
-    return {name: value for name, value in given.items() if value is not None}

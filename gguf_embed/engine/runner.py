@@ -8,57 +8,35 @@ import threading
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from gguf_embed.engine.backend import Head, Outcome
 from gguf_embed.errors import BadInput
-from gguf_embed.native.context import MAX_SEQS, Context, ContextParams, TapUnavailable
+from gguf_embed.native.context import Context, ContextParams, TapUnavailable
 from gguf_embed.native.model import Model, Tokens
+from gguf_embed.plan.contexts import (
+    EmbedMode,
+    long_context,
+    longest_ordinary,
+    ordinary_context,
+    splits,
+)
+from gguf_embed.plan.settings import RunSettings
 from gguf_embed.system.closing import Closes
 from gguf_embed.vectors import Pooling
 
 _log = logging.getLogger(__name__)
 
-LONG_STEP = 1024  # a context for a long text is this much larger at a time, so that it is reused
 TAP_COSINE = 0.9999  # tapped against llama.cpp's own pooling, same batch, same kernels
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunSettings:
-    """Everything that decides speed, and nothing that decides what the vectors mean.
-
-    A microbatch is filled with texts up to `batch_tokens`; a longer text has one of its own, of up
-    to `max_batch_tokens` (n_ubatch) in an ordinary context. `n_contexts` contexts of `n_threads`
-    threads each share the weights.
-    """
-
-    max_batch_tokens: int = 512
-    batch_tokens: int = 512
-    max_batch_seqs: int = 64
-    n_contexts: int = 1
-    n_threads: int = 1
-    flash_attn: bool = True
-    repack: bool = True
-    n_gpu_layers: int = 0
-    tap: bool = True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Meaning:
-    """What decides the vectors: pooling, attention, and whether the model runs without a cache."""
-
-    pooling: Pooling
-    causal: bool
-    encoder: bool
 
 
 class Runner(Closes):
     """A model with its contexts. `run` may be called from several threads."""
 
-    def __init__(self, model: Model, meaning: Meaning, settings: RunSettings) -> None:
+    def __init__(self, model: Model, meaning: EmbedMode, settings: RunSettings) -> None:
         """Make the contexts; the model stays the caller's to close."""
         self.model = model
         self.meaning = meaning
@@ -69,7 +47,7 @@ class Runner(Closes):
         self._for_tokens: Context | None = None
         self._opened: list[Context] = []
         self._threads = ThreadPoolExecutor(settings.n_contexts, thread_name_prefix="gguf-embed-run")
-        params = self._params(settings.max_batch_tokens)
+        params = ordinary_context(settings, meaning)
         try:
             for _ in range(settings.n_contexts):
                 context = Context(self.model, params, meaning.encoder)
@@ -189,9 +167,7 @@ class Runner(Closes):
     @property
     def ordinary_tokens(self) -> int:
         """Tokens that an ordinary context takes, prefix included."""
-        if self.settings.tap and self.meaning.causal:
-            return 2 * self.settings.max_batch_tokens
-        return self.settings.max_batch_tokens
+        return longest_ordinary(self.settings, self.meaning)
 
     def _long_context(self, n_tokens: int) -> Context:
         """A context large enough for one long microbatch; the last one is kept."""
@@ -199,7 +175,7 @@ class Runner(Closes):
             if self._long is not None:
                 self._long.close()
                 self._long = None
-            params = self._params(_round_up(n_tokens, LONG_STEP))
+            params = long_context(self.settings, self.meaning, n_tokens)
             self._long = Context(self.model, params, self.meaning.encoder)
         return self._long
 
@@ -213,39 +189,21 @@ class Runner(Closes):
                 kept.close()
                 self._for_tokens = None
             meaning = replace(self.meaning, pooling=Pooling.NONE)
-            params = self._params(_round_up(n_tokens, LONG_STEP), meaning)
+            params = long_context(self.settings, meaning, n_tokens)
             kept = self._for_tokens = Context(self.model, params, meaning.encoder)
         return kept
 
-    def _params(self, n_tokens: int, meaning: Meaning | None = None) -> ContextParams:
-        """A context for microbatches of up to `n_tokens`."""
-        settings, meaning = self.settings, meaning or self.meaning
-        ordinary = n_tokens == settings.max_batch_tokens
-        tap = settings.tap and not meaning.encoder
-        splits = tap and meaning.causal
-        return ContextParams(
-            n_ctx=2 * n_tokens if ordinary and splits else n_tokens,
-            n_ubatch=settings.max_batch_tokens if splits else n_tokens,
-            # One more for the shared prefix.
-            n_seq_max=min(min(settings.max_batch_seqs, n_tokens) + splits, MAX_SEQS),
-            n_threads=settings.n_threads * (1 if ordinary else settings.n_contexts),
-            pooling=meaning.pooling,
-            causal=meaning.causal,
-            flash_attn=settings.flash_attn,
-            tap=tap,
-        )
 
-
-def max_prefix(settings: RunSettings, meaning: Meaning) -> int:
+def max_prefix(settings: RunSettings, meaning: EmbedMode) -> int:
     """Tokens of a shared prefix that leave room for a full microbatch; 0: none can be shared.
 
     It takes a cache, causal attention and a tap.
     """
-    can_share = settings.tap and meaning.causal and meaning.pooling is Pooling.LAST
+    can_share = splits(settings, meaning) and meaning.pooling is Pooling.LAST
     return settings.max_batch_tokens if can_share else 0
 
 
-def tap_works(model: Model, meaning: Meaning, settings: RunSettings) -> bool:
+def tap_works(model: Model, meaning: EmbedMode, settings: RunSettings) -> bool:
     """Whether two short texts come out of the tap as out of llama.cpp's own pooling."""
     if meaning.encoder or meaning.pooling is Pooling.RANK:
         return False
@@ -274,7 +232,3 @@ def tap_works(model: Model, meaning: Meaning, settings: RunSettings) -> bool:
         _log.warning("the tapped path differs from llama.cpp's pooling (cosine %g)", cosine.min())
         return False
     return True
-
-
-def _round_up(n: int, step: int) -> int:
-    return -(-n // step) * step

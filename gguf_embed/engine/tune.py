@@ -7,33 +7,28 @@ pooling is never kept. The speed of the winner is kept for `plan`, which compare
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from gguf_embed.engine.runner import Meaning, Runner, RunSettings, tap_works
+from gguf_embed.engine.runner import Runner, tap_works
 from gguf_embed.engine.schedule import Cost
+from gguf_embed.engine.tune_record import Target, Trial, Tuned, keep_record, read_record
 from gguf_embed.gguf import quants
 from gguf_embed.gguf.header import Header
 from gguf_embed.gguf.layout import shape_of
-from gguf_embed.machine import measured, selftest
-from gguf_embed.machine import probe as hardware
-from gguf_embed.machine.load import Load, LoadMeter
+from gguf_embed.machine import measured
+from gguf_embed.machine.load import LoadMeter
 from gguf_embed.machine.measured import LevelFigures, MeasuredRun
 from gguf_embed.machine.selftest import Working
-from gguf_embed.native import library
 from gguf_embed.native.context import Context, ContextParams
 from gguf_embed.native.model import Model, Tokens
-from gguf_embed.plan.plan import Tier
-from gguf_embed.system import paths
-from gguf_embed.system.kept import keep, read_kept
+from gguf_embed.plan.contexts import EmbedMode
+from gguf_embed.plan.settings import RunSettings, Settings, keep_asked
 from gguf_embed.vectors import Vectors, finish
 
 _log = logging.getLogger(__name__)
@@ -52,132 +47,44 @@ MIN_COSINE_QUANTIZED = 0.98
 Status = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Room:
-    """Where the layers of a model are, and which settings there is memory for."""
-
-    tier: Tier = "cpu"
-    gpus: tuple[str, ...] = ()  # descriptions of those that hold layers
-    n_gpu_layers: int = 0
-    max_batch_tokens: int | None = None  # to start from
-    n_contexts: int | None = None
-    fits: Callable[[RunSettings], bool] = lambda _: True
-
-
-ANYTHING = Room()  # all on the CPU, with memory for every setting
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
-    """One measured setting; `cosine` is its least agreement with the reference path."""
-
-    changed: str
-    settings: RunSettings
-    tokens_per_s: float
-    cosine: float
-    kept: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tuned:
-    """The winner, what it was measured against, and the fitted cost of a microbatch."""
-
-    settings: RunSettings
-    tokens_per_s: float
-    untuned_tokens_per_s: float
-    seconds: float
-    trials: tuple[Trial, ...]
-    cost: Cost | None
-    load: Load | None = None  # beside which it was measured; None: not known
-
-
-def untuned(
-    header: Header, meaning: Meaning, working: Working, n_cores: int, room: Room = ANYTHING
+def best_run(
+    target: Target, settings: Settings, *, budget_s: float, on_status: Status | None = None
 ) -> RunSettings:
-    """The settings that a measurement starts from.
+    """What the user wants, else what was measured to be the fastest, else what is planned.
 
-    An encoder is small and gains little from large microbatches: a context per core.
+    Measures on first use for at most about `budget_s` seconds; 0 takes the plan. What was
+    measured when there was more memory than now is used as far as it fits.
     """
-    encoder = meaning.encoder
-    n_contexts = room.n_contexts or (n_cores if encoder else 1)
-    n_tokens = room.max_batch_tokens or 512
-    return RunSettings(
-        max_batch_tokens=n_tokens,
-        batch_tokens=min(256, n_tokens) if encoder and room.tier == "cpu" else n_tokens,
-        max_batch_seqs=64,
-        n_contexts=n_contexts,
-        n_threads=max(1, n_cores // n_contexts),
-        flash_attn=working.flash,
-        repack=working.repack and quants.repack_pays(header.quant),
-        n_gpu_layers=room.n_gpu_layers,
-        tap=not encoder,
-    )
-
-
-def choose(
-    path: Path,
-    header: Header,
-    meaning: Meaning,
-    working: Working,
-    wanted: Mapping[str, Any],
-    *,
-    room: Room = ANYTHING,
-    budget_s: float,
-    on_status: Status | None = None,
-) -> RunSettings:
-    """Settings for a model: what the caller wants, else what was measured, else the defaults.
-
-    Measures on first use for at most about `budget_s` seconds; 0 takes the defaults. What was
-    measured when there was more memory than now is used as far as there is `room`.
-    """
-    n_cores = int(wanted.get("n_threads") or hardware.usable_cores())
-    kept = load(header, n_cores, room)
+    planned = target.start
+    kept = read_record(target)
     if kept is not None:
-        start = untuned(header, meaning, working, n_cores, room)
-        settings = replace(kept.settings, n_gpu_layers=room.n_gpu_layers)
-        if not room.fits(replace(settings, **wanted)):
-            settings = replace(start, repack=settings.repack)
-    elif budget_s > 0 and not wanted:
+        run = keep_asked(kept.settings, planned, settings)
+        if not target.fits(run):
+            run = replace(planned, repack=run.repack)
+    elif budget_s > 0 and not settings.decide_speed:
         if on_status is not None:
             on_status(
-                f"first use of {path.name} here: measuring its best settings, about "
+                f"first use of {target.path.name} here: measuring its best settings, about "
                 f"{budget_s:.0f} s, once (--no-tune skips it)"
             )
-        settings = tune(
-            path, header, meaning, working, n_cores, room=room, budget_s=budget_s
-        ).settings
+        run = tune(target, budget_s=budget_s).settings
     else:
-        settings = untuned(header, meaning, working, n_cores, room)
-    if "n_contexts" not in wanted:
-        # The caller gives a number of cores; how they are shared out is ours to choose.
-        wanted = {name: value for name, value in wanted.items() if name != "n_threads"}
-    if size := wanted.get("max_batch_tokens"):
-        wanted = {"batch_tokens": size, **wanted}
-    settings = replace(settings, **wanted)
-    return replace(
-        settings,
-        repack=settings.repack and working.repack,
-        flash_attn=settings.flash_attn and working.flash,
-    )
+        run = planned
+    return safe_run(run, target.safe)
+
+
+def safe_run(run: RunSettings, safe: Working) -> RunSettings:
+    """The same without what crashed in the self-test."""
+    return replace(run, repack=run.repack and safe.repack, flash_attn=run.flash_attn and safe.flash)
 
 
 def tune(
-    path: Path,
-    header: Header,
-    meaning: Meaning,
-    working: Working,
-    n_cores: int,
-    *,
-    room: Room = ANYTHING,
-    budget_s: float,
-    on_trial: Callable[[Trial], None] | None = None,
+    target: Target, *, budget_s: float, on_trial: Callable[[Trial], None] | None = None
 ) -> Tuned:
     """Measure, keep and return the best settings; stops changing things when `budget_s` is over."""
-    search = _Search(path, meaning, budget_s, _min_cosine(header), on_trial, room.fits)
-    meter = LoadMeter(n_cores)
-    start = untuned(header, meaning, working, n_cores, room)
-    changes = _changes(working, n_cores) if room.tier == "cpu" else _changes_on_gpu(working, room)
-    best = search.run(start, changes)
+    search = _Search(target, budget_s, on_trial)
+    meter = LoadMeter(target.n_cores)
+    best = search.run(safe_run(target.start, target.safe), _changes(target))
     load = meter.end()
     cost = fit_cost(search.timings(best.settings))
     tuned = Tuned(
@@ -190,27 +97,27 @@ def tune(
         load=load,
     )
     if load is not None and not load.quiet:
-        _log.info("%s: %s; it will be measured again when the machine is quiet", path, load)
+        _log.info("%s: %s; it will be measured again when the machine is quiet", target.path, load)
     if not best.cosine >= search.min_cosine:  # NaN as well
         _log.warning(
             "%s: no settings give the vectors of llama.cpp's own pooling (cosine %.4f)",
-            path,
+            target.path,
             best.cosine,
         )
     else:
-        measured.keep(_measured_run(tuned, header, meaning), n_cores)
-    _keep(tuned, header, n_cores, room)
+        measured.keep(_measured_run(tuned, target.header, target.mode), target.n_cores)
+    keep_record(tuned, target)
     return tuned
 
 
-def _measured_run(tuned: Tuned, header: Header, meaning: Meaning) -> MeasuredRun:
+def _measured_run(tuned: Tuned, header: Header, mode: EmbedMode) -> MeasuredRun:
     """The speed of this level, for comparison with others that were tuned."""
     figures = LevelFigures(
         tokens_per_s=tuned.tokens_per_s, n_gpu_layers=tuned.settings.n_gpu_layers
     )
     return MeasuredRun(
         model="",
-        shape=measured.shape_key(shape_of(header), meaning.pooling, causal=meaning.causal),
+        shape=measured.shape_key(shape_of(header), mode.pooling, causal=mode.causal),
         by="tune",
         texts_sha256="",
         day=measured.today(),
@@ -219,43 +126,33 @@ def _measured_run(tuned: Tuned, header: Header, meaning: Meaning) -> MeasuredRun
     )
 
 
-def _changes(working: Working, n_cores: int) -> Iterable[tuple[str, Sequence[Any]]]:
+def _changes(target: Target) -> Iterable[tuple[str, Sequence[Any]]]:
     """Settings to try, in order of what they usually gain; contexts come as (contexts, threads)."""
+    safe, n_cores = target.safe, target.n_cores
     # Repacking means loading the weights once more, so it comes first, with its own best batch.
-    yield "repack", [True, False] if working.repack else [False]
-    shares = [(n, n_cores // n) for n in range(1, n_cores + 1) if n_cores % n == 0]
-    yield "contexts", shares
-    yield "flash_attn", [True, False] if working.flash else [False]
-    yield "batch_tokens", BATCH_TOKENS
-
-
-def _changes_on_gpu(working: Working, room: Room) -> Iterable[tuple[str, Sequence[Any]]]:
-    """The same where a GPU holds layers. Contexts would only wait for each other there."""
-    if room.tier == "split":
-        yield "repack", [True, False] if working.repack else [False]
-    yield "max_batch_tokens", [512, 1024, 2048]
-    # The tap stops the graph at a tensor, which costs a GPU some of its pipelining.
-    yield "tap", [False]
-    yield "flash_attn", [True, False] if working.flash else [False]
+    if target.tier != "gpu":
+        yield "repack", [True, False] if safe.repack else [False]
+    if target.tier == "cpu":
+        yield "contexts", [(n, n_cores // n) for n in range(1, n_cores + 1) if n_cores % n == 0]
+    else:  # contexts would only wait for each other on a GPU
+        yield "max_batch_tokens", [512, 1024, 2048]
+        # The tap stops the graph at a tensor, which costs a GPU some of its pipelining.
+        yield "tap", [False]
+    yield "flash_attn", [True, False] if safe.flash else [False]
+    if target.tier == "cpu":
+        yield "batch_tokens", BATCH_TOKENS
 
 
 class _Search:
     """Coordinate descent over settings, with each candidate timed next to the best so far."""
 
     def __init__(
-        self,
-        path: Path,
-        meaning: Meaning,
-        budget_s: float,
-        min_cosine: float,
-        on_trial: Callable[[Trial], None] | None,
-        fits: Callable[[RunSettings], bool],
+        self, target: Target, budget_s: float, on_trial: Callable[[Trial], None] | None
     ) -> None:
-        self.path = path
-        self.meaning = meaning
-        self.min_cosine = min_cosine
+        self.target = target
+        self.mode = target.mode
+        self.min_cosine = _min_cosine(target.header)
         self.on_trial = on_trial
-        self.fits = fits
         self.began = time.perf_counter()
         self.deadline = self.began + budget_s
         self.trials: list[Trial] = []
@@ -273,7 +170,7 @@ class _Search:
                     if time.perf_counter() > self.deadline:
                         return best
                     settings = _with(best.settings, name, value)
-                    if settings not in tried and self.fits(settings):
+                    if settings not in tried and self.target.fits(settings):
                         tried.add(settings)
                         best = self._challenge(best, settings, f"{name} = {value}")
             return self._fitted(best, tried)
@@ -303,21 +200,21 @@ class _Search:
 
     def _first(self, settings: RunSettings) -> Trial:
         model = self._load(settings)
-        if settings.tap and not tap_works(model, self.meaning, settings):
+        if settings.tap and not tap_works(model, self.mode, settings):
             settings = replace(settings, tap=False)
-        self._reference = _reference(model, self.meaning, settings)
-        with Runner(model, self.meaning, settings) as runner:
+        self._reference = _reference(model, self.mode, settings)
+        with Runner(model, self.mode, settings) as runner:
             trial = self._trial(runner, "start", self._time(runner))
         return self._record(replace(trial, kept=True))
 
     def _challenge(self, best: Trial, settings: RunSettings, changed: str) -> Trial:
         """Time the candidate, and the best again beside it where both share loaded weights."""
         reload = settings.repack != best.settings.repack
-        with Runner(self._load(settings), self.meaning, settings) as runner:
+        with Runner(self._load(settings), self.mode, settings) as runner:
             trial = self._trial(runner, changed, self._time(runner))
         if not reload and trial.tokens_per_s > best.tokens_per_s * GAIN:
             # The machine may have become quieter meanwhile: the old best gets the same chance.
-            with Runner(self._load(best.settings), self.meaning, best.settings) as runner:
+            with Runner(self._load(best.settings), self.mode, best.settings) as runner:
                 again = self._trial(runner, best.changed, self._time(runner))
             if again.tokens_per_s > best.tokens_per_s:
                 best = replace(best, tokens_per_s=again.tokens_per_s)
@@ -341,7 +238,7 @@ class _Search:
             if self._model is not None:
                 self._model.close()
             self._model = Model(
-                self.path, n_gpu_layers=settings.n_gpu_layers, repack=settings.repack
+                self.target.path, n_gpu_layers=settings.n_gpu_layers, repack=settings.repack
             )
         return self._model
 
@@ -404,7 +301,7 @@ def _canaries(n_vocab: int) -> list[Tokens]:
     return [rng.integers(0, n_vocab, n).astype(np.int32) for n in (7, 19, 41)]
 
 
-def _reference(model: Model, meaning: Meaning, settings: RunSettings) -> Vectors:
+def _reference(model: Model, mode: EmbedMode, settings: RunSettings) -> Vectors:
     """Unit vectors of the canaries from llama.cpp's own pooling without flash attention."""
     canaries = _canaries(model.n_vocab)
     n_tokens = sum(map(len, canaries))
@@ -413,11 +310,11 @@ def _reference(model: Model, meaning: Meaning, settings: RunSettings) -> Vectors
         n_ubatch=n_tokens,
         n_seq_max=len(canaries),
         n_threads=settings.n_threads * settings.n_contexts,
-        pooling=meaning.pooling,
-        causal=meaning.causal,
+        pooling=mode.pooling,
+        causal=mode.causal,
         flash_attn=False,
     )
-    with Context(model, params, meaning.encoder) as context:
+    with Context(model, params, mode.encoder) as context:
         return finish(context.run(canaries), dimensions=None, normalize=True)
 
 
@@ -443,37 +340,3 @@ def fit_cost(timings: Sequence[tuple[int, float]]) -> Cost | None:
     terms = dict(zip(free, np.maximum(solved, 0.0), strict=True))
     fixed, token, pair = (float(terms.get(i, 0.0)) for i in range(3))
     return Cost(fixed_s=fixed, token_s=token, pair_s=pair)
-
-
-def _file(header: Header, n_cores: int, room: Room = ANYTHING) -> Path:
-    """One file per build, CPU, GPUs, number of cores and model file (its tensor table and size).
-
-    How many layers are on a GPU varies with its free memory; whether all are, or some, counts.
-    """
-    digest = hashlib.sha256(f"{header.architecture} {header.file_bytes}".encode())
-    digest.update(f"{room.tier} {room.gpus}".encode())
-    for tensor in header.tensors:
-        digest.update(f"{tensor.name} {tensor.shape} {tensor.type}".encode())
-    name = f"{library.build_id()}-{selftest.cpu_id()}-{n_cores}-{digest.hexdigest()[:16]}.json"
-    return paths.home() / "tune" / name
-
-
-def load(header: Header, n_cores: int, room: Room = ANYTHING) -> Tuned | None:
-    """What was measured earlier for this model, machine and build.
-
-    What was measured beside other work serves only until the machine is quiet.
-    """
-    tuned = read_kept(_file(header, n_cores, room), Tuned)
-    if tuned and tuned.load and not tuned.load.quiet and LoadMeter(n_cores).quiet:
-        return None
-    return tuned
-
-
-def to_json(tuned: Tuned) -> str:
-    """The record as it is kept, and as `gguf-embed tune --json` prints it."""
-    return json.dumps(asdict(tuned), indent=1)
-
-
-def _keep(tuned: Tuned, header: Header, n_cores: int, room: Room = ANYTHING) -> None:
-    if not keep(_file(header, n_cores, room), tuned):
-        _log.warning("the measurement of %s is not kept", header.source)

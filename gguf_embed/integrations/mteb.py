@@ -17,8 +17,8 @@ from typing import Any, Protocol
 
 from gguf_embed.catalog.catalog import BUILTIN
 from gguf_embed.engine.embedder import Embedder
-from gguf_embed.engine.opening import Settings
 from gguf_embed.errors import BadOption
+from gguf_embed.plan.settings import Settings
 from gguf_embed.store.local import file_sha256
 from gguf_embed.system.closing import Closes
 from gguf_embed.vectors import Vectors

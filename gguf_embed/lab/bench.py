@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 
 from gguf_embed import __version__
-from gguf_embed.engine.opening import Settings
 from gguf_embed.errors import NativeFailed
 from gguf_embed.lab import ROUNDS, worker
 from gguf_embed.lab.estimate import forecast_s, shown_time
@@ -40,6 +39,7 @@ from gguf_embed.machine.load import LoadMeter
 from gguf_embed.machine.machine import machine_to_json
 from gguf_embed.machine.measured import LevelFigures, LevelQuality, MeasuredRun
 from gguf_embed.native import library
+from gguf_embed.plan.settings import Settings
 from gguf_embed.store.local import mib
 
 ROUND_S = 4.0  # the slowest level embeds for about so long in a round

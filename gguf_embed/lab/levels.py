@@ -31,7 +31,8 @@ from gguf_embed.lab.forecast import (
 )
 from gguf_embed.lab.quantize import make
 from gguf_embed.machine.probe import probe
-from gguf_embed.plan.plan import AUTO, Limits
+from gguf_embed.plan.plan import AUTO
+from gguf_embed.plan.settings import Settings
 from gguf_embed.store import download, names
 from gguf_embed.store.local import mib
 from gguf_embed.system.files import check_free
@@ -116,7 +117,7 @@ def _shape(header: Header) -> tuple[str, int, int, int]:
 
 def _known_subject(name: str) -> Subject:
     if name == AUTO:
-        name = choose(AUTO, probe(), Limits()).plan.model
+        name = choose(AUTO, probe(), Settings()).plan.model
     found = names.sources(name)
     ready: dict[str, Path] = {}
     for source in found:

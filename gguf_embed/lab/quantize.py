@@ -16,12 +16,12 @@ import numpy as np
 
 from gguf_embed.engine.canaries import SHORT as CANARIES
 from gguf_embed.engine.embedder import Embedder
-from gguf_embed.engine.opening import Settings
 from gguf_embed.errors import BadOption, GgufEmbedError, NativeFailed, OutputFailed
 from gguf_embed.gguf.header import read_header
 from gguf_embed.lab.forecast import Forecast
 from gguf_embed.lab.metrics import CosineStats, cosine_stats
 from gguf_embed.lab.quantize_child import TENSOR_LINE, run_quantizer
+from gguf_embed.plan.settings import Settings
 from gguf_embed.system.files import WholeFile, check_free, free_bytes
 from gguf_embed.vectors import Pooling, Vectors
 

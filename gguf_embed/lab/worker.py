@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 
 from gguf_embed.catalog import catalog
-from gguf_embed.engine import tune
 from gguf_embed.engine.embedder import Embedder
-from gguf_embed.engine.opening import Settings, choose_file, found_file
+from gguf_embed.engine.opening import choose_file, found_file
+from gguf_embed.engine.tune_record import read_record
 from gguf_embed.errors import GgufEmbedError
 from gguf_embed.gguf.layout import shape_of
 from gguf_embed.machine.measured import shape_key
 from gguf_embed.machine.probe import probe
 from gguf_embed.native import library
+from gguf_embed.plan.settings import Settings
 from gguf_embed.system.child import Child, take_job, tell
 from gguf_embed.vectors import Pooling, Vectors
 
@@ -90,8 +91,7 @@ def _do_open(job: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, An
             rough = len(texts[:n_texts]) / seconds
             if seconds > TRIAL_S:
                 break
-        n_cores = embedder.settings.n_threads or probe().usable_cores
-        tuned = tune.load(embedder.header, n_cores, embedder.room)
+        tuned = read_record(embedder.target)
         return {
             "dim": embedder.dim,
             "shape": shape_key(

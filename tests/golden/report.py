@@ -18,9 +18,9 @@ from compare import compare, load
 from gguf_embed.catalog.catalog import builtin_path
 from gguf_embed.engine.bert_text import bert_normalize, bert_words
 from gguf_embed.engine.embedder import Embedder
-from gguf_embed.engine.opening import Settings
 from gguf_embed.engine.wordpiece import MAX_WORD
 from gguf_embed.native.model import Model
+from gguf_embed.plan.settings import Settings
 
 
 def reason(text: str) -> str:
