@@ -48,10 +48,12 @@ def _home_for_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True)
-def _quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_machine() -> Iterator[None]:
     """What tests measure is used, however busy the machine is; test_load looks at the real one."""
-    monkeypatch.setattr(load, "read_times", lambda: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(load, "read_times", lambda: None)
+        yield
 
 
 # `make check` leaves out what loads llama.cpp: these modules, and tests with these fixtures.

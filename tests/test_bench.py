@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -26,13 +25,15 @@ from gguf_embed.cli import bench as bench_command
 from gguf_embed.errors import BadInput, BadOption, DoesNotFit, ModelNotFound, NativeFailed
 from gguf_embed.gguf.header import read_header
 from gguf_embed.lab import bench, estimate, levels, plots, report, task_files, worker
-from gguf_embed.lab.bench import BenchOptions, Costs, Report, Result
+from gguf_embed.lab.bench import BenchOptions
 from gguf_embed.lab.levels import Level, find_subject, make_levels
 from gguf_embed.lab.metrics import CosineStats, loss_of
 from gguf_embed.lab.quality import LevelVectors, Quality, QualityMeter, dims_of
+from gguf_embed.lab.results import Costs, Report, Result
 from gguf_embed.lab.task_files import read_task
 from gguf_embed.lab.tasks import Task
 from gguf_embed.machine import measured as kept
+from gguf_embed.machine.load import Load
 from gguf_embed.machine.measured import Loss
 from gguf_embed.plan.settings import Settings
 from gguf_embed.plan.variants import variant_of
@@ -55,6 +56,16 @@ def _short_rounds(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(bench, "N_LATENCIES", 3)
 
 
+class NoMeter:
+    """Knows nothing of the load: what is measured on a busy machine counts here all the same."""
+
+    def __init__(self, n_cores: int) -> None:
+        pass
+
+    def end(self) -> None:
+        return None
+
+
 @pytest.fixture(scope="module")
 def measured(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Report:
     """A whole run over three levels of a tiny BERT, whose rows fill no block of 256."""
@@ -62,6 +73,7 @@ def measured(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathF
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench, "ROUND_S", 0.02)
         patch.setattr(bench, "N_LATENCIES", 3)
+        patch.setattr(bench, "LoadMeter", NoMeter)
         subject = find_subject([str(tiny_model("bert"))])
         compared = make_levels(subject, ["q8_0", "Q4_K_M"], scratch, print)
         found = bench.run(subject, compared, TASK, QUICK, scratch=scratch, say=print)
@@ -385,11 +397,11 @@ def test_peak_memory_is_kept():
     assert worker.peak_bytes() > 0.95 * before > 64 * 2**20
 
 
-def test_a_busy_machine_is_told(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(os, "getloadavg", lambda: (3.9, 0, 0))
-    assert bench.busy_remarks(8) == []
-    (remark,) = bench.busy_remarks(4)
-    assert "load 3.9 on 4 cores" in remark
+def test_a_busy_machine_is_told():
+    assert bench.busy_remarks(None) == []
+    assert bench.busy_remarks(Load(before=0.2, during=0.2)) == []
+    (remark,) = bench.busy_remarks(Load(before=0.2, during=0.5))
+    assert "kept 20 % of the cores busy before and 50 % during it: speeds are too low" in remark
 
 
 def test_unsteady_rounds_are_told():

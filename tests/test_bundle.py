@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from conftest import Write
 from fakehub import FakeHub
-from test_quantize import Usage, file_size_limit
+from test_quantize import file_size_limit
 from tiny import Pooling
 
 from gguf_embed import cli
@@ -608,7 +608,7 @@ def test_the_tolerance(carry: Path, at: Places, angle: float, passes: bool):
 
 
 def test_no_room_in_the_store(carry: Path, at: Places, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda _: Usage(free=1000))
+    monkeypatch.setattr(files, "free_bytes", lambda _: 1000)
     with pytest.raises(DoesNotFit, match="GGUF_EMBED_HOME"):
         unbundle(carry, at=at)
     assert not [*at.store.rglob("*.gguf"), *at.store.rglob("*.json")]

@@ -30,6 +30,7 @@ from gguf_embed.bundle.check import INSIDE
 from gguf_embed.errors import FetchFailed
 from gguf_embed.gguf import quants
 from gguf_embed.store.local import ORIGIN_KEYS, SHA256, Source
+from gguf_embed.store.safe_names import is_safe
 from gguf_embed.vectors import Vectors
 
 Status: TypeAlias = Callable[[str], None]
@@ -81,7 +82,7 @@ def min_cosine(weight_types: Iterable[str]) -> float:
 
 def is_model_name(name: str) -> bool:
     """Whether a model file may be called so: it becomes a file in our store."""
-    return bool(INSIDE.fullmatch(name)) and name.lower().endswith(".gguf")
+    return is_safe("file", name) and bool(INSIDE.fullmatch(name)) and name.lower().endswith(".gguf")
 
 
 def write_json(path: Path, value: object) -> None:
@@ -145,8 +146,6 @@ def read_canaries(folder: Path) -> Canaries:
 _ORIGIN: Final = {
     "name": r"[^\x00-\x1f]{1,300}",
     "quant": quants.PATTERN,
-    "repo": r"\w[\w.-]*/\w[\w.-]*",
-    "revision": r"(\w[\w.-]*(/\w[\w.-]*)*)?",  # none of the built-in file
     "sha256": SHA256.pattern,
 }
 _OPTIONAL: Final = frozenset({"quant", "repo"})
@@ -161,6 +160,10 @@ def _origin(key: str, value: object) -> Any:
     text: str = _of_type(value, str)
     if key == "file":
         right = is_model_name(text)
+    elif key == "repo":
+        right = is_safe("repository", text)
+    elif key == "revision":
+        right = not text or is_safe("revision", text)  # the built-in file has none
     else:
         right = bool(re.fullmatch(_ORIGIN[key], text, re.ASCII | re.IGNORECASE))
     if not right:

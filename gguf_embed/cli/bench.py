@@ -12,7 +12,8 @@ from gguf_embed.errors import OutputFailed
 from gguf_embed.lab import LIMIT, ROUNDS
 
 if TYPE_CHECKING:
-    from gguf_embed.lab.bench import BenchOptions, Report
+    from gguf_embed.lab.bench import BenchOptions
+    from gguf_embed.lab.results import Report
 
 DESCRIPTION = """\
 Compare quantization levels of a model on this machine: size, memory, speed, and how much of the

@@ -14,7 +14,6 @@ crash costs one level, and at most one level is in memory.
 from __future__ import annotations
 
 import json
-import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -32,10 +31,11 @@ from gguf_embed.lab.estimate import forecast_s, shown_time
 from gguf_embed.lab.levels import Level, Status, Subject
 from gguf_embed.lab.parallel import parallel_sentences
 from gguf_embed.lab.quality import LevelVectors, Quality, QualityMeter, dims_of
+from gguf_embed.lab.results import Costs, Report, Result
 from gguf_embed.lab.tasks import Task
 from gguf_embed.machine import measured
 from gguf_embed.machine import probe as hardware
-from gguf_embed.machine.load import LoadMeter
+from gguf_embed.machine.load import Load, LoadMeter
 from gguf_embed.machine.machine import machine_to_json
 from gguf_embed.machine.measured import LevelFigures, LevelQuality, MeasuredRun
 from gguf_embed.native import library
@@ -45,62 +45,7 @@ from gguf_embed.store.local import mib
 ROUND_S = 4.0  # the slowest level embeds for about so long in a round
 MIN_TEXTS = 8  # but never less than that
 N_LATENCIES = 24  # single texts per round, unless that takes longer than ROUND_S
-BUSY = 0.5  # load per usable core from which speeds are not to be trusted
 UNSTEADY = 0.15  # spread of rounds from which they are not
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Costs:
-    """What running a level takes. Medians over the rounds; memory is the highest of them."""
-
-    tokens_per_s: float
-    tokens_per_s_rounds: tuple[float, ...]
-    latency_s: float  # median of single texts, over all rounds
-    load_s: float  # from the file to a model that is ready, settings known
-    peak_bytes: int  # of RAM, the whole process
-    python_bytes: int  # of these, before the model is opened
-    gpu_bytes: int | None  # None: no GPU
-    n_texts: int  # embedded in a round
-    n_tokens: int
-    n_gpu_layers: int
-    settings: Mapping[str, Any] | None  # as tuned; None: not tuned
-
-    @property
-    def spread(self) -> float:
-        """Half the range of the rounds, as a share of their median."""
-        rounds = self.tokens_per_s_rounds
-        return (max(rounds) - min(rounds)) / 2 / self.tokens_per_s
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-    """All that is known of one level; a level that failed has the reason instead."""
-
-    level: Level
-    costs: Costs | None = None
-    quality: Quality | None = None
-    failure: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """What `run` found. `results` are in order of size, the reference first."""
-
-    model: str
-    reference: str
-    dim: int
-    trained_dims: bool  # whether the model was made for shorter vectors
-    task: str
-    task_sha256: str
-    n_passages: int
-    n_queries: int
-    has_qrels: bool
-    rounds: int
-    results: tuple[Result, ...]
-    remarks: tuple[str, ...]
-    machine: Mapping[str, Any]
-    versions: Mapping[str, str]
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,16 +73,13 @@ def run(
     """
     began = time.monotonic()
     machine = hardware.probe()
-    remarks = [*task.remarks, *busy_remarks(machine.usable_cores)]
     n_cores = options.settings.n_threads or machine.usable_cores
     meter = LoadMeter(n_cores)
     bench = _Bench(subject, levels[0].name, task, options, scratch, say)
     about = bench.open_all(levels)
     costs = bench.rounds(about)
     load = meter.end()
-    if load is not None and not load.quiet:
-        remarks.append(f"{load}; `plan` does not go by these speeds")
-    remarks += unsteady_remarks(costs)
+    remarks = [*task.remarks, *busy_remarks(load), *unsteady_remarks(costs)]
     quality: dict[str, Quality] = {}
     if options.quality:
         quality = bench.qualities(levels, about)
@@ -209,14 +151,13 @@ def _measured_run(report: Report, shape: str) -> MeasuredRun:
     )
 
 
-def busy_remarks(usable_cores: int) -> list[str]:
-    """A warning where the machine does other work now."""
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    if load < BUSY * usable_cores:
+def busy_remarks(load: Load | None) -> list[str]:
+    """A warning where the machine did other work meanwhile."""
+    if load is None or load.quiet:
         return []
     return [
-        f"the machine was busy when this began (load {load:.1f} on {usable_cores} cores): speeds "
-        "are too low and uncertain, quality is not affected"
+        f"{load}: speeds are too low and uncertain, and `plan` does not go by them; quality is not "
+        "affected"
     ]
 
 

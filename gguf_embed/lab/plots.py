@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from gguf_embed.errors import BadOption, OutputFailed
-from gguf_embed.lab.bench import Report, Result
 from gguf_embed.lab.quality import Quality
 from gguf_embed.lab.report import measure, shown_bytes
+from gguf_embed.lab.results import Report, Result
 
 SIZE = (8.0, 5.0)  # inches
 DPI = 150

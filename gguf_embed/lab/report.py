@@ -14,9 +14,10 @@ from statistics import median
 from typing import Any
 
 from gguf_embed.errors import OutputFailed
-from gguf_embed.lab.bench import Costs, Level, Report, Result
+from gguf_embed.lab.levels import Level
 from gguf_embed.lab.metrics import AS_GOOD, MIN_PASSAGES, MOSTLY_SAME, SAME_RESULTS
 from gguf_embed.lab.quality import Quality
+from gguf_embed.lab.results import Costs, Report, Result
 from gguf_embed.machine.measured import Loss
 
 AS_FAST = 1.07  # ratio of speeds, either way, that is no difference

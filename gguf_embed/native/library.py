@@ -59,7 +59,7 @@ def accelerated() -> accelerator.Accelerator:
 
     Called before a model is loaded. A backend that is registered cannot be taken out again.
     """
-    return accelerator.load(version(), ggml)
+    return accelerator.load(version(), bindings()._lib)
 
 
 def _unloadable(error: Exception) -> str:
