@@ -95,6 +95,13 @@ def tolerance(weight_types: Iterable[str], *, same_kernels: bool = False) -> flo
     return 0.999 if set(weight_types) <= _FLOATS else 0.99
 
 
+def is_trained_cut(
+    dimensions: int | None, *, dim: int, mrl_min: int | None, mrl_dims: tuple[int, ...]
+) -> bool:
+    """Whether vectors of this length are known to be what the model was trained to give."""
+    return dimensions is None or dimensions >= dim or mrl_min is not None or bool(mrl_dims)
+
+
 def check_dimensions(
     dimensions: int | None, *, dim: int, mrl_min: int | None, mrl_dims: tuple[int, ...]
 ) -> None:

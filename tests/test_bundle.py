@@ -637,7 +637,7 @@ raise SystemExit(main(["unbundle", {str(carry)!r}, "--json"]))
     )
     assert done.returncode == 0, done.stderr
     (home,) = at.store.glob("*/qwen3-Q8_0.gguf")
-    assert json.loads(done.stdout)["path"] == str(home)
+    assert json.loads(done.stdout)["file"] == str(home)
     # The other name would ask the Hub for a repository: only the path is of use offline.
     assert json.loads(done.stdout)["model"] == (name if "/" not in name else str(home))
 
@@ -825,7 +825,7 @@ def test_the_commands_report(run: Run, qwen3: Path, tmp_path: Path):
     assert (code, opened["sums_sha256"]) == (0, made["sums_sha256"])
     assert opened["canaries"]["n"] == 11
     assert 0.99 == opened["canaries"]["required"] < opened["canaries"]["min_cosine"] <= 1
-    assert (opened["files"], opened["bytes"]) == (made["files"], qwen3.stat().st_size)
+    assert (opened["n_files"], opened["n_bytes"]) == (made["n_files"], qwen3.stat().st_size)
     code, out, err = run("unbundle", tmp_path / "carry", "--quiet")
     assert (code, out, err) == (0, "", "")
 

@@ -714,7 +714,7 @@ def test_the_options_decide(world: World, capsys: pytest.CaptureFixture[str], tm
         "reason": "it is here; --quant fetches another that would run too: Q8_0",
         "where": "CPU",
         "n_gpu_layers": 0,
-        "verdict": "fits",
+        "fit": "fits",
     }
     assert json.loads((tmp_path / "v.npy.meta.json").read_text())["plan"] == made_with["plan"]
     memory = f"{needed('Q4_K_M') // MIB + 1}MiB"
@@ -801,7 +801,7 @@ def test_a_name_to_vectors_in_one_command_and_again_without_a_network(
     assert f"{MODEL} F16 on CPU: the best quality of 3 that fit" in said
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     offline, said = embed(installed(FORBID_SOCKETS), "offline.npy")
-    assert offline["file"] == online["file"]
+    assert offline["model_file"] == online["model_file"]
     assert f"{MODEL} F16 on CPU: the only one that fits" in said
     a, b = np.load("online.npy"), np.load("offline.npy")
     assert a.shape == (2, 256)

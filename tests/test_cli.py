@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gguf_embed import __version__, cli
-from gguf_embed.cli import doctor, options
+from gguf_embed import __version__, cli, errors
+from gguf_embed.cli import doctor, exits, options
 from gguf_embed.errors import NativeFailed
 from gguf_embed.plan.settings import Settings
 from gguf_embed.testing import FakeEmbedder
@@ -109,10 +109,11 @@ def test_embed_says_what_made_the_vectors(run: Run, notes: Path, tmp_path: Path)
     with FakeEmbedder.open() as embedder:
         space = embedder.fingerprint(prompt="query: ", dimensions=60, normalize=False)
     assert json.loads((tmp_path / "v.npy.meta.json").read_text()) == {
+        "format": "gguf-embed-vectors/1",
         "fingerprint": space.id,
         "model": "fake",
         "quant": "F32",
-        "file": "fake.gguf",
+        "model_file": "fake.gguf",
         "sha256": space.sha256,
         "pooling": "mean",
         "prompt": "query: ",
@@ -123,12 +124,12 @@ def test_embed_says_what_made_the_vectors(run: Run, notes: Path, tmp_path: Path)
             "reason": "a fake, for tests",
             "where": "CPU",
             "n_gpu_layers": 0,
-            "verdict": "fits",
+            "fit": "fits",
         },
         "exact": True,
         "truncate": "error",
-        "texts": 3,
-        "truncated": 0,
+        "n_texts": 3,
+        "n_truncated": 0,
         "gguf_embed": __version__,
     }
     how = {"prompt": "query: ", "dimensions": 60, "normalize": False}
@@ -178,6 +179,13 @@ def test_json_lines_hold_texts_and_fields_that_are_asked_for(run: Run, tmp_path:
         assert last.get("fields", {}).get("author") in (None, "Bo, C")
 
 
+def test_a_cut_that_the_model_may_not_be_trained_for_is_told(run: Run, tmp_path: Path):
+    target = tmp_path / "v.npy"
+    _, _, err = run("embed", "--text", "x", "-o", target, "--dimensions", 8, "--quiet")
+    assert "fake is not known to be trained for shorter vectors: the first 8 of 64" in err
+    assert "trained" not in run("embed", "--text", "x", "-o", target, "--dimensions", DIM)[2]
+
+
 def test_embed_says_what_it_passes_over(run: Run, tmp_path: Path):
     (tmp_path / "in").mkdir()
     for name in ["a.md", "b.rst", "c.rst", "d.html"]:
@@ -221,11 +229,11 @@ def test_the_summary_is_json_for_programs(run: Run, notes: Path, tmp_path: Path)
     assert (code, err) == (0, "")
     summary = json.loads(out)
     assert summary["shape"] == [3, DIM]
-    assert summary["tokens"] == 12
+    assert summary["n_tokens"] == 12
     assert summary["made_with"]["model"] == "fake"
     code, out, err = run("embed", notes, "--json")  # standard output holds the vectors
     assert len(out.splitlines()) == 3
-    assert json.loads(err)["texts"] == 3
+    assert json.loads(err)["n_texts"] == 3
 
 
 def test_quiet_says_nothing(run: Run, notes: Path, tmp_path: Path):
@@ -422,7 +430,7 @@ def test_search_cuts_long_texts_and_passes_over_blank_ones(run: Run, docs: Path)
     assert "" not in texts
     assert sum(text.split().count("swim") for text in texts) == 40
     assert all(len(text.split()) + 3 <= 32 for text in texts)
-    assert found["passages"] == len(texts) == 5
+    assert found["n_passages"] == len(texts) == 5
 
 
 def test_search_reads_prose_as_paragraphs(run: Run, tmp_path: Path):
@@ -461,16 +469,50 @@ def test_the_commands_are_there():
     assert {"doctor", "embed", "models", "probe", "search"} <= set(commands())
 
 
+@pytest.mark.parametrize("columns", [60, 80, 120])
+@pytest.mark.parametrize("command", [None, *commands()])
+def test_help_fits_the_terminal(
+    run: Run, monkeypatch: pytest.MonkeyPatch, command: str | None, columns: int
+):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    code, out, _ = run(*filter(None, [command]), "--help")
+    assert code == 0
+    assert [line for line in out.splitlines() if len(line) > min(columns, 100)] == []
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+@pytest.mark.parametrize("arguments", [["models"], ["plan", "bge-m3"], ["probe"]])
+def test_tables_fit_the_terminal(
+    real: Run, monkeypatch: pytest.MonkeyPatch, arguments: list[str], columns: int
+):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    _, out, _ = real(*arguments)
+    assert [line for line in out.splitlines() if len(line) > columns] == []
+
+
+@pytest.mark.parametrize("command", [None, *commands()])
+def test_every_help_tells_the_exit_codes(run: Run, command: str | None):
+    out = " ".join(run(*filter(None, [command]), "--help")[1].split())
+    assert " ".join(exits.exits_line().split()) in out
+
+
+def test_the_exit_codes_are_those_of_the_errors():
+    classes = [value for value in vars(errors).values() if hasattr(value, "exit_code")]
+    codes = {cls.exit_code for cls in classes}
+    assert codes <= set(exits.EXITS)
+    assert set(exits.EXITS) - codes == {0, 130, 141, 143}
+
+
 @pytest.mark.parametrize("command", commands())
 def test_help_teaches_by_example(run: Run, command: str):
     code, out, _ = run(command, "--help")
     assert code == 0
-    examples = out.split("examples:\n")[1]
+    examples = re.sub(r" \\\n +", " ", out.split("examples:\n")[1])
     assert f"gguf-embed {command}" in examples
     for line in examples.splitlines():
         _, ours, rest = line.partition("gguf-embed ")
         command_line, _, _ = rest.partition("   ")  # a remark follows
-        if ours:
+        if ours and not line.startswith(" " * 8):  # there a remark stands alone
             cli.parser().parse_args(shlex.split(command_line.split(">")[0]))
 
 
@@ -503,6 +545,7 @@ def wait_for(condition: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "said"),
     [
@@ -539,6 +582,7 @@ def test_stopped_half_way_the_older_file_stays(
         assert list(tmp_path.iterdir()) == [target]
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_older_file_and_tells_the_numbers(tmp_path: Path):
     target = tmp_path / "v.npy"
     np.save(target, np.ones((2, 3), np.float32))
@@ -559,6 +603,7 @@ def test_a_full_disk_keeps_the_older_file_and_tells_the_numbers(tmp_path: Path):
     assert list(tmp_path.iterdir()) == [target]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["embed", "-"], ["search", "x", "-"]])
 def test_standard_output_on_a_full_disk(command: list[object]):
     with Path("/dev/full").open("wb") as full:
@@ -569,6 +614,7 @@ def test_standard_output_on_a_full_disk(command: list[object]):
     assert said in one_line(err.decode())
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_error_to_talk_about():
     process = spawn(["embed", "-"])
     assert process.stdin
@@ -583,6 +629,7 @@ def test_a_reader_that_goes_away_is_no_error_to_talk_about():
     process.stderr.close()
 
 
+@pytest.mark.slow
 def test_a_reader_that_never_reads_is_none_either():
     process = spawn(["search", "x", "-"])
     assert process.stdout
@@ -592,6 +639,7 @@ def test_a_reader_that_never_reads_is_none_either():
     assert (process.returncode, err) == (141, b"")
 
 
+@pytest.mark.slow
 def test_what_a_terminal_cannot_show_is_escaped(tmp_path: Path):
     (tmp_path / "a.txt").write_text("日本\n", "utf-8")
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
@@ -622,6 +670,7 @@ def on_terminal(command: list[str], text: bytes) -> bytes:
     return seen
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_a_progress_bar():
     seen = on_terminal([*FAKE, "embed", "-"], b"text\n" * 100)
     assert re.search(rb"100 texts, [\d,]+ texts/s, [\d,]+ tokens/s", seen)
@@ -629,11 +678,75 @@ def test_a_terminal_gets_a_progress_bar():
     assert quiet == b""
 
 
+@pytest.mark.slow
 def test_without_rich_there_is_no_bar_but_all_else():
     blocked = f"import sys; sys.modules['rich'] = None\n{FAKE_COMMAND}"
     seen = on_terminal([sys.executable, "-c", blocked, "embed", "-"], b"text\n" * 100)
     assert seen.count(b"\n") == 1
     assert b"100 texts, 300 tokens" in seen
+
+
+# -- a process that lacks what others have ------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
+def test_closed_standard_streams_change_no_file(tmp_path: Path, closed: tuple[int, ...]):
+    (tmp_path / "a.txt").write_text("text\n")
+    target = tmp_path / "v.npy"
+    arguments = ["embed", tmp_path / "a.txt", "-o", target]
+    process = spawn(arguments, preexec_fn=lambda: [os.close(number) for number in closed])
+    out, err = process.communicate(timeout=TIMEOUT_S)
+    assert (process.returncode, out) == (0, b"")
+    assert (err == b"") == (2 in closed)
+    np.testing.assert_array_equal(np.load(target), vectors_of(["text"]))
+    assert json.loads(target.with_name("v.npy.meta.json").read_text())["n_texts"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "number", "code", "said"),
+    [
+        (["embed", "-"], 0, 2, "- (standard input) is closed; name a file"),
+        (["embed", "--text", "x"], 1, 7, "standard output: is closed; name a file with -o"),
+        (["models"], 1, 7, "standard output: is closed; leave it open"),
+    ],
+)
+def test_a_closed_stream_that_is_needed_is_told(
+    arguments: list[object], number: int, code: int, said: str
+):
+    process = spawn(arguments, preexec_fn=lambda: os.close(number))
+    _, err = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == code
+    assert said in one_line(err.decode())
+
+
+NOBODY = """
+import pwd, runpy, sys
+def unknown(number): raise KeyError(f"getpwuid(): uid not found: {number}")
+pwd.getpwuid = unknown
+sys.argv = sys.argv[1:]
+from gguf_embed.cli import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("command", [["models"], ["probe"], ["embed", "--text", "x", "--no-tune"]])
+def test_a_user_without_entry_and_home(tmp_path: Path, command: list[str]):
+    kept = {key: value for key, value in os.environ.items() if "HOME" not in key}
+    environment = {**kept, "TMPDIR": str(tmp_path / "tmp")}
+    (tmp_path / "tmp").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", NOBODY, "gguf-embed", *command],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["tmp"]  # no folder called ~
 
 
 # -- the real engine -------------------------------------------------------------------------
@@ -653,6 +766,7 @@ def real(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return run
 
 
+@pytest.mark.native
 def test_the_built_in_model_from_file_to_answer(tmp_path: Path, home: Path):
     texts = tmp_path / "a.txt"
     texts.write_text("The kitten naps on the sofa.\n\nShares fell sharply in Tokyo.\n")
@@ -668,7 +782,9 @@ def test_the_built_in_model_from_file_to_answer(tmp_path: Path, home: Path):
 
     done = run("embed", texts, "-o", tmp_path / "v.npy", "--no-tune")
     assert done.returncode == 0, done.stderr
-    assert "3 texts" in one_line(done.stderr)
+    proved, summary = done.stderr.splitlines()  # at first use the file is proved in a child
+    assert proved.startswith("gguf-embed: proved all-minilm-l6-v2")
+    assert "3 texts" in summary
     vectors = np.load(tmp_path / "v.npy")
     assert vectors.shape == (3, 384)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)

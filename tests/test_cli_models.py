@@ -43,8 +43,8 @@ def test_tune_refuses_a_model_without_pooling(tmp_path: Path, capsys: pytest.Cap
 def test_pull_of_what_is_here_says_where(capsys: pytest.CaptureFixture[str]):
     assert main(["pull", BUILTIN, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["path"] == str(builtin_path())
-    assert told["bytes"] == builtin_path().stat().st_size
+    assert told["file"] == str(builtin_path())
+    assert told["n_bytes"] == builtin_path().stat().st_size
     assert told["licence"] == "Apache-2.0"
 
 

@@ -279,11 +279,12 @@ def test_the_command_on_one_model(run: Run):
     assert (code, err) == (0, "")
     assert report.pop("cosine") == {"mean": 1, "p1": 1, "min": 1}
     assert report == {
+        "format": "gguf-embed-compare/1",
         "verdict": "yes",
         "why": "one vector space: A and B can stand in one index",
         "a": side,
         "b": side,
-        "texts": 125,
+        "n_texts": 125,
         "overlap_at_10": 1,
         "rank_correlation": 1,
     }
@@ -328,10 +329,10 @@ def words(n: int) -> str:
 def test_texts_of_ones_own(run: Run, tmp_path: Path):
     (tmp_path / "own.txt").write_text(words(50) + "\n" + words(50))
     code, out, _ = run("a", "b", "--texts", tmp_path / "own.txt", "--json")
-    assert (code, json.loads(out)["texts"]) == (0, 50)  # each once, without the blank one
+    assert (code, json.loads(out)["n_texts"]) == (0, 50)  # each once, without the blank one
     (tmp_path / "many.txt").write_text(words(MAX_TEXTS + 500))
     _, out, _ = run("a", "b", "--texts", tmp_path / "many.txt", "--json")
-    assert json.loads(out)["texts"] == MAX_TEXTS
+    assert json.loads(out)["n_texts"] == MAX_TEXTS
 
 
 def test_texts_that_do_not_do(run: Run, tmp_path: Path):
@@ -359,7 +360,7 @@ def test_stored_vectors_are_compared_as_they_are(run: Run, tmp_path: Path):
     np.save(b, 2 * vectors)
     code, out, _ = run(a, b, "--json")
     report = json.loads(out)
-    assert (code, report["verdict"], report["texts"]) == (0, "yes", MAX_TEXTS)
+    assert (code, report["verdict"], report["n_texts"]) == (0, "yes", MAX_TEXTS)
     assert report["a"] == {"file": "a.npy", "model": "m", "quant": "F16", "dim": 8}
     assert report["b"] == {"file": "b.npy", "model": "m", "quant": "Q8_0", "dim": 8}
 

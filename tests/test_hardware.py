@@ -898,7 +898,7 @@ def test_the_machines_that_plans_are_tested_for():
 def test_summary():
     lines = summary(EXAMPLE)
     assert lines[:3] == [
-        ("machine", "rtx-4090-24gb (specification)"),
+        ("machine", "rtx-4090-24gb (from public specifications)"),
         ("system", "linux, x86_64"),
         ("CPU", "AMD Ryzen 9 7950X 16-Core Processor"),
     ]

@@ -122,7 +122,7 @@ def test_a_text_that_kills_the_tokenizer_is_named(path: Path, monkeypatch: pytes
         assert embedder.encode("a cat").shape == (256,)
 
 
-@pytest.mark.parametrize("n_kills", [5, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_kills", [5, pytest.param(50, marks=pytest.mark.minutes)])
 def test_kills_at_random_moments_change_nothing(backend: IsolatedModel, path: Path, n_kills: int):
     texts = [f"{text} {i}" for i in range(1 + n_kills * 4) for text in TEXTS]
     with Embedder.open(path, settings=UNTUNED) as embedder:

@@ -191,6 +191,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str,
         model.close()
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("flash_attn", [True, False])
 @pytest.mark.parametrize(
     ("n_ctx", "n_tokens", "n_contexts"), [(1024, 512, 2), (8192, 128, 1), (300, 16, 1)]
@@ -1253,7 +1254,7 @@ def test_the_command_shows_what_was_considered(run_plan: RunPlan):
     code, out, err = run_plan(f"{QWEN}-8b", *on("gpu-8gb"))
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    assert lines[0] == f"{QWEN}-8b on gpu-8gb (specification)"
+    assert lines[0] == f"{QWEN}-8b on gpu-8gb (from public specifications)"
     assert lines[2].split() == ["quant", "where", "n_ctx", "needed", "free", "verdict", "reason"]
     rows = [line.split()[0] for line in lines[3:9]]
     assert rows == ["F16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_0", "Q4_K_M"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gguf_embed.errors import BadOption
-from gguf_embed.vectors import Pooling, check_dimensions, finish, output_mask, pool
+from gguf_embed.vectors import Pooling, check_dimensions, finish, is_trained_cut, output_mask, pool
 
 LENGTHS = np.array([3, 1, 2], np.int32)
 
@@ -72,3 +72,19 @@ def test_dimensions(
     else:
         with pytest.raises(BadOption, match=str(dimensions)):
             check_dimensions(dimensions, dim=1024, mrl_min=mrl_min, mrl_dims=mrl_dims)
+
+
+@pytest.mark.parametrize(
+    ("dimensions", "mrl_min", "mrl_dims", "trained"),
+    [
+        (None, None, (), True),
+        (64, None, (), True),  # the full length is no cut
+        (63, None, (), False),
+        (63, 32, (), True),
+        (32, None, (32,), True),
+    ],
+)
+def test_a_cut_is_trained_where_the_card_says_so(
+    dimensions: int | None, mrl_min: int | None, mrl_dims: tuple[int, ...], trained: bool
+):
+    assert is_trained_cut(dimensions, dim=64, mrl_min=mrl_min, mrl_dims=mrl_dims) == trained

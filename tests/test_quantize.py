@@ -527,10 +527,11 @@ def test_the_command_reports(
     n_bytes = Path("out.gguf").stat().st_size
     assert report == {
         "source": str(narrow),
-        "source_level": "F32",
-        "source_bytes": narrow.stat().st_size,
-        "output": "out.gguf",
-        "level": "Q4_0",
+        "source_quant": "F32",
+        "source_n_bytes": narrow.stat().st_size,
+        "file": "out.gguf",
+        "format": "gguf-embed-quantize/1",
+        "quant": "Q4_0",
         "n_bytes": n_bytes,
         "tensor_types": {"F32": 11, "Q4_0": 14, "Q8_0": 1},
         "fallbacks": [{"row_length": 96, "wanted": "Q6_K", "given": "Q8_0", "n_tensors": 1}],

@@ -4,20 +4,17 @@ A command's file holds `add(subparsers)`, which makes its parser and sets `run=`
 from the parsed arguments to an exit code. Nothing heavy is imported before `run`, so that
 `--help` and `--version` are quick and need no native library.
 
-Exit codes: 0; 1 unexpected; 2 bad input or option; 3 to 8 as in `gguf_embed.errors`;
-130 Ctrl-C; 141 the reader of standard output went away; 143 terminated.
+Exit codes are in the table of `exits`.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import io
 import logging
 import os
 import pkgutil
 import signal
-import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -25,6 +22,9 @@ from typing import NoReturn
 
 from gguf_embed import __version__
 from gguf_embed.cli import console
+from gguf_embed.cli.exits import exits_line
+from gguf_embed.cli.layout import HelpFormatter
+from gguf_embed.cli.start import start
 from gguf_embed.errors import GgufEmbedError
 
 DESCRIPTION = """\
@@ -45,10 +45,7 @@ GGUF_EMBED_DEBUG=1, shows the traceback."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code (argparse itself exits on --help and misuse)."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # A terminal that cannot show a character gets its escape, not a traceback.
-            stream.reconfigure(errors="backslashreplace")
+    start()
     args = parser().parse_args(argv)
     debug: bool = args.debug or os.environ.get("GGUF_EMBED_DEBUG", "") not in ("", "0")
     with _terminable(), _logging(debug):
@@ -91,8 +88,8 @@ def parser() -> argparse.ArgumentParser:
     top = _Parser(
         prog="gguf-embed",
         description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"{EPILOG}\n\n{exits_line()}",
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     top.add_argument("--version", action="version", version=f"gguf-embed {__version__}")
@@ -103,7 +100,8 @@ def parser() -> argparse.ArgumentParser:
         if hasattr(module, "add"):
             module.add(commands)
     for command in {*commands.choices.values()}:
-        command.formatter_class = argparse.RawDescriptionHelpFormatter
+        command.formatter_class = HelpFormatter
+        command.epilog = f"{command.epilog}\n\n{exits_line()}"
         command.allow_abbrev = False
         # Without a default here, so that --debug counts before and after the command's name.
         command.add_argument(

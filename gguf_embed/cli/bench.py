@@ -130,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
         compared = levels.make_levels(subject, args.quants, scratch, say)
         found = bench.run(subject, compared, task, chosen, scratch=scratch, say=say)
     if args.json:
-        console.print_json(report.to_json(found))
+        console.print_json("bench", report.to_json(found))
     else:
         _print(found)
     drawn = plots.draw(found, args.plots) if args.plots else ()
@@ -159,11 +159,11 @@ def _print(found: Report) -> None:
     for table in report.tables(found):
         console.out(f"\n{table.title}\n")
         console.print_table(table.columns, table.rows)
-        console.out("".join(f"\n  {note}" for note in table.notes))
+        for note in table.notes:
+            console.print_text(note, "  ")
     console.out("")
-    width = max(len(result.level.name) for result in found.results)
-    for result in found.results:
-        console.out(f"{result.level.name:<{width}}  {report.verdict(found, result)}")
-    console.out(f"\n{report.advice(found)}")
+    console.print_pairs([(r.level.name, report.verdict(found, r)) for r in found.results])
+    console.out("")
+    console.print_text(report.advice(found))
     for remark in found.remarks:
-        console.out(f"note: {remark}")
+        console.print_text(f"note: {remark}")

@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
             on_status=None if args.quiet else console.say,
         )
     if args.json:
-        console.print_json(_report(written))
+        console.print_json("bundle", _report(written))
     elif not args.quiet:
         console.out(
             f"{written.folder}: {written.source.label}, {written.n_files} files, "
@@ -95,7 +95,7 @@ def _report(written: Written) -> dict[str, object]:
         "quant": written.source.quant,
         "sha256": written.source.sha256,
         "licence": options.licence_json(written.licence),
-        "files": written.n_files,
-        "bytes": written.n_bytes,
+        "n_files": written.n_files,
+        "n_bytes": written.n_bytes,
         "sums_sha256": written.sums_sha256,
     }

@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     sides = _stored(args) if of_files[0] else _embedded(args)
     comparison = compare(sides[0].vectors, sides[1].vectors)
     if args.json:
-        console.print_json(_report(sides, comparison))
+        console.print_json("compare", _report(sides, comparison))
     else:
         _print(sides, comparison)
     return int(comparison.likeness == "no")
@@ -171,6 +171,7 @@ def _embed(
     # A measurement on first use would take longer than these few texts.
     settings = Settings(pooling=options.pooling(said[f"pooling_{name}"]), tune=False)
     with options.open_embedder(model, settings, quiet=args.json) as embedder:
+        options.warn_dimensions(embedder, said[f"dimensions_{name}"])
         prompt = embedder.prompt(prompt_name) if prompt_name else ""
         try:
             vectors = embedder.encode(texts, prompt=prompt, dimensions=said[f"dimensions_{name}"])
@@ -199,7 +200,7 @@ def _report(sides: Sequence[_Side], comparison: Comparison) -> dict[str, object]
         "why": comparison.why,
         "a": dict(sides[0].about),
         "b": dict(sides[1].about),
-        "texts": comparison.n_texts,
+        "n_texts": comparison.n_texts,
         "cosine": {key: round(getattr(cosine, key), 6) for key in ("mean", "p1", "min")},
         "overlap_at_10": round(comparison.overlap, 6),
         "rank_correlation": round(comparison.rank_correlation, 6),

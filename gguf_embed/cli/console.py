@@ -11,10 +11,11 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import BinaryIO
 
+from gguf_embed.cli import layout
 from gguf_embed.errors import OutputFailed
 
 
@@ -40,18 +41,28 @@ def stdout() -> BinaryIO | None:
 
 def out(text: str) -> None:
     """Lines for the person or program at standard output; raises OutputFailed."""
+    if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison]
+        raise OutputFailed("standard output: is closed; leave it open to see the answer")
     with _refusals():
         print(text)
 
 
+def counted(n: int, noun: str) -> str:
+    """A number with its noun, in the plural where it is not one."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 def flush() -> None:
     """Send what is buffered; raises OutputFailed."""
-    with _refusals():
-        sys.stdout.flush()
+    if sys.stdout is not None:  # pyright: ignore[reportUnnecessaryComparison]
+        with _refusals():
+            sys.stdout.flush()
 
 
 def drop() -> None:
     """Forget what standard output refuses: Python would try again at its end, and complain."""
+    if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison]
+        return
     try:
         sys.stdout.flush()
     except OSError:
@@ -78,9 +89,14 @@ class LogHandler(logging.Handler):
         say(self.format(record))
 
 
-def print_json(value: object, *, to_stderr: bool = False) -> None:
-    """One JSON document for a program, on standard output unless that is taken."""
-    text = json.dumps(value, indent=2)
+def print_json(
+    command: str, value: Mapping[str, object], *, version: int = 1, to_stderr: bool = False
+) -> None:
+    """One JSON document for a program, on standard output unless that is taken.
+
+    `version` counts the changes after which a program that reads it must be changed too.
+    """
+    text = json.dumps({"format": f"gguf-embed-{command}/{version}", **value}, indent=2)
     if to_stderr:
         print(text, file=sys.stderr)
     else:
@@ -88,11 +104,21 @@ def print_json(value: object, *, to_stderr: bool = False) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns as wide as they need; the last one may run on."""
-    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
-    for row in (columns, *rows):
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        out("  ".join(cells).rstrip())
+    """A table, in the width of the terminal."""
+    for line in layout.table(columns, rows, layout.width()):
+        out(line)
+
+
+def print_pairs(rows: Sequence[tuple[str, str]]) -> None:
+    """Names and values, in the width of the terminal."""
+    for line in layout.pairs(rows, layout.width()):
+        out(line)
+
+
+def print_text(text: str, indent: str = "") -> None:
+    """A paragraph, in the width of the terminal."""
+    for line in layout.indented(text, layout.width(), indent):
+        out(line)
 
 
 class Progress:

@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
             "self_test": {v.weight_type: v.stages for v in verdicts.values()},
             "advice": advice,
         }
-        console.print_json(report)
+        console.print_json("doctor", report)
         return 0 if works else 1
     rows = [("versions", ", ".join(f"{name} {version}" for name, version in versions.items()))]
     rows += [line for line in summary(machine) if line[0] != "remark"]
@@ -88,8 +88,7 @@ def run(args: argparse.Namespace) -> int:
         rows.append(("measured", ", ".join(f"{n} {name}" for name, n in measurements.items())))
     rows.append(("embedding", embedding))
     rows += [("advice", text) for text in advice]
-    for name, value in rows:
-        console.out(f"{name:<14}{value}")
+    console.print_pairs(rows)
     console.out("embedding works here" if works else "embedding does not work here")
     return 0 if works else 1
 

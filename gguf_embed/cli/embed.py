@@ -137,6 +137,7 @@ def run(args: argparse.Namespace) -> int:
         settings = options.settings(args)
         with options.open_embedder(args.model, settings, quiet=args.quiet) as embedder:
             opened = time.monotonic()
+            options.warn_dimensions(embedder, args.dimensions)
             prompt = embedder.prompt(args.prompt_name) if args.prompt_name else args.prompt or ""
             with console.progress("embed", total, quiet=args.quiet) as progress:
                 flow = Flow(records, progress, keep_texts=args.with_text)
@@ -145,10 +146,11 @@ def run(args: argparse.Namespace) -> int:
                 prompt=prompt, dimensions=args.dimensions, normalize=not args.no_normalize
             )
             about = {
+                "format": "gguf-embed-vectors/1",
                 "fingerprint": fingerprint.id,
                 "model": embedder.model_id,
                 "quant": embedder.quant,
-                "file": printable(Path(embedder.path.name)),
+                "model_file": printable(Path(embedder.path.name)),
                 "sha256": fingerprint.sha256,
                 "pooling": fingerprint.pooling,
                 "prompt": fingerprint.prompt,
@@ -158,28 +160,28 @@ def run(args: argparse.Namespace) -> int:
                 "plan": _plan(embedder.plan),
                 "exact": args.exact,
                 "truncate": args.truncate,
-                "texts": writer.n_rows,
-                "truncated": done.n_truncated,
+                "n_texts": writer.n_rows,
+                "n_truncated": done.n_truncated,
                 "gguf_embed": __version__,
             }
         writer.finish(dim=done.dim, about=about)
     seconds = time.monotonic() - opened
     if not args.quiet:
         summary = {
-            "output": args.output,
+            "file": args.output,
             "shape": [writer.n_rows, done.dim],
-            "texts": writer.n_rows,
-            "tokens": done.n_tokens,
+            "n_texts": writer.n_rows,
+            "n_tokens": done.n_tokens,
             "tokens_per_s": round(done.n_tokens / seconds, 1),
             "texts_per_s": round(writer.n_rows / seconds, 1),
-            "truncated": done.n_truncated,
-            "truncated_first": done.first_truncated,
+            "n_truncated": done.n_truncated,
+            "first_truncated": done.first_truncated,
             "open_s": round(opened - begin, 3),
             "embed_s": round(seconds, 3),
             "made_with": about,
         }
         if args.json:
-            console.print_json(summary, to_stderr=args.output == "-")
+            console.print_json("embed", summary, to_stderr=args.output == "-")
         else:
             _print_summary(summary)
     return 0
@@ -237,7 +239,7 @@ def _plan(plan: Plan) -> dict[str, object]:
         "reason": plan.reason,
         "where": plan.chosen.where,
         "n_gpu_layers": plan.run.n_gpu_layers,
-        "verdict": plan.fit,
+        "fit": plan.fit,
     }
 
 
@@ -247,13 +249,14 @@ def _name(output: str) -> str:
 
 def _print_summary(summary: dict[str, Any]) -> None:
     made_with = summary["made_with"]
+    n_texts, n_tokens = summary["n_texts"], summary["n_tokens"]
     console.say(
-        f"{summary['texts']:,} texts, {summary['tokens']:,} tokens in {summary['embed_s']:.2f} s "
-        f"({summary['tokens_per_s']:,.0f} tokens/s); {summary['truncated']:,} truncated; "
+        f"{n_texts:,} texts, {n_tokens:,} tokens in {summary['embed_s']:.2f} s "
+        f"({summary['tokens_per_s']:,.0f} tokens/s); {summary['n_truncated']:,} truncated; "
         f"{made_with['model']} {made_with['quant']}; "
-        f"{_name(summary['output'])}: float32 {tuple(summary['shape'])}"
+        f"{_name(summary['file'])}: float32 {tuple(summary['shape'])}"
     )
-    if summary["truncated"]:
-        first: list[str] = summary["truncated_first"]
-        more = ", ..." if summary["truncated"] > len(first) else ""
+    if summary["n_truncated"]:
+        first: list[str] = summary["first_truncated"]
+        more = ", ..." if summary["n_truncated"] > len(first) else ""
         console.say(f"truncated to {made_with['n_ctx']} tokens: {', '.join(first)}{more}")

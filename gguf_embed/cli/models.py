@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     others = [source for source in here if source.card is None]
     if args.json:
         known = [_card_json(card, here) for card in cards]
-        console.print_json({"known": known, "others": [_source_json(s) for s in others]})
+        console.print_json("models", {"known": known, "others": [_source_json(s) for s in others]})
         return 0
     columns = ("model", "kind", "parameters", "dims", "tokens", "at most", "licence", "here")
     console.print_table(columns, [_card_row(card, here) for card in cards])
@@ -70,7 +70,7 @@ def _card_row(card: ModelCard, here: tuple[Source, ...]) -> tuple[str, ...]:
         card.id,
         card.kind,
         "" if card.parameters is None else f"{card.parameters / 1e6:,.0f} M",
-        f"{card.mrl_min}-{card.dim}" if card.mrl_min else "/".join(map(str, dims)),
+        f"{card.mrl_min}-{card.dim}" if card.mrl_min else ", ".join(map(str, dims)),
         f"{card.max_seq_length:,}",
         "" if card.n_ctx_train is None else f"{card.n_ctx_train:,}",
         card.licence if card.commercial else f"{card.licence} (non-commercial)",
@@ -114,6 +114,6 @@ def _source_json(source: Source) -> dict[str, object]:
         "name": source.name,
         "quant": source.quant,
         "where": source.where,
-        "path": str(source.path),
+        "file": str(source.path),
         "n_bytes": source.n_bytes,
     }

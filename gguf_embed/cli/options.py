@@ -39,6 +39,24 @@ def open_embedder(model: str, settings: Settings | None = None, *, quiet: bool =
     return embedder
 
 
+def warn_dimensions(embedder: Embedder, dimensions: int | None) -> None:
+    """Tell of a cut that costs more than a person may expect."""
+    from gguf_embed.vectors import is_trained_cut
+
+    card = embedder.card
+    if not is_trained_cut(
+        dimensions,
+        dim=embedder.dim,
+        mrl_min=card.mrl_min if card else None,
+        mrl_dims=card.mrl_dims if card else (),
+    ):
+        console.say(
+            f"{embedder.model_id} is not known to be trained for shorter vectors: the first "
+            f"{dimensions} of {embedder.dim} values may lose much; measure it with `gguf-embed "
+            "compare`"
+        )
+
+
 def settings(args: argparse.Namespace) -> Settings:
     """What the options of `add_model` say of how to run it."""
     from gguf_embed.plan.settings import Settings

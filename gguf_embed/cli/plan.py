@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         made = choice.choose(args.model, machine, settings, mine=args.machine is None).plan
     if args.json:
-        console.print_json(_json(made, machine))
+        console.print_json("plan", _json(made, machine))
     else:
         _print(made, machine)
     return 0
@@ -118,7 +118,8 @@ def _machine(path: Path | None) -> Machine:
 def _print(made: Plan, machine: Machine) -> None:
     from gguf_embed.plan.memory import mib
 
-    print(f"{made.model} on {machine.name} ({machine.source})\n")
+    console.print_text(f"{made.model} on {machine.name}{machine.origin}")
+    console.out("")
     console.print_table(
         ("quant", "where", "n_ctx", "needed", "free", "verdict", "reason"),
         [
@@ -134,10 +135,11 @@ def _print(made: Plan, machine: Machine) -> None:
             for row in made.considered
         ],
     )
-    print(f"\nchosen: {made.quant} on {made.chosen.where}, {made.fit}")
+    console.out("")
+    console.print_text(f"chosen: {made.quant} on {made.chosen.where}, {made.fit}")
     for why in made.why:
-        print(f"  {why}")
-    print()
+        console.print_text(why, "  ")
+    console.out("")
     console.print_table(
         ("memory", "weights", "cache", "compute", "output", "driver", "in all", "margin"),
         [
@@ -155,7 +157,8 @@ def _print(made: Plan, machine: Machine) -> None:
         ],
     )
     if made.suggestion:
-        print(f"\nmore room: {made.suggestion}; --allow-smaller takes it")
+        console.out("")
+        console.print_text(f"more room: {made.suggestion}; --allow-smaller takes it")
 
 
 def _json(made: Plan, machine: Machine) -> dict[str, object]:

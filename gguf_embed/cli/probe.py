@@ -37,6 +37,5 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         console.out(machine_to_json(machine).rstrip())
         return 0
-    for name, value in summary(machine):
-        console.out(f"{name:<14}{value}")
+    console.print_pairs(summary(machine))
     return 0

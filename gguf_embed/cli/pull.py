@@ -37,7 +37,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--quant", metavar="Q", help="quantization, such as Q8_0")
     options.add_accept_licence(parser)
-    parser.add_argument("--json", action="store_true", help="path, size and licence as JSON")
+    parser.add_argument("--json", action="store_true", help="file, size and licence as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(run=run)
 
@@ -52,12 +52,14 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         licence = source.card.licence if source.card is not None else None
         console.print_json(
+            "pull",
             {
-                "path": str(path),
-                "bytes": path.stat().st_size,
+                "model": source.name,
+                "file": str(path),
+                "n_bytes": path.stat().st_size,
                 "quant": source.quant,
                 "licence": licence,
-            }
+            },
         )
         return 0
     console.out(str(path))

@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
             on_status=line.show,
         )
     if args.json:
-        console.print_json(_report(expected, made))
+        console.print_json("quantize", _report(expected, made))
     elif not args.quiet:
         _print(expected, made)
     return 0
@@ -136,10 +136,10 @@ def _report(forecast: Forecast, made: Made) -> dict[str, object]:
     recipe = forecast.recipe
     return {
         "source": str(forecast.path),
-        "source_level": forecast.source.quant,
-        "source_bytes": forecast.source.file_bytes,
-        "output": str(made.path),
-        "level": recipe.level,
+        "source_quant": forecast.source.quant,
+        "source_n_bytes": forecast.source.file_bytes,
+        "file": str(made.path),
+        "quant": recipe.level,
         "n_bytes": made.n_bytes,
         "tensor_types": dict(forecast.types),
         "fallbacks": [

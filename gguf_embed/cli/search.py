@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import heapq
-import shutil
 import textwrap
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-from gguf_embed.cli import console, options
+from gguf_embed.cli import console, layout, options
 from gguf_embed.errors import BadInput, BadOption, TextTooLong
 from gguf_embed.io.flow import Flow
 
@@ -106,13 +105,14 @@ def run(args: argparse.Namespace) -> int:
                 for score, record in found
             ]
             console.print_json(
+                "search",
                 {
                     "query": args.query,
                     "model": embedder.model_id,
                     "quant": embedder.quant,
-                    "passages": n_passages,
+                    "n_passages": n_passages,
                     "results": results,
-                }
+                },
             )
             return 0
     for rank, (score, record) in enumerate(found, 1):
@@ -141,7 +141,7 @@ def _print_hit(rank: int, score: float, record: Record) -> None:
     place = f"{record.source}:{record.position}"
     own_id = "" if record.id == place else f"  {record.id}"
     console.out(console.plain(f"{rank:>2}  {score:.3f}  {place}{own_id}"))
-    width = min(shutil.get_terminal_size((100, 24)).columns, 100)
+    width = min(layout.width(), layout.MAX_HELP_WIDTH)
     for line in textwrap.wrap(
         console.plain(" ".join(record.text.split())),
         width=width,

@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         on_trial=lambda trial: console.say(f"{trial.changed}: {trial.tokens_per_s:,.0f} tokens/s"),
     )
     if args.json:
-        console.print_json(json.loads(to_json(tuned)))
+        console.print_json("tune", json.loads(to_json(tuned)))
         return 0
     _print(tuned)
     return 0
@@ -90,8 +90,8 @@ def run(args: argparse.Namespace) -> int:
 def _print(tuned: Tuned) -> None:
     columns = ("changed", "tokens/s", "cosine", "kept")
     console.print_table(columns, [_row(trial) for trial in tuned.trials])
-    console.out(
-        f"best: {_spelled(tuned.settings)}\n"
+    console.print_text(f"best: {_spelled(tuned.settings)}")
+    console.print_text(
         f"{tuned.tokens_per_s:,.0f} tokens/s, untuned {tuned.untuned_tokens_per_s:,.0f}; "
         f"measured in {tuned.seconds:.0f} s and kept"
     )
@@ -106,10 +106,12 @@ def _row(trial: Trial) -> tuple[str, str, str, str]:
 
 def _spelled(settings: RunSettings) -> str:
     gpu = f", {settings.n_gpu_layers} layers on the GPU" if settings.n_gpu_layers else ""
+    contexts = console.counted(settings.n_contexts, "context")
+    threads = console.counted(settings.n_threads, "thread")
     return (
-        f"{settings.n_contexts} contexts x {settings.n_threads} threads, microbatch "
-        f"{settings.batch_tokens} tokens, flash attention {_on(settings.flash_attn)}, "
-        f"repacking {_on(settings.repack)}, tap {_on(settings.tap)}{gpu}"
+        f"{contexts} x {threads}, microbatch {settings.batch_tokens} tokens, "
+        f"flash attention {_on(settings.flash_attn)}, repacking {_on(settings.repack)}, "
+        f"last layer read {'before' if settings.tap else 'after'} the language-model head{gpu}"
     )
 
 

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
 
     arrived = unbundle(args.folder, on_status=None if args.quiet else console.say)
     if args.json:
-        console.print_json(_report(arrived))
+        console.print_json("unbundle", _report(arrived))
     elif not args.quiet:
         name = console.plain(arrived.name)
         console.out(
@@ -65,11 +65,11 @@ def _report(arrived: Arrived) -> dict[str, object]:
     return {
         "model": arrived.name,
         "quant": arrived.source.quant,
-        "path": str(arrived.source.path),
-        "bytes": arrived.source.n_bytes,
+        "file": str(arrived.source.path),
+        "n_bytes": arrived.source.n_bytes,
         "sha256": arrived.source.sha256,
         "licence": options.licence_json(arrived.licence),
-        "files": arrived.n_files,
+        "n_files": arrived.n_files,
         "canaries": {
             "n": arrived.n_canaries,
             "mean_cosine": round(arrived.canaries.mean, 7),

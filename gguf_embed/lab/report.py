@@ -22,7 +22,6 @@ from gguf_embed.machine.measured import Loss
 
 AS_FAST = 1.07  # ratio of speeds, either way, that is no difference
 TRIMMED = 5  # from so many rounds the best and the worst ratio are left out
-FORMAT = "gguf-embed-bench/1"  # of to_json
 
 
 # ---------------------------------------------------------------------------------------------
@@ -300,7 +299,7 @@ def to_json(report: Report) -> dict[str, Any]:
         fields["verdict"] = verdict(report, result)
         if result.costs is not None:
             fields["costs"]["spread"] = result.costs.spread
-    return {"format": FORMAT, **plain, "advice": advice(report)}
+    return {**plain, "advice": advice(report)}
 
 
 def markdown(report: Report, plots: Sequence[Path] = (), *, beside: Path = Path()) -> str:

@@ -67,6 +67,11 @@ class Machine:
     build: str | None  # the llama.cpp build; None when it cannot be loaded
     remarks: tuple[str, ...]  # what a person should know, with the next step
 
+    @property
+    def origin(self) -> str:
+        """What stands after the name of a machine that nobody has asked itself."""
+        return " (from public specifications)" if self.source == "specification" else ""
+
 
 def summary(machine: Machine) -> list[tuple[str, str]]:
     """(label, value) lines that describe the machine to a person; labels may repeat."""
@@ -82,7 +87,7 @@ def summary(machine: Machine) -> list[tuple[str, str]]:
     if machine.unified_memory:
         memory += ", shared with the GPU"
     lines = [
-        ("machine", f"{machine.name} ({machine.source})"),
+        ("machine", machine.name + machine.origin),
         ("system", f"{machine.os}, {machine.arch}"),
         ("CPU", machine.cpu_model),
         ("CPU features", " ".join(machine.cpu_features) or "not told by the system"),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
 
 
@@ -12,9 +15,36 @@ def home() -> Path:
     if chosen := os.environ.get("GGUF_EMBED_HOME"):
         return Path(chosen)
     if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+        base = Path(os.environ.get("LOCALAPPDATA") or user_home() / "AppData" / "Local")
     elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
+        base = user_home() / "Library" / "Caches"
     else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        base = Path(os.environ.get("XDG_CACHE_HOME") or user_home() / ".cache")
     return base / "gguf_embed"
+
+
+def user_home() -> Path:
+    """The user's home; a private folder beside the temporary files where the system knows none.
+
+    A container may run as a user id that has no entry in the list of users, without $HOME.
+    """
+    try:
+        return Path.home()
+    except RuntimeError:
+        return _private_folder()
+
+
+@cache
+def _private_folder() -> Path:
+    """A folder that only this user can write, the same in each run where that can be had."""
+    user = os.getuid() if sys.platform != "win32" else 0
+    folder = Path(tempfile.gettempdir()) / f"gguf_embed-{user}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+        # Somebody else may have made a folder of that name, to put in what they like.
+        if stat.S_ISDIR(status.st_mode) and status.st_uid == user and not status.st_mode & 0o022:
+            return folder
+    except OSError:
+        pass
+    return Path(tempfile.mkdtemp(prefix="gguf_embed-"))
