@@ -131,10 +131,13 @@ class FakeEmbedder(Embedder):
         check_model(model)
         settings = settings or Settings()
         backend = backend or FakeBackend(dim=dim, limits=limits)
-        opened = _opened(backend, n_ctx=n_ctx, prompts=prompts, settings=settings)
-        embedder = cls(opened)
-        embedder.backend = backend
-        return embedder
+        return cls(_opened(backend, n_ctx=n_ctx, prompts=prompts, settings=settings))
+
+    def __init__(self, opened: Opened) -> None:
+        """Use `FakeEmbedder.open`."""
+        assert isinstance(opened.backend, FakeBackend)
+        self.backend = opened.backend
+        super().__init__(opened)
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickled as what opens the same fake again."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from enum import IntEnum
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +11,6 @@ import numpy.typing as npt
 from gguf_embed.errors import BadOption
 
 Vectors: TypeAlias = npt.NDArray[np.float32]
-
-_FLOATS: Final = frozenset({"F32", "F16", "BF16"})  # types of weights that are not quantized
 
 
 class Pooling(IntEnum):
@@ -79,20 +76,6 @@ def least_cosine(a: Vectors, b: Vectors) -> float:
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
         return float((np.einsum("nd,nd->n", left, right) / norms).min())
-
-
-def tolerance(weight_types: Iterable[str], *, same_kernels: bool = False) -> float:
-    """The least cosine between two right vectors of one text, by the types of the weights.
-
-    Other kernels, another microbatch or another machine round otherwise. Of weights in floats the
-    least seen was 0.99999, of quantized ones 0.9994, whose kernels round activations to 8 bits;
-    another machine may differ more than ten times as much. What is wrong gives far less: a lost
-    end token or wrong pooling 0.6, a wrong kernel noise near 0. With `same_kernels`, and in the
-    same company, only sums are in another order.
-    """
-    if same_kernels:
-        return 0.9999
-    return 0.999 if set(weight_types) <= _FLOATS else 0.99
 
 
 def is_trained_cut(

@@ -55,8 +55,8 @@ def test_python_blocks_run(code: str, tmp_path: Path, monkeypatch: pytest.Monkey
     Path("scifact/queries.jsonl").write_text('{"_id": "q", "text": "x"}\n')
     Path("scifact/qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\nq\t1\t1\n")
 
-    def open_fake(model: str, *, isolated: bool = False, **options: object) -> FakeEmbedder:
-        return FakeEmbedder.open(model, **options)  # type: ignore[arg-type]
+    def open_fake(model: str = "", *, isolated: bool = False, **options: object) -> FakeEmbedder:
+        return FakeEmbedder.open(model or "fake", dim=1024, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Embedder, "open", open_fake)
     code = code.replace('open("huge.txt")', 'Path("huge.txt").read_text().splitlines()')

@@ -47,7 +47,7 @@ def backend(path: Path) -> Iterator[IsolatedModel]:
 
 
 def embedder_of(backend: IsolatedModel) -> Embedder:
-    return Embedder(Opened.of(backend.proved, backend.run_settings, backend))
+    return Embedder(Opened.of(backend.proved, backend.run_settings, backend, lambda: backend))
 
 
 def gone(pid: int) -> bool:

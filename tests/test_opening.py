@@ -21,13 +21,14 @@ from gguf_embed.engine.embedder import Embedder
 from gguf_embed.engine.opening import open_file, open_model
 from gguf_embed.errors import BadModelFile, BadOption
 from gguf_embed.gguf.header import read_header
+from gguf_embed.gguf.quants import tolerance
 from gguf_embed.machine import selftest
 from gguf_embed.native.context import Context
 from gguf_embed.native.model import Model
 from gguf_embed.plan.mode import EmbedMode, SpecialTokens, embed_mode, special_tokens
 from gguf_embed.plan.settings import Settings
 from gguf_embed.store import download
-from gguf_embed.vectors import Pooling, least_cosine, tolerance
+from gguf_embed.vectors import Pooling, least_cosine
 
 QUICK = Settings(tune=False, n_threads=1)
 CAT = "the cat sat on the mat"
@@ -191,7 +192,7 @@ STEPS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "the tokenizer": lambda patch: patch.setattr(loaded, "Tokenizer", fail),
     "the backend": lambda patch: patch.setattr(loaded, "limits_of", fail),
     "the remarks": lambda patch: patch.setattr(opening.Opened, "of", fail),
-    "the embedder": lambda patch: patch.setattr(embedder_module, "Scheduler", fail),
+    "the embedder": lambda patch: patch.setattr(embedder_module, "Lifetime", fail),
 }
 
 

@@ -28,11 +28,12 @@ from gguf_embed.bundle.format import (
 from gguf_embed.catalog import catalog
 from gguf_embed.errors import BadInput, FetchFailed, GgufEmbedError, NativeFailed
 from gguf_embed.gguf.header import read_header
+from gguf_embed.gguf.quants import tolerance
 from gguf_embed.lab.metrics import CosineStats, cosine_stats, cosines
 from gguf_embed.store import hub, local
 from gguf_embed.store import names as store_names
 from gguf_embed.store.local import Places, Source, file_sha256
-from gguf_embed.vectors import Vectors, tolerance
+from gguf_embed.vectors import Vectors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -115,11 +115,16 @@ def open_file(
     card: ModelCard | None,
     settings: Settings,
     *,
+    rerankers: bool = False,
     on_status: Status | None = None,
 ) -> Opened:
-    """A file on this machine as the model that the caller says it is."""
+    """A file on this machine as the model that the caller says it is.
+
+    With `rerankers` a file that scores pairs is opened too: its vectors tell whether it is intact.
+    """
     choice = choose_file(path, card, hardware.probe(), settings)
-    return _opened(prove_choice(choice, path, settings, on_status), on_status=on_status)
+    proved = prove_choice(choice, path, settings, on_status, rerankers=rerankers)
+    return _opened(proved, on_status=on_status)
 
 
 def prove_model(

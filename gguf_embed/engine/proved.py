@@ -54,6 +54,8 @@ def prove_choice(
     path: Path,
     settings: Settings,
     on_status: Callable[[str], None] | None = None,
+    *,
+    rerankers: bool = False,
 ) -> Proved:
     """Try the build and the file in child processes, once each; planned anew where the GPU or flash
     attention fails here.
@@ -61,7 +63,7 @@ def prove_choice(
     Raises BadModelFile, BadOption, DoesNotFit, NativeFailed.
     """
     header = (choice.source.path and choice.header) or read_header(path)
-    mode = embed_mode(header, choice.card, settings)
+    mode = embed_mode(header, choice.card, settings, rerankers=rerankers)
     tokens = special_tokens(header, choice.card, mode)
     working = selftest.check(header.matrix_types, gpus=choice.gpus)
     if not working.gpu or not working.flash:

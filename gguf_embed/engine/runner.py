@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from gguf_embed.engine.backend import Head, Outcome
 from gguf_embed.errors import BadInput
+from gguf_embed.gguf.quants import tolerance
 from gguf_embed.native.context import Context, ContextParams, TapUnavailable
 from gguf_embed.native.model import Model, Tokens
 from gguf_embed.plan.contexts import (
@@ -26,7 +27,7 @@ from gguf_embed.plan.contexts import (
 from gguf_embed.plan.mode import EmbedMode
 from gguf_embed.plan.settings import RunSettings
 from gguf_embed.system.closing import Closes
-from gguf_embed.vectors import Pooling, Vectors, least_cosine, tolerance, unusable
+from gguf_embed.vectors import Pooling, Vectors, least_cosine, unusable
 
 _log = logging.getLogger(__name__)
 

@@ -20,6 +20,7 @@ from gguf_embed.engine.schedule import Cost
 from gguf_embed.engine.tune_record import Target, Trial, Tuned, keep_record, read_record, safe_run
 from gguf_embed.gguf.header import Header
 from gguf_embed.gguf.layout import shape_of
+from gguf_embed.gguf.quants import tolerance
 from gguf_embed.machine import measured
 from gguf_embed.machine.load import LoadMeter
 from gguf_embed.machine.measured import LevelFigures, MeasuredRun
@@ -27,7 +28,7 @@ from gguf_embed.native.context import Context, ContextParams
 from gguf_embed.native.model import Model, Tokens
 from gguf_embed.plan.mode import EmbedMode
 from gguf_embed.plan.settings import RunSettings, Settings, keep_asked
-from gguf_embed.vectors import Vectors, finish, least_cosine, tolerance
+from gguf_embed.vectors import Vectors, finish, least_cosine
 
 _log = logging.getLogger(__name__)
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from gguf_embed.engine.canaries import SHORT as CANARIES
 from gguf_embed.engine.embedder import Embedder
+from gguf_embed.engine.opening import open_file
 from gguf_embed.errors import BadOption, GgufEmbedError, NativeFailed, OutputFailed
 from gguf_embed.gguf.header import read_header
 from gguf_embed.lab.forecast import Forecast
@@ -144,5 +145,6 @@ def _embed(path: Path, forecast: Forecast) -> Vectors:
         # A reranker, or a file that does not say. Both sides are pooled alike, so any will do.
         pooling = Pooling.LAST if header.causal else Pooling.MEAN
     settings = Settings(pooling=pooling, n_threads=forecast.recipe.n_threads, tune=False)
-    with Embedder.open(path.absolute(), settings=settings) as embedder:
+    opened = open_file(path.absolute(), None, settings, rerankers=True)
+    with Embedder(opened) as embedder:
         return embedder.encode(CANARIES)

@@ -25,6 +25,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from gguf_embed.errors import GgufEmbedError, NativeFailed
+from gguf_embed.gguf.quants import tolerance
 from gguf_embed.machine.tiny_model import write_tiny_model
 from gguf_embed.native import library
 from gguf_embed.native.context import Context, ContextParams
@@ -32,7 +33,7 @@ from gguf_embed.native.model import Model
 from gguf_embed.system import paths
 from gguf_embed.system.child import CRASH_SIGNALS, Child, Ending, take_job, tell
 from gguf_embed.system.kept import keep, read_kept
-from gguf_embed.vectors import Pooling, tolerance
+from gguf_embed.vectors import Pooling
 
 _log = logging.getLogger(__name__)
 

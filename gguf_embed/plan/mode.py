@@ -39,17 +39,20 @@ class SpecialTokens:
     last: int | None = None
 
 
-def embed_mode(header: Header, card: ModelCard | None, settings: Settings) -> EmbedMode:
-    """How the file is to be run.
+def embed_mode(
+    header: Header, card: ModelCard | None, settings: Settings, *, rerankers: bool = False
+) -> EmbedMode:
+    """How the file is to be run; `rerankers`: even one that is made to score, not to embed.
 
     Raises BadModelFile for what is no embedder, BadOption for what its architecture cannot do.
     """
     said = (settings.pooling, card.pooling if card else None, header.pooling)
     pooling = next((each for each in said if each is not None), None)
     check_embedder(header, pooling=pooling)
-    check_no_reranker(card, header.source)
-    if header.pooling is Pooling.RANK or any(map(header.tensor, _SCORES)):
-        raise BadModelFile(_RERANKER.format(header.source))
+    if not rerankers:
+        check_no_reranker(card, header.source)
+        if header.pooling is Pooling.RANK or any(map(header.tensor, _SCORES)):
+            raise BadModelFile(_RERANKER.format(header.source))
     if pooling is None:
         raise BadModelFile(needs_pooling(header) or f"{header.source}: no pooling")
     if pooling is Pooling.RANK:
