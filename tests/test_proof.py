@@ -67,6 +67,7 @@ def test_a_file_is_proved_once(path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_another_file_or_way_to_run_is_proved_anew(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ):
+    monkeypatch.setattr(proof, "_SMALL_BYTES", 0)
     prove(path, CAUSAL)
     settings = CAUSAL
     if change == "touch":
@@ -79,6 +80,19 @@ def test_another_file_or_way_to_run_is_proved_anew(
     monkeypatch.setattr(proof, "Child", no_child)
     with pytest.raises(AssertionError, match="a child was started"):
         prove(path, settings)
+
+
+def test_a_small_file_is_its_bytes(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    prove(path, CAUSAL)
+    copy = tmp_path / "copy.gguf"
+    copy.write_bytes(path.read_bytes())
+    with monkeypatch.context() as patch:
+        patch.setattr(proof, "Child", no_child)
+        prove(copy, CAUSAL)
+    overwrite(copy, "output_norm.weight", 0)
+    with pytest.raises(BadModelFile, match="length 0"):
+        prove(copy, CAUSAL)
+    prove(path, CAUSAL)
 
 
 @pytest.mark.parametrize("stage", ["load", "tokenize", "decode", "tap"])
@@ -115,7 +129,7 @@ def test_a_proof_of_another_file_under_that_name_does_not_count(path: Path):
     (file,) = kept()
     right = json.loads(file.read_text())
     wrong: dict[str, Any] = {**right, "verdict": "planted"}
-    file.write_text(json.dumps({**wrong, "of": {**right["of"], "inode": 1}}))
+    file.write_text(json.dumps({**wrong, "of": {**right["of"], "n_bytes": 1}}))
     prove(path, CAUSAL)
     assert json.loads(file.read_text()) == right
 
@@ -166,7 +180,7 @@ def test_opening_proves_first(path: Path, monkeypatch: pytest.MonkeyPatch):
         pass
     assert [line for line in said if line.startswith("proved qwen3.gguf")]
     monkeypatch.setenv(FAULT_VARIABLE, "decode:SIGABRT")
-    os.utime(path, ns=(1, 1))
+    path = tiny.write_qwen3(path, pooling=Pooling.MEAN).path
     with pytest.raises(BadModelFile, match="SIGABRT"):
         Embedder.open(path, settings=Settings(tune=False))
 
