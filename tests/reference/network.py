@@ -2,8 +2,7 @@
 
 transformers has no class for nomic-bert-moe. Its network is made here of transformers' parts: the
 encoder of Jina Embeddings v3, which has the same layers, with a mixture of its feed-forward layers
-in every second one. Once, by hand, that mixture gave what the block of the model's authors gives
-(README.md).
+in every second one.
 """
 
 from __future__ import annotations
