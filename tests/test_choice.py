@@ -651,7 +651,7 @@ def test_without_flash_attention_it_is_planned_anew(world: World, monkeypatch: p
     """Its scores take more memory than the plan had counted."""
     world.pull("F16")
     world.with_ram(enough_for("F16"))
-    broken = selftest.Working(flash=False, repack=True, remark="no flash")
+    broken = selftest.SafePaths(flash=False, repack=True, remark="no flash")
     monkeypatch.setattr(selftest, "check", lambda *_, **__: broken)
     with world.open(settings=replace(QUICK, n_ctx=2048)) as embedder:
         assert embedder.plan.fit == "tight"

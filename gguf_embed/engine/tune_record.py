@@ -13,7 +13,7 @@ from gguf_embed.engine.schedule import Cost
 from gguf_embed.gguf.header import Header
 from gguf_embed.machine import selftest
 from gguf_embed.machine.load import Load, LoadMeter
-from gguf_embed.machine.selftest import Working
+from gguf_embed.machine.selftest import SafePaths
 from gguf_embed.native import library
 from gguf_embed.plan.candidate import Tier
 from gguf_embed.plan.mode import EmbedMode
@@ -35,7 +35,7 @@ class Target:
     path: Path
     header: Header
     mode: EmbedMode
-    safe: Working
+    safe: SafePaths
     n_cores: int
     start: RunSettings  # as planned
     tier: Tier = "cpu"
@@ -67,7 +67,7 @@ class Tuned:
     load: Load | None = None  # beside which it was measured; None: not known
 
 
-def safe_run(run: RunSettings, safe: Working) -> RunSettings:
+def safe_run(run: RunSettings, safe: SafePaths) -> RunSettings:
     """The same without what crashed in the self-test."""
     return replace(run, repack=run.repack and safe.repack, flash_attn=run.flash_attn and safe.flash)
 
