@@ -186,7 +186,9 @@ def test_a_text_has_one_vector_whatever_is_around_it(
         max_batch_tokens=data.draw(st.sampled_from([128, 256, None])),
     )
     together = embedder.encode([texts[row] for row in order])
-    assert_same(together, alone[order], cosine=0.99999)
+    # A token whose second and third experts are all but equally good may change sides by rounding;
+    # seen with shares that differ by 9e-5.
+    assert_same(together, alone[order], cosine=0.99 if name == "nomic-bert-moe" else 0.99999)
 
 
 @settings(deadline=None, max_examples=10)
