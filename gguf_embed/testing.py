@@ -29,7 +29,7 @@ from gguf_embed.engine.opening import Opened
 from gguf_embed.engine.tune_record import Target
 from gguf_embed.gguf.header import Header
 from gguf_embed.machine.measured import LevelFigures
-from gguf_embed.machine.selftest import Working
+from gguf_embed.machine.selftest import SafePaths
 from gguf_embed.native.model import Tokens
 from gguf_embed.plan.candidate import Candidate
 from gguf_embed.plan.mode import EmbedMode
@@ -116,7 +116,7 @@ class FakeEmbedder(Embedder):
         *,
         settings: Settings | None = None,
         on_status: Callable[[str], None] | None = None,
-        on_download: download.Progress | None = None,
+        on_download: download.OnDownload | None = None,
         isolated: bool = False,
         dim: int = 64,
         n_ctx: int = 32,
@@ -193,7 +193,7 @@ def _opened(
     )
     path = Path(header.source)
     mode = EmbedMode(pooling=settings.pooling or Pooling.MEAN, causal=False, encoder=True)
-    safe = Working(flash=True, repack=True, remark=None)
+    safe = SafePaths(flash=True, repack=True, remark=None)
     return Opened(
         source=Source(
             name=NAME,

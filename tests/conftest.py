@@ -88,6 +88,8 @@ NATIVE_TESTS = frozenset(
         "test_what_embed_wrote_is_compared_in_either_form",
         "test_opening_the_builtin_model_starts_no_tool_and_loads_no_hub_client",
         "test_the_built_in_model_really_loaded",
+        "test_any_arguments_to_the_builtin_model",
+        "test_the_built_in_model_opens_without_a_network_client_or_a_process",
     }
 )
 NATIVE_FIXTURES = frozenset({"tiny_model", "minilm_f16", "real"})

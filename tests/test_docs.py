@@ -50,10 +50,6 @@ def test_python_blocks_run(code: str, tmp_path: Path, monkeypatch: pytest.Monkey
     """With an engine that has every model: what is shown is the interface."""
     monkeypatch.chdir(tmp_path)
     Path("huge.txt").write_text("a text\n" * 5)
-    (tmp_path / "scifact" / "qrels").mkdir(parents=True)
-    Path("scifact/corpus.jsonl").write_text('{"_id": "1", "title": "t", "text": "x"}\n')
-    Path("scifact/queries.jsonl").write_text('{"_id": "q", "text": "x"}\n')
-    Path("scifact/qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\nq\t1\t1\n")
 
     def open_fake(model: str = "", *, isolated: bool = False, **options: object) -> FakeEmbedder:
         return FakeEmbedder.open(model or "fake", dim=1024, **options)  # type: ignore[arg-type]
@@ -61,6 +57,17 @@ def test_python_blocks_run(code: str, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Embedder, "open", open_fake)
     code = code.replace('open("huge.txt")', 'Path("huge.txt").read_text().splitlines()')
     exec(compile(code, "<docs>", "exec"), {"texts": ["one", "two"], "Path": Path})
+
+
+# What a page may import of the package: its face, its fake, and the faces to other projects.
+PUBLIC = re.compile(r"gguf_embed(\.testing|\.integrations\.\w+)?")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_pages_import_from_the_face_alone(page: Path):
+    text = page.read_text("utf-8")
+    imported = re.findall(r"^(?:from|import) (gguf_embed[\w.]*)", text, re.MULTILINE)
+    assert [name for name in imported if not PUBLIC.fullmatch(name)] == []
 
 
 def shell_lines() -> list[tuple[str, str]]:

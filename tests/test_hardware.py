@@ -589,7 +589,7 @@ def test_a_library_that_does_not_load_is_a_remark(tmp_path, monkeypatch):
 
 
 def test_native_devices_are_translated(monkeypatch):
-    def seen(name: str, kind: library.Kind, free: int) -> library.NativeDevice:
+    def seen(name: str, kind: library.DeviceType, free: int) -> library.NativeDevice:
         return library.NativeDevice(
             name=name,
             description="Apple\x1b[31m M4  Max",

@@ -28,7 +28,7 @@ from gguf_embed.engine.tune_record import Target, Trial, Tuned, keep_record, rea
 from gguf_embed.gguf.header import read_header
 from gguf_embed.machine import measured, selftest
 from gguf_embed.machine.load import Load
-from gguf_embed.machine.selftest import Working
+from gguf_embed.machine.selftest import SafePaths
 from gguf_embed.native import library
 from gguf_embed.native.model import Tokens
 from gguf_embed.plan.mode import EmbedMode
@@ -39,17 +39,17 @@ from gguf_embed.vectors import Pooling, Vectors
 
 LAST = EmbedMode(pooling=Pooling.LAST, causal=True, encoder=False)
 MEAN = EmbedMode(pooling=Pooling.MEAN, causal=False, encoder=True)
-ALL_WORKS = Working(flash=True, repack=True, remark=None)
+ALL_WORKS = SafePaths(flash=True, repack=True, remark=None)
 
 
 @pytest.fixture(scope="module")
-def working() -> Working:
+def working() -> SafePaths:
     """What this machine can do, found out once."""
     return selftest.check(["F32"])
 
 
 @pytest.fixture(autouse=True)
-def own_home(working: Working, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_home(working: SafePaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing measured yet, but the self-test's verdict."""
     shutil.copytree(paths.home() / "selftest", tmp_path / "selftest")
     monkeypatch.setenv("GGUF_EMBED_HOME", str(tmp_path))
@@ -295,7 +295,7 @@ def test_a_slow_machine_does_not_wait_long(tokens_per_s: float, measure: Measure
 
 
 def test_no_trial_where_the_self_test_forbids(measure: Measure):
-    working = Working(flash=False, repack=False, remark=None)
+    working = SafePaths(flash=False, repack=False, remark=None)
     start = replace(START, repack=True)  # the user wanted it
     tuned = measure(Machine(speed=product({})), safe=working, start=start)
     assert not any(trial.settings.repack or trial.settings.flash_attn for trial in tuned.trials)
@@ -343,7 +343,7 @@ def test_what_there_is_no_memory_for_is_not_tried(measure: Measure):
 
 
 def test_each_trial_is_told_as_it_ends(
-    target: Target, working: Working, monkeypatch: pytest.MonkeyPatch
+    target: Target, working: SafePaths, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(tune, "MIN_TIMING_S", 0.001)
     told: list[Trial] = []
@@ -358,7 +358,7 @@ def test_each_trial_is_told_as_it_ends(
 
 @pytest.mark.parametrize("architecture", ["qwen3", "bert", "qwen2_bidirectional"])
 def test_a_tuned_model_works(
-    architecture: str, working: Working, tiny_model: Write, monkeypatch: pytest.MonkeyPatch
+    architecture: str, working: SafePaths, tiny_model: Write, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(tune, "MIN_TIMING_S", 0.002)
     path = tiny_model(architecture)
@@ -384,7 +384,7 @@ def test_a_tuned_model_works(
 
 
 def test_wrong_kernels_are_seen_by_their_vectors(
-    target: Target, working: Working, monkeypatch: pytest.MonkeyPatch
+    target: Target, working: SafePaths, monkeypatch: pytest.MonkeyPatch
 ):
     """The real search with real contexts; two contexts read each text backwards."""
     monkeypatch.setattr(tune, "MIN_TIMING_S", 0.002)
@@ -527,7 +527,7 @@ def test_threads_without_contexts_are_cores_to_share_out(target: Target):
 @pytest.mark.parametrize("repack", [True, False])
 def test_what_crashed_in_the_self_test_is_never_chosen(flash: bool, repack: bool, target: Target):
     """Not by a measurement made before a rebuild, and not by the user."""
-    safe = Working(flash=flash, repack=repack, remark=None)
+    safe = SafePaths(flash=flash, repack=repack, remark=None)
     wish = replace(START, flash_attn=True, repack=True)
     keep_record(record(RunSettings(flash_attn=True, repack=True)), target)
     for said in (Settings(), Settings(flash_attn=True, repack=True)):
@@ -584,7 +584,7 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], object]] = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_record_of_another_form_is_ignored(damage: str, target: Target):
     keep_record(record(RunSettings()), target)
-    (path,) = tune_record._file(target).parent.iterdir()
+    (path,) = tune_record.record_path(target).parent.iterdir()
     kept = json.loads(path.read_text())
     DAMAGE[damage](kept)
     path.write_text(json.dumps(kept))
@@ -595,7 +595,7 @@ def test_a_record_of_another_form_is_ignored(damage: str, target: Target):
     "content", [b"", b"{", b"[]", b"5", b"null", b"[" * 100_000, b'"text"', b"\xff\xfe{}"]
 )
 def test_a_damaged_record_is_ignored_and_replaced(content: bytes, target: Target):
-    path = tune_record._file(target)
+    path = tune_record.record_path(target)
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
     assert read_record(target) is None

@@ -69,7 +69,7 @@ def write(
     *,
     packages_for: str | None = wheels.HERE,
     accept_licence: bool = False,
-    progress: download.Progress | None = None,
+    progress: download.OnDownload | None = None,
     on_status: Status | None = None,
     at: Places | None = None,
 ) -> Written:

@@ -121,7 +121,7 @@ def print_text(text: str, indent: str = "") -> None:
         out(line)
 
 
-class Progress:
+class ProgressBar:
     """Counts what is done, from any thread; this one shows nothing."""
 
     def advance(self, n_texts: int, n_tokens: int, n_bytes: int) -> None:
@@ -129,10 +129,10 @@ class Progress:
 
 
 @contextmanager
-def progress(label: str, total_bytes: int | None, *, quiet: bool) -> Generator[Progress]:
+def progress(label: str, total_bytes: int | None, *, quiet: bool) -> Generator[ProgressBar]:
     """A bar with texts/s, tokens/s and time left on a terminal; nothing in a pipe."""
     if quiet or not sys.stderr.isatty():
-        yield Progress()
+        yield ProgressBar()
         return
     try:
         from rich.console import Console
@@ -144,7 +144,7 @@ def progress(label: str, total_bytes: int | None, *, quiet: bool) -> Generator[P
         )
         from rich.progress import Progress as Bar
     except ImportError:
-        yield Progress()
+        yield ProgressBar()
         return
 
     with Bar(
@@ -160,7 +160,7 @@ def progress(label: str, total_bytes: int | None, *, quiet: bool) -> Generator[P
         begin = time.monotonic()
         lock = threading.Lock()
 
-        class Shown(Progress):
+        class Shown(ProgressBar):
             n_texts = n_tokens = 0
 
             def advance(self, n_texts: int, n_tokens: int, n_bytes: int) -> None:

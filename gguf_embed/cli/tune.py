@@ -73,8 +73,8 @@ def run(args: argparse.Namespace) -> int:
     )
     with console.transfer("fetch", quiet=False) as moved:
         proved = prove_model(args.model, settings, on_status=console.say, on_download=moved)
-    if proved.working.remark:
-        console.say(proved.working.remark)
+    if proved.safe.remark:
+        console.say(proved.safe.remark)
     tuned = tune.tune(
         proved.target,
         budget_s=args.budget,

@@ -18,7 +18,7 @@ from gguf_embed.engine import arguments
 from gguf_embed.engine.backend import Head
 from gguf_embed.engine.fingerprint import Fingerprint, known_sha256
 from gguf_embed.engine.opening import Opened, open_model
-from gguf_embed.engine.options import Block, EncodeOptions, Progress, VectorOptions
+from gguf_embed.engine.options import Block, EncodeOptions, OnProgress, VectorOptions
 from gguf_embed.engine.running import Lifetime, Running
 from gguf_embed.engine.stream import DIED, NO_VECTOR, Request, blocks, no_vector
 from gguf_embed.engine.turns import Caller, Priority
@@ -65,7 +65,7 @@ class Embedder(Closes):
         *,
         settings: Settings | None = None,
         on_status: Callable[[str], None] | None = None,
-        on_download: download.Progress | None = None,
+        on_download: download.OnDownload | None = None,
         isolated: bool = False,
     ) -> Embedder:
         """Open a model by catalog name, Hub repository, path, or "auto"; downloads it if need be.
@@ -140,7 +140,7 @@ class Embedder(Closes):
         self,
         texts: str | Iterable[str],
         *,
-        on_progress: Progress | None = None,
+        on_progress: OnProgress | None = None,
         **options: Unpack[EncodeOptions],
     ) -> Vectors:
         """Vectors of texts: shape (dim,) for a str, (n, dim) for anything else; float32.
@@ -256,7 +256,7 @@ class Embedder(Closes):
         self,
         texts: Iterable[str],
         *,
-        on_progress: Progress | None = None,
+        on_progress: OnProgress | None = None,
         window: int = WINDOW,
         **options: Unpack[EncodeOptions],
     ) -> Iterator[Block]:

@@ -62,7 +62,7 @@ class Opened:
         cls, proved: Proved, run: RunSettings, backend: Backend, reopen: Callable[[], Backend]
     ) -> Opened:
         """What was proved, with the backend that runs so, and what makes it again."""
-        remark = proved.working.remark
+        remark = proved.safe.remark
         return cls(
             source=proved.choice.source,
             path=proved.path,
@@ -99,7 +99,7 @@ def open_model(
     *,
     isolated: bool = False,
     on_status: Status | None = None,
-    on_download: download.Progress | None = None,
+    on_download: download.OnDownload | None = None,
 ) -> Opened:
     """A model by catalog name, Hub repository, path, or "auto", ready to compute.
 
@@ -132,7 +132,7 @@ def prove_model(
     settings: Settings,
     *,
     on_status: Status | None = None,
-    on_download: download.Progress | None = None,
+    on_download: download.OnDownload | None = None,
 ) -> Proved:
     """The first part of the corridor: a file that is here and safe to load, and nothing loaded."""
     if settings.n_threads and (remark := hardware.check_threads(settings.n_threads)):
@@ -149,7 +149,7 @@ def prove_model(
 
 
 def _fetched(
-    choice: Choice, on_status: Status | None, on_download: download.Progress | None
+    choice: Choice, on_status: Status | None, on_download: download.OnDownload | None
 ) -> Path:
     """The file on this machine, verified; downloaded if need be."""
     source = choice.source

@@ -15,7 +15,7 @@ from gguf_embed.vectors import Vectors
 Truncate: TypeAlias = Literal["error", "end", "start"]
 OnError: TypeAlias = Literal["raise", "skip"]
 # Texts and tokens done since the last call; called in the thread that takes the results.
-Progress: TypeAlias = Callable[[int, int], None]
+OnProgress: TypeAlias = Callable[[int, int], None]
 
 
 class VectorOptions(TypedDict, total=False):

@@ -11,7 +11,7 @@ from gguf_embed.engine.choice import Choice
 from gguf_embed.engine.tune_record import Target, safe_run
 from gguf_embed.gguf.header import Header, read_header
 from gguf_embed.machine import selftest
-from gguf_embed.machine.selftest import Working
+from gguf_embed.machine.selftest import SafePaths
 from gguf_embed.plan.mode import EmbedMode, SpecialTokens, embed_mode, special_tokens
 from gguf_embed.plan.settings import Settings
 
@@ -26,7 +26,7 @@ class Proved:
     header: Header
     mode: EmbedMode
     special_tokens: SpecialTokens
-    working: Working
+    safe: SafePaths
 
     @property
     def target(self) -> Target:
@@ -36,7 +36,7 @@ class Proved:
             path=self.path,
             header=self.header,
             mode=self.mode,
-            safe=self.working,
+            safe=self.safe,
             n_cores=choice.settings.n_threads or choice.machine.usable_cores,
             start=choice.plan.run,
             tier=choice.plan.tier,
@@ -65,10 +65,10 @@ def prove_choice(
     header = (choice.source.path and choice.header) or read_header(path)
     mode = embed_mode(header, choice.card, settings, rerankers=rerankers)
     tokens = special_tokens(header, choice.card, mode)
-    working = selftest.check(header.matrix_types, gpus=choice.gpus)
-    if not working.gpu or not working.flash:
-        choice = choice.without(gpus=not working.gpu, flash_attn=not working.flash)
-    run = safe_run(choice.plan.run, working)
+    safe = selftest.check(header.matrix_types, gpus=choice.gpus)
+    if not safe.gpu or not safe.flash:
+        choice = choice.without(gpus=not safe.gpu, flash_attn=not safe.flash)
+    run = safe_run(choice.plan.run, safe)
     proof.prove(
         path,
         proof.ProofSettings(
@@ -80,7 +80,7 @@ def prove_choice(
             n_ctx=run.n_ctx,
             n_threads=settings.n_threads or choice.machine.usable_cores,
             n_gpu_layers=run.n_gpu_layers,
-            repack=working.repack if settings.repack is None else settings.repack,
+            repack=safe.repack if settings.repack is None else settings.repack,
             flash_attn=run.flash_attn,
         ),
         on_status=on_status,
@@ -92,5 +92,5 @@ def prove_choice(
         header=header,
         mode=mode,
         special_tokens=tokens,
-        working=working,
+        safe=safe,
     )

@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from gguf_embed.engine.options import Block, FailedRow, OnError, Progress, Truncate
+from gguf_embed.engine.options import Block, FailedRow, OnError, OnProgress, Truncate
 from gguf_embed.engine.prepare import Prepared
 from gguf_embed.engine.running import Lifetime, Running
 from gguf_embed.engine.scheduler import Ticket
@@ -40,7 +40,7 @@ def blocks(
     *,
     n_ctx: int,
     window: int,
-    on_progress: Progress | None,
+    on_progress: OnProgress | None,
 ) -> Generator[Block]:
     """The results of all texts, a window at a time; two windows are in flight."""
     caller = Caller(priority=request.priority)
@@ -76,7 +76,7 @@ def blocks(
 
 
 def _collect(
-    prepared: Prepared, ticket: Ticket, request: Request, on_progress: Progress | None
+    prepared: Prepared, ticket: Ticket, request: Request, on_progress: OnProgress | None
 ) -> Block:
     """Wait for the rows of a window and put them back in order."""
     n_same = np.bincount(prepared.place, minlength=len(prepared.tokens))

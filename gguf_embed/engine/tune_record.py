@@ -13,7 +13,7 @@ from gguf_embed.engine.schedule import Cost
 from gguf_embed.gguf.header import Header
 from gguf_embed.machine import selftest
 from gguf_embed.machine.load import Load, LoadMeter
-from gguf_embed.machine.selftest import Working
+from gguf_embed.machine.selftest import SafePaths
 from gguf_embed.native import library
 from gguf_embed.plan.candidate import Tier
 from gguf_embed.plan.mode import EmbedMode
@@ -35,7 +35,7 @@ class Target:
     path: Path
     header: Header
     mode: EmbedMode
-    safe: Working
+    safe: SafePaths
     n_cores: int
     start: RunSettings  # as planned
     tier: Tier = "cpu"
@@ -67,7 +67,7 @@ class Tuned:
     load: Load | None = None  # beside which it was measured; None: not known
 
 
-def safe_run(run: RunSettings, safe: Working) -> RunSettings:
+def safe_run(run: RunSettings, safe: SafePaths) -> RunSettings:
     """The same without what crashed in the self-test."""
     return replace(run, repack=run.repack and safe.repack, flash_attn=run.flash_attn and safe.flash)
 
@@ -77,7 +77,7 @@ def read_record(target: Target) -> Tuned | None:
 
     What was measured beside other work serves only until the machine is quiet.
     """
-    tuned = read_kept(_file(target), Tuned)
+    tuned = read_kept(record_path(target), Tuned)
     if tuned and tuned.load and not tuned.load.quiet and LoadMeter(target.n_cores).quiet:
         return None
     return tuned
@@ -85,7 +85,7 @@ def read_record(target: Target) -> Tuned | None:
 
 def keep_record(tuned: Tuned, target: Target) -> None:
     """Keep it for the next time; the log says where that is not possible."""
-    if not keep(_file(target), tuned):
+    if not keep(record_path(target), tuned):
         _log.warning("the measurement of %s is not kept", target.path)
 
 
@@ -94,7 +94,7 @@ def to_json(tuned: Tuned) -> str:
     return json.dumps(asdict(tuned), indent=1)
 
 
-def _file(target: Target) -> Path:
+def record_path(target: Target) -> Path:
     """One file per build, CPU, GPUs, number of cores and model file (its tensor table and size).
 
     How many layers are on a GPU varies with its free memory; whether all are, or some, counts.

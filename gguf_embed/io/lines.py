@@ -9,13 +9,13 @@ from typing import cast
 
 from gguf_embed.errors import BadInput
 from gguf_embed.io.read import Reading, read
-from gguf_embed.io.sources import Source
+from gguf_embed.io.sources import TextSource
 from gguf_embed.system.files import printable
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Lines with something on them, numbered from 1. Raises BadInput with file, line and byte."""
-    source = Source(name=printable(path), path=path, kind=".txt", n_bytes=None)
+    source = TextSource(name=printable(path), path=path, kind=".txt", n_bytes=None)
     for record in read([source], Reading()):
         if record.text.strip():
             yield record.position, record.text

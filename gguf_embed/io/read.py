@@ -26,7 +26,7 @@ from typing import IO, cast
 
 from gguf_embed.errors import BadInput, BadOption
 from gguf_embed.io.chunks import split_markdown
-from gguf_embed.io.sources import Source, Sources, readable
+from gguf_embed.io.sources import TextSource, TextSources, readable
 
 DEFAULT_FIELD = "text"
 _NO_FIELDS: Mapping[str, object] = MappingProxyType({})  # one for all records without any
@@ -70,7 +70,7 @@ def given(texts: Sequence[str], *, source: str = "--text") -> Iterator[Record]:
 
 
 def read(
-    sources: Iterable[Source], reading: Reading, *, stdin: IO[bytes] | None = None
+    sources: Iterable[TextSource], reading: Reading, *, stdin: IO[bytes] | None = None
 ) -> Iterator[Record]:
     """The texts of all sources, lazily and in order; raises BadInput with file, line and byte."""
     done_bytes = 0
@@ -81,7 +81,7 @@ def read(
             done_bytes = lines.read_bytes
 
 
-def check_keep(sources: Sources, reading: Reading) -> None:
+def check_keep(sources: TextSources, reading: Reading) -> None:
     """Refuse to keep fields of sources that have none. Raises BadOption."""
     if (reading.keep or reading.keep_all) and not any(
         source.kind in (".jsonl", ".csv") for source in sources
@@ -103,7 +103,7 @@ def check_unicode(text: str, where: str) -> str:
 
 
 @contextmanager
-def _opened(source: Source, stdin: IO[bytes] | None) -> Generator[IO[bytes]]:
+def _opened(source: TextSource, stdin: IO[bytes] | None) -> Generator[IO[bytes]]:
     if source.path is None:
         if stdin is None:
             raise BadInput(
@@ -165,7 +165,7 @@ class _Lines:
         )
 
 
-def _records(source: Source, lines: _Lines, reading: Reading) -> Iterator[Record]:
+def _records(source: TextSource, lines: _Lines, reading: Reading) -> Iterator[Record]:
     if source.kind == ".jsonl":
         yield from _jsonl(lines, reading)
     elif source.kind == ".csv":

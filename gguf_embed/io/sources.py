@@ -22,30 +22,30 @@ from typing import Final, Literal, cast
 from gguf_embed.errors import BadInput, BadOption
 from gguf_embed.system.files import printable
 
-Kind = Literal[".txt", ".md", ".jsonl", ".csv"]
+FileKind = Literal[".txt", ".md", ".jsonl", ".csv"]
 
-KINDS: Final[tuple[Kind, ...]] = (".txt", ".md", ".jsonl", ".csv")
+KINDS: Final[tuple[FileKind, ...]] = (".txt", ".md", ".jsonl", ".csv")
 STDIN = "-"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class TextSource:
     """One input to read: a file, or standard input where `path` is None."""
 
     name: str  # printable, as results and messages show it
     path: Path | None
-    kind: Kind
+    kind: FileKind
     n_bytes: int | None  # None: not known before the end (a pipe)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sources:
+class TextSources:
     """What there is to read, in order, and what lies beside it unread."""
 
-    files: tuple[Source, ...]
+    files: tuple[TextSource, ...]
     passed_over: tuple[str, ...] = ()  # ending of each file in a directory that is not read
 
-    def __iter__(self) -> Iterator[Source]:
+    def __iter__(self) -> Iterator[TextSource]:
         return iter(self.files)
 
     def __len__(self) -> int:
@@ -76,7 +76,7 @@ class Sources:
 
 def find(
     inputs: Sequence[str], *, field: str | None = None, include: Sequence[str] = ()
-) -> Sources:
+) -> TextSources:
     """The sources that `inputs` (files, directories, "-") stand for, in reading order.
 
     Directories are searched to any depth, in sorted order, for the endings above; names that
@@ -91,7 +91,7 @@ def find(
         finder.add(name)
     if unused := [pattern for pattern in include if pattern not in finder.used]:
         raise BadOption(f"--include {unused[0]!r}: matches no file of the inputs; correct it")
-    return Sources(files=tuple(finder.files), passed_over=tuple(finder.passed_over))
+    return TextSources(files=tuple(finder.files), passed_over=tuple(finder.passed_over))
 
 
 @contextmanager
@@ -113,19 +113,21 @@ class _Finder:
     """Collects sources, and counts what is passed over."""
 
     def __init__(self, *, field: str | None, include: tuple[str, ...]) -> None:
-        self.files: list[Source] = []
+        self.files: list[TextSource] = []
         self.passed_over: list[str] = []
         self.used: set[str] = set()  # patterns that matched a file
         self._include = include
         # What has no ending of ours is read line by line: as texts, or as objects with fields.
-        self._stream_kind: Kind = ".txt" if field is None else ".jsonl"
+        self._stream_kind: FileKind = ".txt" if field is None else ".jsonl"
 
     def add(self, name: str) -> None:
         """The sources of one input."""
         if name == STDIN:
             if any(source.path is None for source in self.files):
                 raise BadOption("- (standard input) is named twice; it can be read once")
-            self.files.append(Source(name=STDIN, path=None, kind=self._stream_kind, n_bytes=None))
+            self.files.append(
+                TextSource(name=STDIN, path=None, kind=self._stream_kind, n_bytes=None)
+            )
             return
         path = Path(name)
         with readable(printable(path)):
@@ -137,7 +139,7 @@ class _Finder:
         if stat.S_ISFIFO(mode):
             # Not opened before it is read: what is in a pipe comes once.
             kind = kind or self._stream_kind
-            self.files.append(Source(name=printable(path), path=path, kind=kind, n_bytes=None))
+            self.files.append(TextSource(name=printable(path), path=path, kind=kind, n_bytes=None))
         elif not stat.S_ISREG(mode):
             raise BadInput(
                 f"{printable(path)}: is a device or a socket; name a file, a directory or a pipe, "
@@ -174,7 +176,7 @@ class _Finder:
                 "files as text with --include PATTERN"
             )
 
-    def _kind(self, path: Path) -> Kind | None:
+    def _kind(self, path: Path) -> FileKind | None:
         matched = {pattern for pattern in self._include if path.match(pattern)}
         self.used |= matched
         for kind in KINDS:
@@ -183,10 +185,10 @@ class _Finder:
         return ".md" if matched else None
 
 
-def _file(path: Path, kind: Kind) -> Source:
+def _file(path: Path, kind: FileKind) -> TextSource:
     with readable(printable(path)), path.open("rb") as stream:
         n_bytes = os.fstat(stream.fileno()).st_size
-    return Source(name=printable(path), path=path, kind=kind, n_bytes=n_bytes)
+    return TextSource(name=printable(path), path=path, kind=kind, n_bytes=n_bytes)
 
 
 def _is_special(path: Path) -> bool:

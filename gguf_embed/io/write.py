@@ -21,7 +21,7 @@ import numpy as np
 
 from gguf_embed.errors import BadOption, OutputFailed
 from gguf_embed.io.read import Record
-from gguf_embed.io.sources import Source
+from gguf_embed.io.sources import TextSource
 from gguf_embed.system.closing import Closes
 from gguf_embed.system.files import WholeFile, printable
 from gguf_embed.vectors import Vectors
@@ -63,7 +63,7 @@ def open_writer(
     name: str,
     *,
     stdout: BinaryIO | None,
-    inputs: Sequence[Source] = (),
+    inputs: Sequence[TextSource] = (),
     content: RowContent = RowContent(),
 ) -> Generator[Writer]:
     """The writer that `name` asks for: a file, by its ending, or "-" for lines on `stdout`.

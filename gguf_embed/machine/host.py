@@ -43,7 +43,7 @@ class Cores:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Memory:
+class Ram:
     """As in Machine, in bytes."""
 
     total: int

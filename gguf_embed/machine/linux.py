@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-from gguf_embed.machine.host import Cores, Cpu, Host, Memory, whole_number
+from gguf_embed.machine.host import Cores, Cpu, Host, Ram, whole_number
 from gguf_embed.machine.machine import CPU_FEATURES
 
 # Other names of theirs: three of /proc/cpuinfo, two of llama_print_system_info (in lower case).
@@ -74,7 +74,7 @@ def read_cores(root: Path, host: Host) -> Cores:
     )
 
 
-def read_memory(root: Path, host: Host) -> Memory:
+def read_ram(root: Path, host: Host) -> Ram:
     """RAM, and the tightest limit on this process that is below it."""
     info = _fields(root / "proc/meminfo")
     total, available = _kib(info.get("MemTotal")), _kib(info.get("MemAvailable"))
@@ -83,7 +83,7 @@ def read_memory(root: Path, host: Host) -> Memory:
     limits = [*_cgroup_memory(root), *_address_space(root)]
     # A limit above the RAM limits nothing; cgroup v1 writes "unlimited" as 2**63 less a page.
     binding = [(limit, left) for limit, left in limits if limit < total]
-    return Memory(
+    return Ram(
         total=total,
         available=max(0, min([available, total, *(left for _, left in binding)])),
         limit=min((limit for limit, _ in binding), default=None),

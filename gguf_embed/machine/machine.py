@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias, cast
 
 from gguf_embed.errors import BadInput
 
-Kind: TypeAlias = Literal["cpu", "gpu", "igpu", "accel"]
+DeviceKind: TypeAlias = Literal["cpu", "gpu", "igpu", "accel"]
 System: TypeAlias = Literal["linux", "wsl", "macos", "windows"]
 
 FORMAT = "gguf-embed-machine/1"
@@ -37,7 +37,7 @@ class Device:
     name: str  # as llama.cpp calls it: "CUDA0"
     description: str
     backend: str  # "CUDA", "Metal", "Vulkan", "ROCm", "SYCL", "CPU", ...
-    kind: Kind
+    kind: DeviceKind
     free_bytes: int
     total_bytes: int
     device_id: str | None  # PCI address where known; the same card may be seen by two backends

@@ -14,7 +14,7 @@ from pathlib import Path
 from gguf_embed.errors import BadOption
 from gguf_embed.machine import linux, macos
 from gguf_embed.machine.build import Native, backends, read_native
-from gguf_embed.machine.host import Cores, Cpu, Host, Memory, this_host
+from gguf_embed.machine.host import Cores, Cpu, Host, Ram, this_host
 from gguf_embed.machine.machine import Device, Machine, System, one_line
 from gguf_embed.system.files import free_bytes
 
@@ -44,7 +44,7 @@ def probe(
     else:
         system = "windows"
         cpu = Cpu(model=host.processor(), features=())
-    cores, memory = read_cores(root, host), _read_memory(root, host)
+    cores, memory = read_cores(root, host), _read_ram(root, host)
     unified = (host.system, host.arch) == ("Darwin", "arm64") or _only_integrated(native.devices)
     return Machine(
         name="this machine",
@@ -126,7 +126,7 @@ def _only_integrated(devices: Sequence[Device]) -> bool:
     return "igpu" in kinds and "gpu" not in kinds
 
 
-def _settled(device: Device, memory: Memory, unified: bool) -> Device:
+def _settled(device: Device, memory: Ram, unified: bool) -> Device:
     """The device with the memory that this process can have of it."""
     if device.kind == "cpu":
         total = memory.total if memory.limit is None else memory.limit
@@ -137,8 +137,8 @@ def _settled(device: Device, memory: Memory, unified: bool) -> Device:
     return device
 
 
-def _read_memory(root: Path, host: Host) -> Memory:
+def _read_ram(root: Path, host: Host) -> Ram:
     if host.system == "Linux":
-        return linux.read_memory(root, host)
+        return linux.read_ram(root, host)
     total, available = host.memory()
-    return Memory(total=total, available=max(0, min(available, total)), limit=None)
+    return Ram(total=total, available=max(0, min(available, total)), limit=None)

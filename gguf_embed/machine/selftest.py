@@ -112,7 +112,7 @@ KEPT = (Mapping[str, KeptVerdict], KeptGpu)  # the shapes of the files: of CPUs,
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Working:
+class SafePaths:
     """What a model of several weight types may use on this machine."""
 
     flash: bool
@@ -121,7 +121,7 @@ class Working:
     gpu: bool = True
 
 
-def check(weight_types: Sequence[str], *, gpus: Sequence[str] = ()) -> Working:
+def check(weight_types: Sequence[str], *, gpus: Sequence[str] = ()) -> SafePaths:
     """What is safe for these weight types; runs the child for those without a verdict yet.
 
     `gpus` describe the GPUs that are to hold layers; they are tested only where there are any.
@@ -143,7 +143,7 @@ def check(weight_types: Sequence[str], *, gpus: Sequence[str] = ()) -> Working:
     on_gpu = _check_gpu(weight_types, gpus) if gpus else {}
     results = [(stage, v.weight_type, result) for v in asked for stage, result in v.stages.items()]
     results += [(GPU, name, result) for name, result in on_gpu.items()]
-    return Working(
+    return SafePaths(
         flash=all(v.flash == OK for v in asked),
         repack=all(v.repack == OK for v in asked),
         remark=_remark(results),

@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeAlias
 from gguf_embed.errors import NativeFailed
 from gguf_embed.native import accelerator
 
-Kind: TypeAlias = Literal["cpu", "gpu", "igpu", "accel", "meta"]
+DeviceType: TypeAlias = Literal["cpu", "gpu", "igpu", "accel", "meta"]
 
 REQUIREMENT = "llama-cpp-python>=0.3.36,<0.4"  # as in pyproject.toml; a test compares them
 LIBRARY_VARIABLE = "LLAMA_CPP_LIB_PATH"  # llama-cpp-python's: a folder with other libraries
@@ -191,7 +191,7 @@ class NativeDevice:
 
     name: str
     description: str
-    kind: Kind
+    kind: DeviceType
     backend: str
     free_bytes: int
     total_bytes: int
@@ -219,7 +219,7 @@ def devices() -> tuple[NativeDevice, ...]:
     get_props = ggml("ggml_backend_dev_get_props", None, pointer, ctypes.POINTER(_Props))
     get_reg = ggml("ggml_backend_dev_backend_reg", pointer, pointer)
     reg_name = ggml("ggml_backend_reg_name", ctypes.c_char_p, pointer)
-    kinds: tuple[Kind, ...] = ("cpu", "gpu", "igpu", "accel", "meta")
+    kinds: tuple[DeviceType, ...] = ("cpu", "gpu", "igpu", "accel", "meta")
     found: list[NativeDevice] = []
     for index in range(ggml("ggml_backend_dev_count", ctypes.c_size_t)()):
         device = get(index)

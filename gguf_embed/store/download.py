@@ -28,14 +28,14 @@ from gguf_embed.system.files import check_free, printable, write_whole
 
 _log = logging.getLogger(__name__)
 
-Progress = Callable[[int, int], None]  # (bytes here, bytes in all)
+OnDownload = Callable[[int, int], None]  # (bytes here, bytes in all)
 ELSEWHERE = "set HF_HOME (Hugging Face cache) or GGUF_EMBED_HOME (our store) to another folder"
 
 
 def fetch(
     source: Source,
     *,
-    progress: Progress | None = None,
+    progress: OnDownload | None = None,
     accept_licence: bool = False,
     at: Places | None = None,
 ) -> Path:
@@ -92,7 +92,7 @@ def _check_promised(source: Source, remote: Remote) -> None:
         )
 
 
-def _to_cache(source: Source, remote: Remote, at: Places, progress: Progress | None) -> Path:
+def _to_cache(source: Source, remote: Remote, at: Places, progress: OnDownload | None) -> Path:
     from huggingface_hub.utils import WeakFileLock
 
     assert source.repo is not None
@@ -151,7 +151,7 @@ def _check_places(folder: Path, *targets: Path) -> None:
 
 
 def _download(
-    source: Source, remote: Remote, at: Places, blob: Path, progress: Progress | None
+    source: Source, remote: Remote, at: Places, blob: Path, progress: OnDownload | None
 ) -> None:
     """Bring one blob, going on from what an earlier run left; the caller holds its lock."""
     # The hash is in the name, so a file that changed on the Hub never goes on from old bytes.
@@ -229,7 +229,7 @@ class Partial:
 
 
 def _transfer(
-    partial: Partial, source: Source, remote: Remote, at: Places, progress: Progress | None
+    partial: Partial, source: Source, remote: Remote, at: Places, progress: OnDownload | None
 ) -> None:
     """Fill the partial file up to its size; a cut connection is taken up again."""
     rest = remote.n_bytes - partial.n_bytes
@@ -252,7 +252,7 @@ def _transfer(
         remote = _address_again(source, remote, at)
 
 
-def _append(partial: Partial, remote: Remote, progress: Progress | None) -> None:
+def _append(partial: Partial, remote: Remote, progress: OnDownload | None) -> None:
     with hub.get(remote, partial.n_bytes, None) as response:
         if partial.n_bytes and response.status_code != 206:
             partial.restart()  # ranges are ignored: the whole file comes
