@@ -34,7 +34,7 @@ from gguf_embed import cli
 from gguf_embed.cli import options
 from gguf_embed.testing import FakeEmbedder
 
-def open_fake(model, settings=None, *, quiet=False):
+def open_fake(model, settings=None, *, quiet=False, isolated=False):
     return FakeEmbedder.open(model, settings=settings)
 
 options.open_embedder = open_fake
@@ -43,7 +43,9 @@ sys.exit(cli.main())
 FAKE = [sys.executable, "-c", FAKE_COMMAND]
 
 
-def open_fake(model: str, settings: Settings | None = None, *, quiet: bool = False) -> FakeEmbedder:
+def open_fake(
+    model: str, settings: Settings | None = None, *, quiet: bool = False, isolated: bool = False
+) -> FakeEmbedder:
     if model == "broken":
         raise NativeFailed("it is\nbroken")
     return FakeEmbedder.open(model, settings=settings)
@@ -130,6 +132,7 @@ def test_embed_says_what_made_the_vectors(run: Run, notes: Path, tmp_path: Path)
         "truncate": "error",
         "n_texts": 3,
         "n_truncated": 0,
+        "n_failed": 0,
         "gguf_embed": __version__,
     }
     how = {"prompt": "query: ", "dimensions": 60, "normalize": False}
@@ -284,7 +287,7 @@ def test_truncation_is_counted_and_told(run: Run, tmp_path: Path, end: str):
 def test_settings_reach_the_engine(run: Run, monkeypatch: pytest.MonkeyPatch):
     opened: list[FakeEmbedder] = []
 
-    def open_embedder(model: str, settings: Settings, quiet: bool) -> FakeEmbedder:
+    def open_embedder(model: str, settings: Settings, **_: object) -> FakeEmbedder:
         opened.append(open_fake(model, settings))
         return opened[-1]
 
@@ -374,7 +377,7 @@ def test_an_error_in_the_middle_leaves_no_file(run: Run, tmp_path: Path):
 def test_the_unexpected_is_one_line_too_unless_asked(
     run: Run, notes: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def fail(model: str, settings: object, quiet: bool) -> FakeEmbedder:
+    def fail(model: str, settings: object, **_: object) -> FakeEmbedder:
         raise ZeroDivisionError("oh\nno")
 
     monkeypatch.setattr(options, "open_embedder", fail)

@@ -188,6 +188,11 @@ def test_a_vocabulary_that_aborts_is_refused(tmp_path: Path):
     assert "fetch it again" in str(e.value)
 
 
+@pytest.mark.parametrize("n_ctx", [1, 2, 3, 5])
+def test_a_context_of_few_tokens_is_proved_too(path: Path, n_ctx: int):
+    prove(path, replace(CAUSAL, n_ctx=n_ctx))
+
+
 def test_opening_proves_first(path: Path, monkeypatch: pytest.MonkeyPatch):
     said: list[str] = []
     with Embedder.open(path, settings=Settings(tune=False), on_status=said.append):

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 from gguf_embed import __version__
 from gguf_embed.cli import console, options
-from gguf_embed.errors import BadInput, BadOption, BadText, TextTooLong
+from gguf_embed.errors import BadInput, BadOption, BadText, NativeFailed, TextTooLong
 from gguf_embed.io.flow import Flow, place
 
 if TYPE_CHECKING:
     from gguf_embed.engine.embedder import Embedder
     from gguf_embed.io.write import Writer
     from gguf_embed.plan.plan import Plan
+
+BULK_BYTES = 1 << 20  # of files: work of many seconds, beside which a child's start is nothing
 
 DESCRIPTION = """\
 Embed texts: one vector per text, in the order of the input.
@@ -29,13 +31,19 @@ what is one text:
   .csv      a row under a header line, --field names its column
   DIR       all such files in it and below, sorted; names that begin with a dot are passed over
   -         standard input: as .txt, or as .jsonl where --field is given
-Files are UTF-8. Nothing is skipped: a row that cannot be used stops the run and is named."""
+Files are UTF-8. Nothing is skipped: a row that cannot be used stops the run and is named.
+
+With --isolated the model runs in a child process, and a text that llama.cpp dies of costs itself
+only: it is named with its place and its tokens, its vector is NaN (.npy) or null (.jsonl), the
+rest is written, and the exit code is 8. Vectors are the same. It takes about half a second at the
+start, so it is the default from 1 MiB of files on, which take longer than that by far."""
 
 EPILOG = """\
 what comes out (-o):
   NAME.npy    float32 array of shape (texts, dimensions); numpy.load reads it
   NAME.jsonl  one object per text: id, source, position (line), last_position (line on which it
-              ends), truncated, vector; with --with-text its text, with --keep its fields
+              ends), truncated, vector (null: it failed); with --with-text its text, with
+              --keep its fields
   -           the same JSON lines on standard output, as they are ready
 A file appears only when it is complete: an error, Ctrl-C or a full disk leaves the older one
 alone. OUT.meta.json beside it says what made it (model, prompt, pooling, dimensions) and has their
@@ -98,6 +106,11 @@ def add(commands: Any) -> None:
         "end cuts its end off, start its start; cuts are counted",
     )
     options.add_model(parser)
+    parser.add_argument(
+        "--isolated",
+        action=argparse.BooleanOptionalAction,
+        help="the model in a child process (default: from 1 MiB of files on)",
+    )
     group = parser.add_argument_group("report")
     group.add_argument(
         "--json",
@@ -109,7 +122,7 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Embed all inputs; returns 0."""
+    """Embed all inputs; returns 0, or the code of NativeFailed where rows have no vector."""
     from gguf_embed.io.read import Reading, check_keep, check_unicode, given, read
     from gguf_embed.io.write import RowContent, open_writer
     from gguf_embed.system.files import printable
@@ -135,13 +148,16 @@ def run(args: argparse.Namespace) -> int:
         args.output, stdout=console.stdout(), inputs=sources.files, content=content
     ) as writer:
         settings = options.settings(args)
-        with options.open_embedder(args.model, settings, quiet=args.quiet) as embedder:
+        isolated: bool = (total or 0) >= BULK_BYTES if args.isolated is None else args.isolated
+        with options.open_embedder(
+            args.model, settings, quiet=args.quiet, isolated=isolated
+        ) as embedder:
             opened = time.monotonic()
             options.warn_dimensions(embedder, args.dimensions)
             prompt = embedder.prompt(args.prompt_name) if args.prompt_name else args.prompt or ""
             with console.progress("embed", total, quiet=args.quiet) as progress:
                 flow = Flow(records, progress, keep_texts=args.with_text)
-                done = _embed(embedder, flow, writer, prompt, args)
+                done = _embed(embedder, flow, writer, prompt, args, isolated=isolated)
             fingerprint = embedder.fingerprint(
                 prompt=prompt, dimensions=args.dimensions, normalize=not args.no_normalize
             )
@@ -162,6 +178,7 @@ def run(args: argparse.Namespace) -> int:
                 "truncate": args.truncate,
                 "n_texts": writer.n_rows,
                 "n_truncated": done.n_truncated,
+                "n_failed": done.n_failed,
                 "gguf_embed": __version__,
             }
         writer.finish(dim=done.dim, about=about)
@@ -176,6 +193,7 @@ def run(args: argparse.Namespace) -> int:
             "texts_per_s": round(writer.n_rows / seconds, 1),
             "n_truncated": done.n_truncated,
             "first_truncated": done.first_truncated,
+            "n_failed": done.n_failed,
             "open_s": round(opened - begin, 3),
             "embed_s": round(seconds, 3),
             "made_with": about,
@@ -184,6 +202,12 @@ def run(args: argparse.Namespace) -> int:
             console.print_json("embed", summary, to_stderr=args.output == "-")
         else:
             _print_summary(summary)
+    if done.n_failed:
+        console.say(
+            f"{console.counted(done.n_failed, 'text')} without a vector, named above; "
+            f"{_name(args.output)} holds the rest"
+        )
+        return NativeFailed.exit_code
     return 0
 
 
@@ -193,10 +217,17 @@ class _Done:
     n_tokens: int
     n_truncated: int
     first_truncated: list[str]  # places, at most five
+    n_failed: int
 
 
 def _embed(
-    embedder: Embedder, flow: Flow, writer: Writer, prompt: str, args: argparse.Namespace
+    embedder: Embedder,
+    flow: Flow,
+    writer: Writer,
+    prompt: str,
+    args: argparse.Namespace,
+    *,
+    isolated: bool,
 ) -> _Done:
     """Every text to its row; texts that cannot be embedded are told by file and line."""
     choices: dict[str, Any] = {
@@ -204,16 +235,21 @@ def _embed(
         "dimensions": args.dimensions,
         "normalize": not args.no_normalize,
         "truncate": args.truncate,
+        "on_error": "skip" if isolated else "raise",
     }
     # Checks the choices before any text is read, and gives the shape of an empty result.
     dim = int(embedder.encode([], **choices).shape[1])
-    n_tokens = n_truncated = 0
+    n_tokens = n_truncated = n_failed = 0
     first: list[str] = []
     try:
         for block in embedder.stream(flow.texts(), on_progress=flow.advance, **choices):
             rows = flow.take(len(block.vectors))
             cut = cast(list[bool], block.truncated.tolist())
             writer.write(rows, block.vectors, cut)
+            for failed in block.failed:
+                record = rows[failed.row - block.start]
+                console.say(f"{place(record)}: {failed.n_tokens} tokens: {failed.reason}")
+            n_failed += len(block.failed)
             n_tokens += int(block.token_counts.sum())
             n_truncated += sum(cut)
             places = (place(row) for row, is_cut in zip(rows, cut, strict=True) if is_cut)
@@ -230,7 +266,13 @@ def _embed(
             "cut them with --truncate end (keeps the start) or --truncate start (keeps the end), "
             "or split them"
         ) from error
-    return _Done(dim=dim, n_tokens=n_tokens, n_truncated=n_truncated, first_truncated=first)
+    return _Done(
+        dim=dim,
+        n_tokens=n_tokens,
+        n_truncated=n_truncated,
+        first_truncated=first,
+        n_failed=n_failed,
+    )
 
 
 def _plan(plan: Plan) -> dict[str, object]:

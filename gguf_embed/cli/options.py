@@ -23,7 +23,9 @@ POOLINGS = ("mean", "cls", "last")
 PREFERENCES = ("quality", "speed", "memory")
 
 
-def open_embedder(model: str, settings: Settings | None = None, *, quiet: bool = False) -> Embedder:
+def open_embedder(
+    model: str, settings: Settings | None = None, *, quiet: bool = False, isolated: bool = False
+) -> Embedder:
     """The engine, which every command opens here; tells what takes long and what was given up."""
     from gguf_embed.engine.embedder import Embedder
 
@@ -33,6 +35,7 @@ def open_embedder(model: str, settings: Settings | None = None, *, quiet: bool =
             settings=settings,
             on_status=None if quiet else console.say,
             on_download=moved,
+            isolated=isolated,
         )
     for remark in () if quiet else embedder.remarks:
         console.say(remark)

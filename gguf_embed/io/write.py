@@ -242,6 +242,8 @@ def _json_line(record: Record, vector: Vectors, truncated: bool, content: RowCon
         head = json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError:  # half a character in a kept field; as an escape it is JSON
         head = json.dumps(row).encode()
+    if np.isnan(vector).all():  # the row failed, and JSON has no NaN
+        return head[:-1] + b', "vector": null}\n'
     # Nine digits give a float32 back exactly.
     numbers = ", ".join(["%.9g"] * len(vector)) % tuple(cast(list[float], vector.tolist()))
     return b'%s, "vector": [%s]}\n' % (head[:-1], numbers.encode())
