@@ -302,7 +302,7 @@ def serve(requests: Iterable[str], answer: Callable[[dict[str, Any]], None]) -> 
                     answer({"ok": True, "seconds": seconds, **contender.facts})
                 elif do == "run":
                     assert contender is not None, "run before load"
-                    answer({"ok": True, **_run(contender, **request)})
+                    answer({"ok": True, **timed(contender, **request)})
                 elif do == "stop":
                     peak = contender.peak_bytes() if contender else 0
                     answer({"ok": True, "peak_bytes": peak})
@@ -316,7 +316,7 @@ def serve(requests: Iterable[str], answer: Callable[[dict[str, Any]], None]) -> 
             contender.close()
 
 
-def _run(contender: Contender, *, texts: str, vectors: str) -> dict[str, Any]:
+def timed(contender: Contender, *, texts: str, vectors: str) -> dict[str, Any]:
     work = json.loads(Path(texts).read_text())
     rows, prompt = work["texts"], work["prompt"]
     found: list[Vectors] = []

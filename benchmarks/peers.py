@@ -107,6 +107,11 @@ class Child:
             self.kill()
             raise
 
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
     def run(self, work: Workload) -> tuple[list[float], Vectors]:
         """Seconds of each call, and the vectors."""
         texts, vectors = self._scratch / "texts.json", self._scratch / "vectors.npy"

@@ -149,12 +149,12 @@ def docstrings() -> Sequence[str]:
         if spec is None or not spec.submodule_search_locations:
             raise SystemExit(f"package {package} is not installed; pip install {package}")
         roots.append(Path(spec.submodule_search_locations[0]))
-    found = sorted({text for root in roots for text in _docstrings_below(root)})
+    found = sorted({text for root in roots for text in docstrings_below(root)})
     random.Random(SEED).shuffle(found)
     return found
 
 
-def _docstrings_below(root: Path) -> Iterator[str]:
+def docstrings_below(root: Path) -> Iterator[str]:
     for path in root.rglob("*.py"):
         if not SKIPPED.isdisjoint(path.relative_to(root).parts):
             continue

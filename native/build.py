@@ -59,7 +59,7 @@ def library_name() -> str:
 
 def build(target: Path) -> Path:
     """Compile the plug-in into the folder `target`; returns its path. Raises NotBuilt."""
-    compiler, packages = _requirements()
+    compiler, packages = check_requirements()
     with tempfile.TemporaryDirectory() as scratch:
         objects = _kernels(compiler, Path(scratch), [])
         objects.append(Path(scratch) / "accelerator.o")
@@ -78,7 +78,7 @@ def build(target: Path) -> Path:
 
 def run_test_program(*, sanitize: bool = False, rate: bool = False) -> int:
     """Compile the kernels' test program and run it; returns its exit code. Raises NotBuilt."""
-    compiler, packages = _requirements()
+    compiler, packages = check_requirements()
     extra = SANITIZERS if sanitize else []
     with tempfile.TemporaryDirectory() as scratch:
         program = Path(scratch) / "test_kernels"
@@ -99,7 +99,7 @@ def _kernels(compiler: str, scratch: Path, extra: list[str]) -> list[Path]:
     return objects
 
 
-def _requirements() -> tuple[str, Path]:
+def check_requirements() -> tuple[str, Path]:
     """The compiler, and the folder of this Python's packages."""
     if platform.machine() not in ("x86_64", "AMD64") or sys.platform != "linux":
         raise NotBuilt(f"no accelerator for {sys.platform} on {platform.machine()}")

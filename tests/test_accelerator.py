@@ -50,7 +50,7 @@ def build() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     try:
-        module._requirements()
+        module.check_requirements()
     except module.NotBuilt as reason:
         pytest.skip(str(reason))
     return module

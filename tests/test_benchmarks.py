@@ -197,7 +197,7 @@ def test_docstrings_are_read_without_importing(tmp_path: Path):
     (tmp_path / "b.py").write_text('"""Module."""\nraise SystemExit\nclass A:\n  """Class."""\n')
     (tmp_path / "c.py").write_text('def f():\n  """Not ASCII: \\ud800."""\nasync def g(): "G."\n')
     (tmp_path / "d.py").write_text("this is no Python")
-    assert set(workloads._docstrings_below(tmp_path)) == {"Module.", "Class.", "G."}
+    assert set(workloads.docstrings_below(tmp_path)) == {"Module.", "Class.", "G."}
 
 
 # --- machine
@@ -269,7 +269,7 @@ WORK = Workload(name="mixed", texts=("one text", "another, longer text", "x"), p
 
 def test_a_child_that_dies_is_told_apart_from_one_that_refuses(tiny: Path, tmp_path: Path):
     child = Child(load(tiny), tmp_path)
-    os.kill(child._process.pid, signal.SIGSEGV)
+    os.kill(child.pid, signal.SIGSEGV)
     with pytest.raises(PeerError, match="died of SIGSEGV during 'run'"):
         child.run(WORK)
     child.kill()
@@ -410,7 +410,7 @@ def test_one_by_one_is_a_timed_call_per_text(one_by_one: bool, tmp_path: Path):
     texts, vectors = tmp_path / "texts.json", tmp_path / "vectors.npy"
     texts.write_text(json.dumps(asdict(replace(WORK, one_by_one=one_by_one))))
     fake = FakeContender()
-    answer = contenders._run(fake, texts=str(texts), vectors=str(vectors))
+    answer = contenders.timed(fake, texts=str(texts), vectors=str(vectors))
     calls = [["one text"], ["another, longer text"], ["x"]]
     assert fake.calls == [(call, "say: ") for call in (calls if one_by_one else [list(WORK.texts)])]
     assert len(answer["seconds"]) == len(fake.calls)

@@ -132,6 +132,14 @@ def test_what_is_added_must_be_floats(tiny_model: Write, name: str, kind: str):
         check_embedder(replace(header, tensors=(*header.tensors, extra)))
 
 
+@pytest.mark.parametrize("kind", ["I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K"])
+def test_matrices_that_ggml_cannot_multiply_are_refused(tiny_model: Write, kind: str):
+    header = read_header(tiny_model("qwen3"))
+    extra = replace(header.tensors[0], name="blk.0.attn_q.weight", shape=(256, 32), type=kind)
+    with pytest.raises(BadModelFile, match=f"blk.0.attn_q.weight is a matrix of {kind}, with"):
+        check_embedder(replace(header, tensors=(*header.tensors, extra)))
+
+
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [

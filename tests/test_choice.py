@@ -192,7 +192,7 @@ def files(tiny_model: Write) -> dict[str, Path]:
 
 def forget_cards() -> None:
     catalog.cards.cache_clear()
-    catalog._by_name.cache_clear()
+    catalog.by_name.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -328,7 +328,7 @@ def test_speed_that_was_measured_here_decides_where_speed_is_preferred(world: Wo
     assert world.choose(prefer="speed").plan.quant == "Q4_K_M"  # K-quants: a guess
     for quant, tokens_per_s in (("F16", 10.0), ("Q8_0", 90.0), ("Q4_K_M", 50.0)):
         tuned = replace(TUNED, tokens_per_s=tokens_per_s)
-        run = tune._measured_run(tuned, read_header(world.files[quant]), LAST)
+        run = tune.measured_run(tuned, read_header(world.files[quant]), LAST)
         measured.keep(run, LAPTOP.usable_cores)
     found = world.choose(prefer="speed").plan
     assert found.quant == "Q8_0"

@@ -94,6 +94,15 @@ def test_alone_as_in_company(embedder: Embedder, golden: Golden):
     assert (alone * together).sum(axis=1).min() >= low
 
 
+def test_the_file_is_recognized(embedder: Embedder):
+    """By its header, so that its prompts need not be typed."""
+    assert embedder.card is not None
+    assert embedder.card.id == "multilingual-e5-small"
+    asked = embedder.encode("how much protein", prompt_name="query")
+    assert np.array_equal(asked, embedder.encode("query: how much protein"))
+    assert embedder.prompts["document"] == "passage: "
+
+
 def test_translations_find_each_other(embedder: Embedder):
     """A multilingual model with real weights: the parallel set means something."""
     parallel = parallel_sentences()

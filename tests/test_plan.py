@@ -228,7 +228,7 @@ def test_contexts_take_the_memory_that_is_predicted(
     )
     with reported() as mib, Runner(shapes[name, quant], mode, run) as runs:
         if n_ctx > longest_ordinary(run, mode):
-            runs._long_context(n_ctx)
+            runs.long_context(n_ctx)
     memory = predict(variant, CPU_ONLY, run)
     assert memory.keys() == {"CPU"}
     assert_near("compute", memory["CPU"].compute_bytes, mib["compute"])
@@ -295,7 +295,7 @@ def _run_builtin() -> None:
         before = process.memory_info().rss
         model = Model(catalog.builtin_path())
         with Runner(model, meaning, BUILTIN_RUN) as runs:
-            contexts: list[Context] = [*runs._opened, runs._long_context(BUILTIN_RUN.n_ctx)]
+            contexts: list[Context] = [*runs.contexts, runs.long_context(BUILTIN_RUN.n_ctx)]
             for context in contexts:
                 context.run([text(min(context.n_batch, BUILTIN_RUN.n_ctx))])
             grown = process.memory_info().rss - before

@@ -166,6 +166,20 @@ def test_a_vocabulary_that_knows_nothing_is_refused(
         prove(path, CAUSAL)
 
 
+def test_a_token_that_is_there_twice_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The check of the header does not read the vocabulary; the proof does, before it loads."""
+    add = gguf.GGUFWriter.add_token_list
+
+    def twice(self: gguf.GGUFWriter, tokens: list[str]) -> None:
+        add(self, [*tokens[:-1], tokens[0]])
+
+    monkeypatch.setattr(gguf.GGUFWriter, "add_token_list", twice)
+    path = tiny.write_qwen3(tmp_path / "ü.gguf").path
+    with pytest.raises(BadModelFile, match=r"tokens holds '.*' twice, as 0 and ") as e:
+        prove(path, CAUSAL)
+    assert str(e.value).count("gguf: ") == 1
+
+
 def test_a_vocabulary_that_aborts_is_refused(tmp_path: Path):
     """llama.cpp asserts that no word of this pre-tokenizer has a blank in it; texts have."""
     path = tiny.write_qwen3(tmp_path / "m.gguf", pre="whitespace").path

@@ -41,6 +41,15 @@ def test_qwen_sees_composed_text(text: str, qwen: tuple[Model, Tokenizer]):
     assert tokenizer.encode(composed).tolist() == expected
 
 
+@pytest.mark.parametrize("text", DECOMPOSED)
+def test_modernbert_sees_composed_text(text: str, tmp_path: Path):
+    path = tiny.write_modernbert(tmp_path / "modernbert.gguf").path
+    with Model(path) as model:
+        tokenizer = Tokenizer(path, read_header(path), model, SpecialTokens())
+        composed = model.tokenize(unicodedata.normalize("NFC", text).encode()).tolist()
+        assert tokenizer.encode(text).tolist() == composed
+
+
 def test_the_end_token_comes_last_once(qwen: tuple[Model, Tokenizer], tmp_path: Path):
     _, tokenizer = qwen
     header = read_header(tiny.write_qwen3(tmp_path / "old.gguf", add_eos=False).path)

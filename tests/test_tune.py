@@ -584,7 +584,7 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], object]] = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_record_of_another_form_is_ignored(damage: str, target: Target):
     keep_record(record(RunSettings()), target)
-    (path,) = tune_record._file(target).parent.iterdir()
+    (path,) = tune_record.record_path(target).parent.iterdir()
     kept = json.loads(path.read_text())
     DAMAGE[damage](kept)
     path.write_text(json.dumps(kept))
@@ -595,7 +595,7 @@ def test_a_record_of_another_form_is_ignored(damage: str, target: Target):
     "content", [b"", b"{", b"[]", b"5", b"null", b"[" * 100_000, b'"text"', b"\xff\xfe{}"]
 )
 def test_a_damaged_record_is_ignored_and_replaced(content: bytes, target: Target):
-    path = tune_record._file(target)
+    path = tune_record.record_path(target)
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
     assert read_record(target) is None

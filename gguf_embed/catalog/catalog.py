@@ -37,13 +37,13 @@ def cards() -> tuple[ModelCard, ...]:
 
 def find(name: str) -> ModelCard | None:
     """The model of that id, alias, original or GGUF repository; case and ":latest" don't count."""
-    return _by_name().get(name.strip().lower().removesuffix(":latest"))
+    return by_name().get(name.strip().lower().removesuffix(":latest"))
 
 
 def nearest(name: str, n: int = 3) -> tuple[str, ...]:
     """Ids of up to n models with names like this one, the likeliest first; may be none."""
     wanted = _plain(name)
-    spellings = {_plain(spelling): card.id for spelling, card in _by_name().items()}
+    spellings = {_plain(spelling): card.id for spelling, card in by_name().items()}
     inside = [spelling for spelling in spellings if len(wanted) > 2 and wanted in spelling]
     close = difflib.get_close_matches(wanted, spellings, n=4 * n)
     return tuple(dict.fromkeys(spellings[spelling] for spelling in (*inside, *close)))[:n]
@@ -93,5 +93,6 @@ def _plain(name: str) -> str:
 
 
 @cache
-def _by_name() -> Mapping[str, ModelCard]:
+def by_name() -> Mapping[str, ModelCard]:
+    """Every card by each of its names, in lower case."""
     return {name.lower(): card for card in cards() for name in card.names}

@@ -70,6 +70,11 @@ class Runner(Closes):
         self._opened, self._long, self._for_tokens = [], None, None
 
     @property
+    def contexts(self) -> tuple[Context, ...]:
+        """The ordinary ones."""
+        return tuple(self._opened)
+
+    @property
     def max_prefix(self) -> int:
         """See `max_prefix`."""
         return max_prefix(self.settings, self.meaning)
@@ -110,7 +115,7 @@ class Runner(Closes):
                     context = self._token_context(n_tokens)
                 return self._guarded_tokens(context, tokens)
             if n_tokens > self.ordinary_tokens:
-                return self._guarded(self._long_context(n_tokens), sequences, n_prefix)
+                return self._guarded(self.long_context(n_tokens), sequences, n_prefix)
             with context.threads(n_contexts * self.settings.n_threads):
                 return self._guarded(context, sequences, n_prefix)
 
@@ -188,7 +193,7 @@ class Runner(Closes):
         """Tokens that an ordinary context takes, prefix included."""
         return longest_ordinary(self.settings, self.meaning)
 
-    def _long_context(self, n_tokens: int) -> Context:
+    def long_context(self, n_tokens: int) -> Context:
         """A context large enough for one long microbatch; the last one is kept."""
         if self._long is None or self._long.params.n_ctx < n_tokens:
             if self._long is not None:
@@ -201,7 +206,7 @@ class Runner(Closes):
     def _token_context(self, n_tokens: int) -> Context:
         """A context that gives the token vectors of one text; the last one is kept."""
         if self._opened[0].gives_tokens:
-            return self._long_context(n_tokens)
+            return self.long_context(n_tokens)
         kept = self._for_tokens
         if kept is None or kept.params.n_ctx < n_tokens:
             if kept is not None:

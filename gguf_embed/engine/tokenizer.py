@@ -1,9 +1,9 @@
 """Text to token ids as the model's reference tokenizer gives them.
 
 llama.cpp's tokenizer is used where it agrees with the reference. For uncased BERT vocabularies our
-own WordPiece takes its place; for Qwen2 ones the text is brought to NFC first, as the reference
-does (transformers, models/qwen2/tokenization_qwen2.py) and llama.cpp does not. U+0085 is a blank to
-the reference of XLM-R and T5, and an unknown character to llama.cpp.
+own WordPiece takes its place; for Qwen2 and ModernBERT ones the text is brought to NFC first, as
+their references do (tokenizer.json; transformers, models/qwen2/tokenization_qwen2.py) and llama.cpp
+does not. U+0085 is a blank to the reference of XLM-R and T5, and an unknown character to llama.cpp.
 
 Some pre-tokenizers of llama.cpp recurse once for each character of a run, such as 30,000 dots. Such
 a run is tokenized on a stack that is large enough; see benchmarks/pretokenizers.py.
@@ -25,7 +25,7 @@ from gguf_embed.gguf.header import Header, read_header
 from gguf_embed.native.model import Model, Tokens
 from gguf_embed.plan.mode import SpecialTokens
 
-_NFC_BEFORE = frozenset({"qwen2"})  # values of tokenizer.ggml.pre
+_NFC_BEFORE = frozenset({"modern-bert", "qwen2", "qwen35"})  # values of tokenizer.ggml.pre
 
 # Measured: 320 bytes of stack for each character of a run (GCC 12, x86-64). Other compilers' frames
 # are larger.

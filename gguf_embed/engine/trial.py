@@ -20,10 +20,12 @@ from gguf_embed.engine import canaries
 from gguf_embed.engine.tokenizer import RunTooLong, Tokenizer
 from gguf_embed.errors import BadModelFile, GgufEmbedError, NativeFailed
 from gguf_embed.gguf.header import read_header
+from gguf_embed.gguf.vocabulary import check_vocabulary
 from gguf_embed.native.context import Context, ContextParams, TapUnavailable
 from gguf_embed.native.model import Model, Tokens
 from gguf_embed.plan.mode import SpecialTokens
 from gguf_embed.system.child import take_job, tell
+from gguf_embed.system.files import printable
 from gguf_embed.vectors import Pooling, Vectors
 
 # Tests kill the child on purpose: "decode:SIGSEGV".
@@ -31,8 +33,9 @@ FAULT_VARIABLE = "GGUF_EMBED_PROOF_FAULT"
 
 RUN = 2000  # characters of each class
 SAME = 1 - 1e-6  # cosine of what is one vector
-# Tokens of the longer batch, for a small file and for a large one.
-SMALL_BYTES, N_LONG_SMALL, N_LONG_LARGE = 256 << 20, 512, 64
+# Tokens of the longer batch, for a small file and for a large one. A small one is computed by one
+# thread: on a busy machine several wait for each other at every step, which takes seconds.
+SMALL_BYTES, N_LONG_SMALL, N_LONG_LARGE = 256 << 20, 256, 64
 
 _UNITS = (
     *("a", "A", "aB", "é", "ж", ".", "$", "7", " ", "\t", "\n", "\r\n", "\u00a0", " .", ".\n"),
@@ -54,20 +57,24 @@ class Trial:
 
     def __init__(self, job: dict[str, Any]) -> None:
         self.path = Path(job["path"])
+        self.header = read_header(self.path, keep_arrays=True)
+        check_vocabulary(self.header)
+        small = self.path.stat().st_size < SMALL_BYTES
+        self.n_threads: int = 1 if small else job["n_threads"]
         self.pooling = Pooling(job["pooling"])
         self.encoder: bool = job["encoder"]
         self.job = job
         self.model = Model(self.path, n_gpu_layers=job["n_gpu_layers"], repack=job["repack"])
         self.n_long: int = min(
             job["n_ctx"],
-            N_LONG_SMALL if self.path.stat().st_size < SMALL_BYTES else N_LONG_LARGE,
+            N_LONG_SMALL if small else N_LONG_LARGE,
             self.model.n_ctx_train if self.encoder else sys.maxsize,
         )
 
     def tokenize(self) -> list[Tokens] | str:
         """Ids of ordinary texts that differ; what is wrong with them."""
         specials = SpecialTokens(first=self.job["first_token"], last=self.job["end_token"])
-        tokenizer = Tokenizer(self.path, read_header(self.path), self.model, specials)
+        tokenizer = Tokenizer(self.path, self.header, self.model, specials)
         ids: dict[str, Tokens] = {}
         for text in (*HARD, *canaries.ALL):
             try:
@@ -126,7 +133,7 @@ class Trial:
             n_ctx=self.n_long,
             n_ubatch=self.n_long,
             n_seq_max=min(4, self.n_long),
-            n_threads=self.job["n_threads"],
+            n_threads=self.n_threads,
             pooling=self.pooling if pooling is None else pooling,
             causal=self.job["causal"],
             flash_attn=flash,
@@ -151,7 +158,7 @@ def _verdict(job: dict[str, Any]) -> str:
     try:
         trial = Trial(job)
     except BadModelFile as error:
-        return str(error).removeprefix(f"{job['path']}: ")
+        return _reason(error, job)
     _enter("tokenize")
     ids = trial.tokenize()
     if isinstance(ids, str):
@@ -164,6 +171,13 @@ def _verdict(job: dict[str, Any]) -> str:
     return ""
 
 
+def _reason(error: GgufEmbedError, job: dict[str, Any]) -> str:
+    """What it says of the file, whose name the parent puts in front."""
+    path: str = job["path"]
+    shown = printable(Path(path))
+    return str(error).removeprefix(f"{path}: ").removeprefix(f"{shown}: ")
+
+
 def _main() -> None:
     job = take_job()
     if sys.platform != "win32":
@@ -173,7 +187,7 @@ def _main() -> None:
     try:
         tell({"verdict": _verdict(job)})
     except NativeFailed as error:
-        tell({"verdict": str(error).removeprefix(f"{job['path']}: ")})
+        tell({"verdict": _reason(error, job)})
     except GgufEmbedError as error:
         tell({"error": type(error).__name__, "message": str(error)})
 

@@ -95,12 +95,12 @@ def tune(
             best.cosine,
         )
     else:
-        measured.keep(_measured_run(tuned, target.header, target.mode), target.n_cores)
+        measured.keep(measured_run(tuned, target.header, target.mode), target.n_cores)
     keep_record(tuned, target)
     return tuned
 
 
-def _measured_run(tuned: Tuned, header: Header, mode: EmbedMode) -> MeasuredRun:
+def measured_run(tuned: Tuned, header: Header, mode: EmbedMode) -> MeasuredRun:
     """The speed of this level, for comparison with others that were tuned."""
     figures = LevelFigures(
         tokens_per_s=tuned.tokens_per_s, n_gpu_layers=tuned.settings.n_gpu_layers

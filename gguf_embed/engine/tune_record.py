@@ -77,7 +77,7 @@ def read_record(target: Target) -> Tuned | None:
 
     What was measured beside other work serves only until the machine is quiet.
     """
-    tuned = read_kept(_file(target), Tuned)
+    tuned = read_kept(record_path(target), Tuned)
     if tuned and tuned.load and not tuned.load.quiet and LoadMeter(target.n_cores).quiet:
         return None
     return tuned
@@ -85,7 +85,7 @@ def read_record(target: Target) -> Tuned | None:
 
 def keep_record(tuned: Tuned, target: Target) -> None:
     """Keep it for the next time; the log says where that is not possible."""
-    if not keep(_file(target), tuned):
+    if not keep(record_path(target), tuned):
         _log.warning("the measurement of %s is not kept", target.path)
 
 
@@ -94,7 +94,7 @@ def to_json(tuned: Tuned) -> str:
     return json.dumps(asdict(tuned), indent=1)
 
 
-def _file(target: Target) -> Path:
+def record_path(target: Target) -> Path:
     """One file per build, CPU, GPUs, number of cores and model file (its tensor table and size).
 
     How many layers are on a GPU varies with its free memory; whether all are, or some, counts.

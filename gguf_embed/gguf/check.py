@@ -13,6 +13,7 @@ from typing import Final
 
 from gguf_embed.errors import BadModelFile
 from gguf_embed.gguf.header import Header, check_size
+from gguf_embed.gguf.quants import TENSOR_TYPES
 from gguf_embed.gguf.vocabulary import check_special_tokens, check_tokenizer
 from gguf_embed.vectors import Pooling
 
@@ -155,6 +156,11 @@ def _check_types(header: Header) -> None:
             raise BadModelFile(
                 f"{header.source}: {tensor.name} is {tensor.type}, llama.cpp computes with it in "
                 "F32 only; convert or quantize the model again with a current llama.cpp"
+            )
+        if len(tensor.shape) > 1 and not TENSOR_TYPES[tensor.type].matrix:
+            raise BadModelFile(
+                f"{header.source}: {tensor.name} is a matrix of {tensor.type}, with which "
+                "llama.cpp does not multiply; convert the model again with a current llama.cpp"
             )
 
 

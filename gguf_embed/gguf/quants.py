@@ -25,6 +25,7 @@ class TensorType:
     needs_imatrix: bool  # llama-quantize makes no tensor of it without an importance matrix
     writable: bool  # ggml writes it well, also without an importance matrix
     tested: bool  # stands for a family of matrix kernels that published files use
+    matrix: bool  # ggml multiplies with matrices of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +69,7 @@ def _tensor_type(
         needs_imatrix="imatrix" in flags,
         writable="writable" in flags,
         tested="tested" in flags,
+        matrix="no matrix" not in flags,
     )
 
 
@@ -79,13 +81,13 @@ _TENSOR_TYPES: Final = (
     _tensor_type(6, "Q5_0", 32, 22, flags="writable"),
     _tensor_type(7, "Q5_1", 32, 24, flags="writable"),
     _tensor_type(8, "Q8_0", 32, 34, flags="writable tested"),
-    _tensor_type(9, "Q8_1", 32, 36),
+    _tensor_type(9, "Q8_1", 32, 36, flags="no matrix"),
     _tensor_type(10, "Q2_K", 256, 84, "Q4_0", "writable"),
     _tensor_type(11, "Q3_K", 256, 110, "Q4_0", "writable"),
     _tensor_type(12, "Q4_K", 256, 144, "Q5_0", "writable tested"),
     _tensor_type(13, "Q5_K", 256, 176, "Q5_1", "writable tested"),
     _tensor_type(14, "Q6_K", 256, 210, "Q8_0", "writable tested"),
-    _tensor_type(15, "Q8_K", 256, 292),
+    _tensor_type(15, "Q8_K", 256, 292, flags="no matrix"),
     _tensor_type(16, "IQ2_XXS", 256, 66, flags="imatrix"),
     _tensor_type(17, "IQ2_XS", 256, 74, flags="imatrix"),
     _tensor_type(18, "IQ3_XXS", 256, 98, flags="imatrix"),
@@ -94,11 +96,11 @@ _TENSOR_TYPES: Final = (
     _tensor_type(21, "IQ3_S", 256, 110),
     _tensor_type(22, "IQ2_S", 256, 82, flags="imatrix"),
     _tensor_type(23, "IQ4_XS", 256, 136, "IQ4_NL", "writable"),
-    _tensor_type(24, "I8", 1, 1),
-    _tensor_type(25, "I16", 1, 2),
-    _tensor_type(26, "I32", 1, 4),
-    _tensor_type(27, "I64", 1, 8),
-    _tensor_type(28, "F64", 1, 8),
+    _tensor_type(24, "I8", 1, 1, flags="no matrix"),
+    _tensor_type(25, "I16", 1, 2, flags="no matrix"),
+    _tensor_type(26, "I32", 1, 4, flags="no matrix"),
+    _tensor_type(27, "I64", 1, 8, flags="no matrix"),
+    _tensor_type(28, "F64", 1, 8, flags="no matrix"),
     _tensor_type(29, "IQ1_M", 256, 56, flags="imatrix"),
     _tensor_type(30, "BF16", 1, 2, flags="writable"),
     _tensor_type(34, "TQ1_0", 256, 54),

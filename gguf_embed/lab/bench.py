@@ -119,11 +119,11 @@ def run(
         seconds=time.monotonic() - began,
     )
     shape = str(about[reference]["shape"])
-    measured.keep(replace(_measured_run(found, shape), load=load), n_cores)
+    measured.keep(replace(measured_run(found, shape), load=load), n_cores)
     return found
 
 
-def _measured_run(report: Report, shape: str) -> MeasuredRun:
+def measured_run(report: Report, shape: str) -> MeasuredRun:
     """The report in the few figures that choose a level."""
     texts = f"{report.n_passages:,} passages of {report.task}"
 

@@ -2,7 +2,7 @@
 
 Run from `tests/` where torch and transformers are installed (extra `reference`):
 
-    python -m reference.make_reference
+    python -m reference.make_reference [NAME ...]
 
 It writes one `reference/NAME.npz` per case: the texts, their token ids (by `tokenizers`),
 the vectors, the hash of the weights and what made it all. Nothing of llama.cpp takes part.
@@ -12,18 +12,19 @@ end token, wrong positions and a wrong attention mask must each move the vectors
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import platform
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import tiny
-from numpy.typing import NDArray
+from reference.network import Network
 from tiny import Array, Pooling, TinyModel
 
 HERE = Path(__file__).parent
@@ -55,11 +56,15 @@ LONG = (
 )
 CUT_TO = 64  # tokens that a truncated text keeps, special ones included
 MEDIUM = ("The boat and the water, bread from the oven; " * 12 + "The end.",)
+DECOMPOSED = ("Cafe\u0301 au lait, A\u030angstro\u0308m and \u1112\u1161\u11ab\u1100\u116e\u11a8",)
 PAIRS = tuple(
     tiny.RERANK_TEMPLATE.format(query=query, document=document)
     for query in ("bread", "Which boat is on the water?")
     for document in ("The flour for the bread", "A river with a boat", "The cat sat on the mat.")
 )
+
+
+Change = Callable[[TinyModel], TinyModel]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +73,17 @@ class Case:
 
     write: Callable[..., TinyModel]
     texts: Sequence[str]
+    # What an engine could get wrong of this family, beside what it could of all: name -> the
+    # model with that mistake.
+    mistakes: Mapping[str, Change] = field(default_factory=dict)
 
 
+def configured(**changes: object) -> Change:
+    """The same weights, other settings."""
+    return lambda model: replace(model, config={**model.config, **changes})
+
+
+FAMILY_TEXTS = (*SHORT, *PROMPTED, *MEDIUM, *DECOMPOSED)
 DECODER_TEXTS = (*SHORT, *PROMPTED, *LONG)
 CASES: Mapping[str, Case] = {
     "qwen3-last": Case(write=tiny.write_qwen3, texts=DECODER_TEXTS),
@@ -82,6 +96,57 @@ CASES: Mapping[str, Case] = {
     "bert-mean": Case(write=partial(tiny.write_bert, pooling=Pooling.MEAN), texts=SHORT),
     "xlmr-cls": Case(write=tiny.write_xlmr, texts=(*SHORT, *PROMPTED)),
     "xlmr-mean": Case(write=partial(tiny.write_xlmr, pooling=Pooling.MEAN), texts=SHORT),
+    "modernbert-gelu": Case(
+        write=tiny.write_modernbert,
+        texts=FAMILY_TEXTS,
+        mistakes={
+            "window ignored": configured(local_attention=4096),
+            "other activation": configured(hidden_activation="silu"),
+            "all layers turned alike": configured(local_rope_theta=160_000.0),
+        },
+    ),
+    "modernbert-silu": Case(
+        write=partial(tiny.write_modernbert, activation="silu", pooling=Pooling.CLS),
+        texts=FAMILY_TEXTS,
+        mistakes={
+            "window ignored": configured(local_attention=4096),
+            "other activation": configured(hidden_activation="gelu"),
+        },
+    ),
+    "embeddinggemma-dense": Case(
+        write=tiny.write_embeddinggemma,
+        texts=FAMILY_TEXTS,
+        mistakes={
+            "window ignored": configured(sliding_window=4096),
+            "dense layers lost": lambda model: replace(model, dense=()),
+        },
+    ),
+    "nomic-bert": Case(
+        write=tiny.write_nomic_bert,
+        texts=FAMILY_TEXTS,
+        mistakes={"other activation": configured(hidden_act="gelu")},
+    ),
+    "nomic-bert-moe": Case(
+        write=tiny.write_nomic_bert_moe,
+        texts=FAMILY_TEXTS,
+        mistakes={
+            "shares sum to 1": configured(norm_topk_prob=True),
+            "an expert less": configured(num_experts_per_tok=1),
+        },
+    ),
+    "eurobert-mean": Case(write=tiny.write_eurobert, texts=FAMILY_TEXTS),
+    "eurobert-last": Case(
+        write=partial(tiny.write_eurobert, pooling=Pooling.LAST), texts=FAMILY_TEXTS
+    ),
+    "llama-embed": Case(
+        write=tiny.write_llama_embed,
+        texts=FAMILY_TEXTS,
+        mistakes={
+            "not stretched": configured(
+                rope_parameters={"rope_type": "default", "rope_theta": 250_000.0}
+            )
+        },
+    ),
 }
 
 
@@ -143,11 +208,11 @@ def compute(case: Case) -> Reference:
     tokenizer = tokenizers.Tokenizer.from_str(json.dumps(model.tokenizer))
     ids = [tokenizer.encode(text).ids for text in case.texts]
     network = Network(model)
-    around = tokenizer.num_special_tokens_to_add(is_pair=False)
     long = tokenizer.encode(LONG[0], add_special_tokens=False).ids
-    empty = tokenizer.encode("").ids  # the special tokens alone: those before, those after
-    before, after = empty[: around - 1], empty[around - 1 :]
-    kept = CUT_TO - around
+    whole = tokenizer.encode(LONG[0]).ids
+    n_before = next(at for at in range(len(whole)) if whole[at : at + len(long)] == long)
+    before, after = whole[:n_before], whole[n_before + len(long) :]
+    kept = CUT_TO - len(before) - len(after)
     return Reference(
         texts=case.texts,
         ids=ids,
@@ -171,85 +236,14 @@ def compute(case: Case) -> Reference:
     )
 
 
-class Network:
-    """transformers' model with the weights of a tiny model; one text at a time, no padding."""
-
-    def __init__(self, model: TinyModel) -> None:
-        import torch
-        import transformers
-
-        settings = dict(model.config)
-        kind = str(settings.pop("model_type"))
-        names = {"qwen3": "Qwen3", "qwen2": "Qwen2", "bert": "Bert", "xlm-roberta": "XLMRoberta"}
-        config = getattr(transformers, f"{names[kind]}Config")(
-            **settings, attn_implementation="eager"
-        )
-        self.decoder = kind.startswith("qwen")
-        extra = {} if self.decoder else {"add_pooling_layer": False}
-        self.network = getattr(transformers, f"{names[kind]}Model")(config, **extra).eval()
-        state = {name: torch.from_numpy(weight) for name, weight in model.weights.items()}
-        # strict: no weight is left at its random start, and none is unknown.
-        self.network.load_state_dict(state, strict=True)
-        self.causal = bool(settings.get("is_causal", False))
-        self.first_position = 2 if kind == "xlm-roberta" else 0
-        self.model = model
-
-    def embed(
-        self,
-        ids: Sequence[int],
-        *,
-        positions: Sequence[int] | None = None,
-        causal: bool | None = None,
-    ) -> Array:
-        """The pooled vector (dim,) of one text; `positions` count from 0."""
-        import torch
-
-        n = len(ids)
-        if positions is None:
-            positions = range(n)
-        if causal is None:
-            causal = self.causal
-        # An explicit mask over (batch, head, query, key), so that nothing is left to a default.
-        blocked = torch.full((n, n), torch.finfo(torch.float32).min)
-        mask = torch.triu(blocked, diagonal=1) if causal else torch.zeros((n, n))
-        with torch.no_grad():
-            hidden = self.network(
-                input_ids=torch.tensor([list(ids)]),
-                attention_mask=mask[None, None],
-                position_ids=torch.tensor([[self.first_position + p for p in positions]]),
-            ).last_hidden_state[0]
-        return self._pool(hidden.numpy())
-
-    def _pool(self, hidden: NDArray[np.float32]) -> Array:
-        match self.model.pooling:
-            case Pooling.MEAN:
-                pooled = hidden.mean(axis=0)
-            case Pooling.CLS:
-                pooled = hidden[0]
-            case Pooling.LAST:
-                pooled = hidden[-1]
-            case Pooling.RANK:
-                return self._probabilities(hidden[-1])
-            case other:
-                raise ValueError(f"no reference for pooling {other}")
-        return pooled / np.linalg.norm(pooled)
-
-    def _probabilities(self, last: Array) -> Array:
-        """Softmax over the logits of "yes" and "no" of the tied head: (2,)."""
-        head = self.model.weights["embed_tokens.weight"]
-        vocab = self.model.tokenizer["model"]["vocab"]
-        logits = head[[vocab["yes"], vocab["no"]]] @ last
-        weights = np.exp(logits - logits.max())
-        return weights / weights.sum()
-
-
 def sensitivity(case: Case, reference: Reference) -> dict[str, float]:
     """How much each mistake moves the vectors: the smallest 1 - cosine over the texts.
 
     Over the short texts of a few words: one token of a thousand changes little by right.
     """
     with tempfile.TemporaryDirectory() as folder:
-        network = Network(case.write(Path(folder) / "model.gguf"))
+        model = case.write(Path(folder) / "model.gguf")
+    network = Network(model)
     rows = [row for row, ids in enumerate(reference.ids) if 6 <= len(ids) <= 64]
     mistakes: dict[str, Callable[[Sequence[int]], Array]] = {
         "end token lost": lambda ids: network.embed(ids[:-1]),
@@ -259,13 +253,20 @@ def sensitivity(case: Case, reference: Reference) -> dict[str, float]:
         ),
         "other attention mask": lambda ids: network.embed(ids, causal=not network.causal),
     }
-    if not network.decoder:
+    if model.pooling is not Pooling.LAST and not network.causal:
         mistakes["first token lost"] = lambda ids: network.embed(ids[1:])
+    if network.kind in ("bert", "xlm-roberta"):  # rotated positions may all be shifted
         mistakes["positions shifted by 1"] = lambda ids: network.embed(
             ids, positions=range(1, len(ids) + 1)
         )
+    mistakes |= {name: Network(change(model)).embed for name, change in case.mistakes.items()}
+    # What only a longer text shows is looked for there.
+    long_rows = [row for row, ids in enumerate(reference.ids) if len(ids) >= 20]
     moved = {
-        name: min(1.0 - float(reference.vectors[row] @ mistake(reference.ids[row])) for row in rows)
+        name: min(
+            1.0 - float(reference.vectors[row] @ mistake(reference.ids[row]))
+            for row in (long_rows if name in case.mistakes else rows)
+        )
         for name, mistake in mistakes.items()
     }
     cosines = reference.vectors @ reference.vectors.T
@@ -274,7 +275,10 @@ def sensitivity(case: Case, reference: Reference) -> dict[str, float]:
 
 
 def main() -> None:
-    for name, case in CASES.items():
+    parser = argparse.ArgumentParser(description="Write the references anew.")
+    parser.add_argument("names", nargs="*", default=list(CASES), metavar="NAME")
+    for name in parser.parse_args().names:
+        case = CASES[name]
         reference = compute(case)
         if reference.vectors.shape[1] > 2:  # a reranker's are probabilities, not vectors
             moved = sensitivity(case, reference)
