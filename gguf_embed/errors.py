@@ -98,3 +98,20 @@ class NativeFailed(GgufEmbedError):
     """llama.cpp refused, crashed in its child process, or returned NaN."""
 
     exit_code = 8
+
+
+def kind_of(value: object) -> str:
+    """ "a float", "an int", "None": what a value is, in words."""
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+
+
+def shown(value: object) -> str:
+    """A value in a message: shortened, and safe whatever its repr does."""
+    try:
+        shown = repr(value)
+    except Exception:  # a foreign __repr__
+        return kind_of(value)
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."

@@ -22,7 +22,7 @@ from zlib import crc32
 import numpy as np
 
 from gguf_embed.catalog import catalog
-from gguf_embed.engine.arguments import check_model
+from gguf_embed.engine import arguments
 from gguf_embed.engine.backend import BatchLimits, Head, Outcome
 from gguf_embed.engine.embedder import Embedder
 from gguf_embed.engine.opening import Opened
@@ -128,8 +128,12 @@ class FakeEmbedder(Embedder):
 
         `backend` may be of a class of your own, such as one that fails.
         """
-        check_model(model)
-        settings = settings or Settings()
+        arguments.check_model(model)
+        arguments.check_callback("on_status", on_status)
+        arguments.check_callback("on_download", on_download)
+        settings = Settings() if settings is None else settings
+        arguments.check_settings(settings)
+        arguments.check_switch("isolated", isolated)
         backend = backend or FakeBackend(dim=dim, limits=limits)
         return cls(_opened(backend, n_ctx=n_ctx, prompts=prompts, settings=settings))
 

@@ -6,7 +6,7 @@ import os
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -240,9 +240,36 @@ def anything(rng: random.Random, depth: int = 0) -> Any:
 TEXTS = [lambda: "a b", lambda: ["a", "b"], lambda: iter(["a", "b"]), list]
 CALLS = (
     *("encode", "encode_query", "encode_document", "stream", "tokenize", "count_tokens"),
-    *("token_vectors", "similarity", "prompt", "fingerprint", "set"),
+    *("token_vectors", "similarity", "prompt", "fingerprint", "set", "settings", "open"),
 )
+SETTINGS = [field.name for field in fields(Settings)]
 OPTIONS = [*EncodeOptions.__optional_keys__, "on_progress"]
+
+
+def some_settings(rng: random.Random) -> Settings:
+    """Of some values, each right about half the time."""
+    right: dict[str, Any] = {"n_ctx": 64, "pooling": Pooling.MEAN, "prefer": "speed", "tap": True}
+    return Settings(
+        **{
+            name: right.get(name) if rng.random() < 0.5 else anything(rng)
+            for name in rng.sample(SETTINGS, rng.randrange(3))
+        }
+    )
+
+
+def open_at_random(kind: type[Embedder], rng: random.Random) -> None:
+    """Open with one or two wrong arguments, so that nothing is loaded where that takes long."""
+    given: dict[str, Any] = {
+        name: anything(rng) for name in ("on_status", "on_download", "isolated", "settings")
+    }
+    if callable(given["on_status"]):
+        given["on_status"] = given["on_download"] = None
+    if rng.random() < 0.5:
+        given["settings"] = some_settings(rng)
+    if kind is Embedder:  # a model that does not exist: arguments are checked before it is sought
+        kind.open(rng.choice([anything(rng), "/no/such.gguf"]), **given)
+    else:
+        kind.open(rng.choice([anything(rng), "fake"]), **given).close()
 
 
 def call_at_random(embedder: Embedder, rng: random.Random) -> None:
@@ -266,6 +293,10 @@ def call_at_random(embedder: Embedder, rng: random.Random) -> None:
         case "fingerprint":
             options.pop("on_progress", None)
             embedder.fingerprint(**options)
+        case "settings":
+            some_settings(rng)
+        case "open":
+            open_at_random(type(embedder), rng)
         case "set":
             setattr(embedder, rng.choice(["n_ctx", "max_seq_length", "device"]), anything(rng))
         case _:

@@ -359,7 +359,7 @@ def test_a_damaged_file_that_is_here_is_passed_over(world: World, caplog: pytest
         (f"{MODEL}:Q8_0", {"quant": "F16"}, BadOption, "says Q8_0, but F16 was asked for"),
         (MODEL, {"n_ctx": 4096}, BadOption, "n_ctx=4096: tiny-embedder was trained on 2048"),
         (MODEL, {"n_gpu_layers": 3}, BadOption, "llama.cpp has no GPU here"),
-        ("tiny-embeder", {}, ModelNotFound, "did you mean tiny-embedder"),
+        ("tiny-embeder", {}, ModelNotFound, "Did you mean tiny-embedder"),
     ],
 )
 def test_what_cannot_be_had(

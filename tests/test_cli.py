@@ -493,6 +493,15 @@ def test_tables_fit_the_terminal(
     assert [line for line in out.splitlines() if len(line) > columns] == []
 
 
+@pytest.mark.parametrize("arguments", [["models"], ["plan", "bge-m3"], ["probe"], ["--help"]])
+def test_a_pipe_is_as_wide_as_a_terminal_of_80_columns(
+    real: Run, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    _, out, _ = real(*arguments)
+    assert [line for line in out.splitlines() if len(line) > 80] == []
+
+
 @pytest.mark.parametrize("command", [None, *commands()])
 def test_every_help_tells_the_exit_codes(run: Run, command: str | None):
     out = " ".join(run(*filter(None, [command]), "--help")[1].split())
@@ -813,7 +822,8 @@ def test_the_real_engine_names_long_texts(real: Run, tmp_path: Path):
     assert "2 truncated" in err
 
 
-def test_models_are_known_and_here(real: Run):
+def test_models_are_known_and_here(real: Run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "200")
     listed = json.loads(real("models", "--json")[1])
     known = {card["id"]: card for card in listed["known"]}
     assert known["all-minilm-l6-v2"]["here"][0]["quant"] == "Q8_0"

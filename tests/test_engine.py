@@ -716,7 +716,7 @@ def test_the_first_use_is_measured_once(
     # Where the proof of the file takes seconds it has a line, too.
     plan, measuring, plan_again = [line for line in said if not line.startswith("proved ")]
     assert plan_again == embedder.plan.in_short
-    assert "F32 on CPU: asked for; leaves" in plan
+    assert "F32 on CPU: the file that was named; leaves" in plan
     assert "qwen3-F32.gguf" in measuring
     assert "--no-tune" in measuring
 

@@ -267,7 +267,7 @@ def test_a_fetched_file_does_not_change_what_the_default_means(at: Places) -> No
 @pytest.mark.parametrize(
     ("name", "quant", "error", "says"),
     [
-        ("qwen3-embeding-8b", None, ModelNotFound, "did you mean qwen3-embedding-8b"),
+        ("qwen3-embeding-8b", None, ModelNotFound, "Did you mean qwen3-embedding-8b"),
         ("xyzzy", None, ModelNotFound, "Here are: all-minilm-l6-v2 Q8_0"),
         ("qwen3-embedding:0.6b", "Q5_0", ModelNotFound, "has no Q5_0; it has: F16 (1,142 MiB)"),
         ("qwen3-embedding:0.6b:Q8_0", "F16", BadOption, "says Q8_0, but F16"),

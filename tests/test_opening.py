@@ -250,3 +250,14 @@ print(sorted({"huggingface_hub", "requests", "httpx", "psutil"} & set(sys.module
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ}
     )
     assert done.stdout in ("[]\n", "['psutil']\n")
+
+
+def test_a_file_or_a_user_that_says_no_pooling_is_refused(tiny_model: Write):
+    """NONE is no way to pool: it gave the vector of one token."""
+    for kind, pooling in (("qwen3", "LAST"), ("bert", "MEAN or CLS")):
+        path = tiny_model(kind, pooling=Pooling.NONE)
+        with pytest.raises(BadModelFile, match=f"pass pooling {pooling}"):
+            open_model(path, QUICK)
+        open_model(path, replace(QUICK, pooling=Pooling.MEAN)).close()
+        with pytest.raises(BadOption, match="pooling=NONE gives a text no vector"):
+            open_model(path, replace(QUICK, pooling=Pooling.NONE))

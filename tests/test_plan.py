@@ -1237,6 +1237,7 @@ def run_plan(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> RunPlan:
     """`gguf-embed plan` with these arguments, on a machine that holds no models."""
+    monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("GGUF_EMBED_HOME", str(tmp_path))
 
     def run(*args: object) -> tuple[int, str, str]:
@@ -1327,7 +1328,7 @@ def test_the_options_reach_the_plan(run_plan: RunPlan, args: tuple[object, ...],
         ((f"{QWEN}-8b", *on("m2-air-8gb")), 5, NOT_ENOUGH),
         ((f"{QWEN}-8b", "--machine", "absent.json"), 2, "absent.json: cannot be read"),
         ((f"{QWEN}-8b", "--machine", __file__), 2, "test_plan.py: machine description: not JSON"),
-        (("qwen4-embedding",), 4, "did you mean qwen3-embedding"),
+        (("qwen4-embedding",), 4, "Did you mean qwen3-embedding"),
         ((f"{QWEN}-8b", *on("wsl"), "--quant", "Q7"), 4, "has no Q7; it has: F16, Q8_0 (7,"),
         ((catalog.builtin_path(), "--any-quant"), 2, "name a file"),
     ],

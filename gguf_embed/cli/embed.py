@@ -293,7 +293,8 @@ def _print_summary(summary: dict[str, Any]) -> None:
     made_with = summary["made_with"]
     n_texts, n_tokens = summary["n_texts"], summary["n_tokens"]
     console.say(
-        f"{n_texts:,} texts, {n_tokens:,} tokens in {summary['embed_s']:.2f} s "
+        f"{console.counted(n_texts, 'text')}, {console.counted(n_tokens, 'token')} in "
+        f"{summary['embed_s']:.2f} s "
         f"({summary['tokens_per_s']:,.0f} tokens/s); {summary['n_truncated']:,} truncated; "
         f"{made_with['model']} {made_with['quant']}; "
         f"{_name(summary['file'])}: float32 {tuple(summary['shape'])}"

@@ -14,7 +14,7 @@ import numpy as np
 
 from gguf_embed.engine.options import EncodeOptions, OnError, Truncate
 from gguf_embed.engine.turns import Priority
-from gguf_embed.errors import BadInput, BadOption
+from gguf_embed.errors import BadInput, BadOption, kind_of, shown
 from gguf_embed.plan.settings import Settings
 from gguf_embed.vectors import Vectors
 
@@ -33,19 +33,19 @@ def check_model(model: object) -> str | Path:
         path: object = os.fspath(cast("os.PathLike[Any]", model))
         if isinstance(path, str):
             return Path(path)
-    raise BadInput(f"model={_shown(given)}: pass the name of a model or the path of a GGUF file")
+    raise BadInput(f"model={shown(given)}: pass the name of a model or the path of a GGUF file")
 
 
 def check_settings(settings: object) -> None:
     """Settings. Raises BadOption."""
     if not isinstance(settings, Settings):
-        raise BadOption(f"settings={_shown(settings)}: pass Settings(...)")
+        raise BadOption(f"settings={shown(settings)}: pass Settings(...)")
 
 
 def check_text(text: object, what: str = "the text") -> str:
     """One text. Raises BadInput."""
     if not isinstance(text, str):
-        raise BadInput(f"{what} is {_kind(text)}; pass one str")
+        raise BadInput(f"{what} is {kind_of(text)}; pass one str")
     return text
 
 
@@ -65,14 +65,14 @@ def check_texts(texts: object) -> Iterator[str]:
     if isinstance(texts, (set, frozenset)):
         raise BadInput("texts are a set, which has no order; pass a list, such as sorted(texts)")
     if hasattr(texts, "columns") or hasattr(texts, "column_names"):
-        raise BadInput(f"texts are {_kind(texts)}; pass one column of it")
+        raise BadInput(f"texts are {kind_of(texts)}; pass one column of it")
     shape = getattr(texts, "shape", None)
     if isinstance(shape, tuple) and len(cast("tuple[object, ...]", shape)) != 1:
         raise BadInput(f"texts are an array of shape {shape}; {_TEXTS}")
     try:
         return iter(cast("Iterable[str]", texts))
     except TypeError:
-        raise BadInput(f"texts are {_kind(texts)}; {_TEXTS}") from None
+        raise BadInput(f"texts are {kind_of(texts)}; {_TEXTS}") from None
 
 
 def check_names(options: Mapping[str, object]) -> None:
@@ -86,7 +86,7 @@ def check_names(options: Mapping[str, object]) -> None:
 def check_string(name: str, value: object) -> str | None:
     """A str or None. Raises BadOption."""
     if value is not None and not isinstance(value, str):
-        raise BadOption(f"{name}={_shown(value)}: pass a str, or leave it out")
+        raise BadOption(f"{name}={shown(value)}: pass a str, or leave it out")
     return value
 
 
@@ -95,28 +95,28 @@ def check_number(name: str, value: object, *, least: int) -> int:
     whole = isinstance(cast("Any", value), (int, np.integer)) and not isinstance(value, bool)
     if whole and (number := int(cast("int", value))) >= least:
         return number
-    raise BadOption(f"{name}={_shown(value)}: pass a whole number from {least}")
+    raise BadOption(f"{name}={shown(value)}: pass a whole number from {least}")
 
 
 def check_switch(name: str, value: object) -> bool:
     """True or False. Raises BadOption."""
     if isinstance(cast("Any", value), (bool, np.bool_)):
         return bool(value)
-    raise BadOption(f"{name}={_shown(value)}: pass True or False")
+    raise BadOption(f"{name}={shown(value)}: pass True or False")
 
 
 def check_truncate(value: object) -> Truncate:
     """One of the three. Raises BadOption."""
     if isinstance(value, str) and value in _TRUNCATE:
         return cast("Truncate", value)
-    raise BadOption(f"truncate={_shown(value)}: choose 'error', 'end' or 'start'")
+    raise BadOption(f"truncate={shown(value)}: choose 'error', 'end' or 'start'")
 
 
 def check_on_error(value: object) -> OnError:
     """One of the two. Raises BadOption."""
     if isinstance(value, str) and value in _ON_ERROR:
         return cast("OnError", value)
-    raise BadOption(f"on_error={_shown(value)}: choose 'raise' or 'skip'")
+    raise BadOption(f"on_error={shown(value)}: choose 'raise' or 'skip'")
 
 
 def check_priority(value: object) -> Priority:
@@ -124,13 +124,13 @@ def check_priority(value: object) -> Priority:
     if isinstance(value, Priority):
         return value
     names = ", ".join(f"Priority.{priority.name}" for priority in Priority)
-    raise BadOption(f"priority={_shown(value)}: choose {names}")
+    raise BadOption(f"priority={shown(value)}: choose {names}")
 
 
 def check_callback(name: str, value: object) -> None:
     """A function or None. Raises BadOption."""
     if value is not None and not callable(value):
-        raise BadOption(f"{name}={_shown(value)}: pass a function, or leave it out")
+        raise BadOption(f"{name}={shown(value)}: pass a function, or leave it out")
 
 
 def check_vectors(a: object, b: object) -> tuple[Vectors, Vectors]:
@@ -148,7 +148,9 @@ def _matrix(name: str, value: object) -> Vectors:
     try:
         array = np.asarray(value)
     except Exception as error:  # whatever the conversion of a foreign object raises
-        raise BadInput(f"{name} is {_kind(value)} that is no array ({error}); {_VECTORS}") from None
+        raise BadInput(
+            f"{name} is {kind_of(value)} that is no array ({error}); {_VECTORS}"
+        ) from None
     if array.dtype.kind not in "fiu" or array.ndim not in (1, 2) or array.shape[-1] == 0:
         raise BadInput(f"{name} is an array of {array.dtype} of shape {array.shape}; {_VECTORS}")
     with np.errstate(all="ignore"):  # too large for float32: found below
@@ -157,20 +159,3 @@ def _matrix(name: str, value: object) -> Vectors:
     if len(bad):
         raise BadInput(f"row {bad[0]} of {name} has NaN or an infinite value; embed its text again")
     return matrix
-
-
-def _kind(value: object) -> str:
-    """ "a float", "an int", "None": what a value is, in words."""
-    if value is None:
-        return "None"
-    name = type(value).__name__
-    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
-
-
-def _shown(value: object) -> str:
-    """A value in a message: shortened, and safe whatever its repr does."""
-    try:
-        shown = repr(value)
-    except Exception:  # a foreign __repr__
-        return _kind(value)
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."

@@ -94,6 +94,7 @@ def choose(name: str | Path, machine: Machine, settings: Settings, *, mine: bool
     offered = names.offered(name, settings.quant, here=mine)
     sources = _in_reach(offered, mine=mine)
     offers = _offers(sources, mine=mine)
+    no_other = None if settings.quant or names.quant_in(name) else _no_other(offered)
     # The name of a file may differ from what its header says.
     if settings.quant or len(offered) == 1:
         settings = replace(settings, quant=offers[0].variant.quant)
@@ -107,7 +108,17 @@ def choose(name: str | Path, machine: Machine, settings: Settings, *, mine: bool
             smaller = choose(made.model, machine, replace(settings, allow_smaller=False), mine=mine)
             why = (made.why[0], *smaller.plan.why)
             return replace(smaller, plan=replace(smaller.plan, why=why))
+    made = made.because(no_other) if no_other else made
     return _chosen(offers, made, machine, settings)
+
+
+def _no_other(offered: Sequence[Source]) -> str | None:
+    """Why the only file is taken, of which nobody asked for a quantization; None of several."""
+    if len(offered) > 1:
+        return None
+    return {"package": "built in", "file": "the file that was named"}.get(
+        str(offered[0].where), "the only file"
+    )
 
 
 def choose_file(path: Path, card: ModelCard | None, machine: Machine, settings: Settings) -> Choice:

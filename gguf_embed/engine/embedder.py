@@ -27,6 +27,7 @@ from gguf_embed.plan.plan import Plan
 from gguf_embed.plan.settings import Settings
 from gguf_embed.store import download
 from gguf_embed.system.closing import Closes
+from gguf_embed.system.files import printable
 from gguf_embed.vectors import Vectors, check_dimensions, finish, unusable
 
 WINDOW: Final = 2048  # texts sorted and packed together by `stream`; two windows are in flight
@@ -86,7 +87,7 @@ class Embedder(Closes):
         name = arguments.check_model(model)
         arguments.check_callback("on_status", on_status)
         arguments.check_callback("on_download", on_download)
-        settings = settings or Settings()
+        settings = Settings() if settings is None else settings
         arguments.check_settings(settings)
         isolated = arguments.check_switch("isolated", isolated)
         opened = open_model(
@@ -129,7 +130,7 @@ class Embedder(Closes):
     @property
     def model_id(self) -> str:
         """The catalog's name of the model, else its file name."""
-        return self.card.id if self.card else self.path.stem
+        return self.card.id if self.card else printable(Path(self.path.stem))
 
     @property
     def quant(self) -> str:

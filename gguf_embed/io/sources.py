@@ -103,7 +103,8 @@ def readable(name: str) -> Generator[None]:
         at = os.fsdecode(cast(str | bytes, error.filename)) if error.filename else name
         shown = printable(Path(at))
         if isinstance(error, FileNotFoundError):
-            raise BadInput(f"{shown}: no such file or directory{_near(Path(at))}") from error
+            near = ", where its link leads" if Path(at).is_symlink() else _near(Path(at))
+            raise BadInput(f"{shown}: no such file or directory{near}") from error
         raise BadInput(
             f"{shown}: cannot be read: {error.strerror or error}; check the file and its permission"
         ) from error

@@ -208,9 +208,8 @@ class _DescribedFile(Closes):
 
     def finish(self, about: Mapping[str, object]) -> None:
         """Put both files in their places."""
-        text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
         with self._about.writing():
-            self._about.file.write(text.encode())
+            self._about.file.write(_json_bytes(about, indent=2) + b"\n")
         self._about.sync()
         self._file.sync()
         # Two files cannot be replaced at one stroke. In this order a crash leaves vectors
@@ -238,15 +237,19 @@ def _json_line(record: Record, vector: Vectors, truncated: bool, content: RowCon
         row["text"] = record.text
     if content.fields:
         row["fields"] = dict(record.fields)
-    try:
-        head = json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError:  # half a character in a kept field; as an escape it is JSON
-        head = json.dumps(row).encode()
+    head = _json_bytes(row)
     if np.isnan(vector).all():  # the row failed, and JSON has no NaN
         return head[:-1] + b', "vector": null}\n'
     # Nine digits give a float32 back exactly.
     numbers = ", ".join(["%.9g"] * len(vector)) % tuple(cast(list[float], vector.tolist()))
     return b'%s, "vector": [%s]}\n' % (head[:-1], numbers.encode())
+
+
+def _json_bytes(value: Mapping[str, object], indent: int | None = None) -> bytes:
+    try:
+        return json.dumps(value, indent=indent, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # half a character in a kept field or a name; an escape is JSON
+        return json.dumps(value, indent=indent).encode()
 
 
 # numpy pads the header so that a first axis can grow in place; this holds any two axes.

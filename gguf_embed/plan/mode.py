@@ -47,12 +47,14 @@ def embed_mode(
     Raises BadModelFile for what is no embedder, BadOption for what its architecture cannot do.
     """
     said = (settings.pooling, card.pooling if card else None, header.pooling)
-    pooling = next((each for each in said if each is not None), None)
+    pooling = next((each for each in said if each not in (None, Pooling.NONE)), None)
     check_embedder(header, pooling=pooling)
     if not rerankers:
         check_no_reranker(card, header.source)
         if header.pooling is Pooling.RANK or any(map(header.tensor, _SCORES)):
             raise BadModelFile(_RERANKER.format(header.source))
+    if settings.pooling is Pooling.NONE:
+        raise BadOption("pooling=NONE gives a text no vector; leave it out, and use token_vectors")
     if pooling is None:
         raise BadModelFile(needs_pooling(header) or f"{header.source}: no pooling")
     if pooling is Pooling.RANK:

@@ -74,6 +74,12 @@ class Plan:
             f"{self.chosen.reason}; texts of up to {self.run.n_ctx:,} tokens"
         )
 
+    def because(self, reason: str) -> Plan:
+        """The same plan with another reason for its quantization."""
+        was, is_now = (f"quant {self.quant}: {each}" for each in (self.reason, reason))
+        why = tuple(line.replace(was, is_now, 1) for line in self.why)
+        return replace(self, reason=reason, why=why)
+
 
 def make_plan(
     variants: Sequence[Variant],

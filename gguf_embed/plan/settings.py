@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
 
-from gguf_embed.errors import BadOption
+from gguf_embed.errors import BadOption, shown
 from gguf_embed.native.context import MAX_SEQS
 from gguf_embed.vectors import Pooling
 
@@ -76,8 +76,8 @@ class Settings:
             ("exact", self.exact),
         ):
             _check_switch(name, value)
-        if self.prefer not in PREFERENCES:
-            raise BadOption(f"prefer={self.prefer!r}: choose {', '.join(PREFERENCES)}")
+        if not isinstance(self.prefer, str) or self.prefer not in PREFERENCES:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise BadOption(f"prefer={shown(self.prefer)}: choose {', '.join(PREFERENCES)}")
         _check_type("quant", self.quant, str, "a name such as 'Q8_0'")
         _check_type("pooling", self.pooling, Pooling, "one such as Pooling.MEAN")
 
@@ -105,20 +105,20 @@ def _check_number(
         return
     # To Python a bool is an int.
     if not isinstance(value, int) or isinstance(value, bool):
-        raise BadOption(f"{name}={value!r}: give a whole number, or leave it out")
+        raise BadOption(f"{name}={shown(value)}: give a whole number, or leave it out")
     if (low is not None and value < low) or (high is not None and value > high):
         allowed = f"at least {low}" if high is None else f"{low}..{high}"
-        raise BadOption(f"{name}={value}: give {allowed}, or leave it out")
+        raise BadOption(f"{name}={shown(value)}: give {allowed}, or leave it out")
 
 
 def _check_switch(name: str, value: object, *, may_be_open: bool = False) -> None:
     if not isinstance(value, bool) and not (value is None and may_be_open):
-        raise BadOption(f"{name}={value!r}: give True or False, or leave it out")
+        raise BadOption(f"{name}={shown(value)}: give True or False, or leave it out")
 
 
 def _check_type(name: str, value: object, kind: type, such: str) -> None:
     if value is not None and not isinstance(value, kind):
-        raise BadOption(f"{name}={value!r}: give {such}, or leave it out")
+        raise BadOption(f"{name}={shown(value)}: give {such}, or leave it out")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

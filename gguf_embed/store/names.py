@@ -58,11 +58,13 @@ def sources(name: str | Path, *, at: Places | None = None) -> tuple[Source, ...]
         found = _hub_sources(name, match, at)
     else:
         found = tuple(model for model in local_models(at) if model.name == name)
+    if not found and _is_folder(name):
+        return (_local_file(Path(name)),)  # refused, with what is in it
     if not found:
         near = catalog.nearest(name)
-        hint = f"did you mean {' or '.join(near)}?" if near else what_is_here(at)
+        hint = f"Did you mean {' or '.join(near)}?" if near else what_is_here(at)
         raise ModelNotFound(
-            f"no model is called {name!r}; {hint} Other names: owner/repo or "
+            f"no model is called {name!r}. {hint} Other names: owner/repo or "
             "hf:owner/repo/file.gguf for the Hub, a path for a file"
         )
     return found if quant is None else (_first(_of_quant(found, quant)),)
@@ -141,6 +143,17 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:  # a name too long, a folder that may not be entered
         return False
+
+
+def _is_folder(name: str) -> bool:
+    with suppress(OSError, ValueError):
+        return Path(name).is_dir()
+    return False
+
+
+def quant_in(name: str | Path) -> str | None:
+    """The quantization that a name says, as in `bge-m3:Q8_0`; a path says none."""
+    return None if isinstance(name, Path) or _is_path(name) else _split_quant(name)[1]
 
 
 def _split_quant(name: str) -> tuple[str, str | None]:
