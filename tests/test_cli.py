@@ -493,15 +493,6 @@ def test_tables_fit_the_terminal(
     assert [line for line in out.splitlines() if len(line) > columns] == []
 
 
-@pytest.mark.parametrize("arguments", [["models"], ["plan", "bge-m3"], ["probe"], ["--help"]])
-def test_a_pipe_is_as_wide_as_a_terminal_of_80_columns(
-    real: Run, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
-):
-    monkeypatch.delenv("COLUMNS", raising=False)
-    _, out, _ = real(*arguments)
-    assert [line for line in out.splitlines() if len(line) > 80] == []
-
-
 @pytest.mark.parametrize("command", [None, *commands()])
 def test_every_help_tells_the_exit_codes(run: Run, command: str | None):
     out = " ".join(run(*filter(None, [command]), "--help")[1].split())

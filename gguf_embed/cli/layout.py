@@ -9,21 +9,23 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 MAX_HELP_WIDTH = 100  # longer lines are hard to read
+_NO_TERMINAL = 10**6
 _GAP = 2
 _ENTRY = re.compile(r"( +)(\S.*?)(?: {2,}(\S.*))?")
 _SHELL_WORD = re.compile(r"""(?:"[^"]*"|'[^']*'|\S)+""")
 
 
 def width() -> int:
-    """Columns of the terminal, or $COLUMNS; 80 in a file or a pipe, where nobody knows."""
-    return shutil.get_terminal_size((80, 24)).columns
+    """Columns of the terminal, or $COLUMNS; a file or a pipe takes lines of any length."""
+    return shutil.get_terminal_size((_NO_TERMINAL, 24)).columns
 
 
 class HelpFormatter(argparse.HelpFormatter):
     """Help in the width of the terminal; descriptions keep their lists and examples."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, width=min(width(), MAX_HELP_WIDTH))
+        columns = shutil.get_terminal_size((80, 24)).columns
+        super().__init__(prog, width=min(columns, MAX_HELP_WIDTH))
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return "\n".join(reflow(text, width))
