@@ -23,7 +23,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
@@ -43,12 +43,15 @@ from gguf_embed.vectors import Vectors
 
 _log = logging.getLogger(__name__)
 
-DEATHS_OF_A_ROW: Final = 2  # alone, before it is called the culprit
+CRASHES_OF_A_ROW: Final = 2  # alone, before it is called the culprit
+# A kill comes from outside, by chance while a row is alone; or for lack of memory, again and again.
+KILLS_OF_A_ROW: Final = 6
 MAX_STARTS: Final = 3  # in a row without one that succeeds
 MAX_DEATHS: Final = 16  # in a row without anything computed between them
 CLOSING_S: Final = 5.0
 
 Status = Callable[[str], None]
+_Result = TypeVar("_Result")
 
 
 class Died(Exception):
@@ -57,6 +60,7 @@ class Died(Exception):
     def __init__(self, ending: Ending) -> None:
         super().__init__(ending.reason or "it ended")
         self.reason = str(self)
+        self.crashed = ending.crashed
 
 
 class Process:
@@ -191,10 +195,8 @@ class IsolatedModel(Closes):
         request: dict[str, object] = {"do": "tokenize", "text": text}
         with suppress(Died), self._gate.shared():
             return np.array(self._ask(request)["ids"], np.int32)
-        with self._gate.alone():
-            for _ in range(DEATHS_OF_A_ROW):
-                with suppress(Died):
-                    return np.array(self._ask(request)["ids"], np.int32)
+        with self._gate.alone(), suppress(Died):
+            return np.array(_tried(lambda: self._ask(request))["ids"], np.int32)
         raise NativeFailed(
             f"llama.cpp dies when it tokenizes this text of {len(text):,} characters, also alone; "
             "leave it out or split it"
@@ -242,10 +244,10 @@ class IsolatedModel(Closes):
         """Rows of which the child dies when they are alone, found by halving."""
 
         def search(rows: range) -> list[int]:
-            for _ in range(DEATHS_OF_A_ROW if len(rows) == 1 else 1):
-                with suppress(Died):
-                    compute([sequences[row] for row in rows])
-                    return []
+            part = [sequences[row] for row in rows]
+            with suppress(Died):
+                _tried(lambda: compute(part)) if len(rows) == 1 else compute(part)
+                return []
             if len(rows) == 1:
                 return [rows[0]]
             half = len(rows) // 2
@@ -335,6 +337,19 @@ class IsolatedModel(Closes):
             f"{printable(self.proved.path)}: the child process that computes died {MAX_STARTS} "
             f"times while it loaded the model ({reason}); run `gguf-embed doctor`"
         )
+
+
+def _tried(compute: Callable[[], _Result]) -> _Result:
+    """What it returns, with a row that is alone. Raises Died where the row is the culprit."""
+    n_crashes = n_kills = 0
+    while True:
+        try:
+            return compute()
+        except Died as death:
+            n_crashes += death.crashed
+            n_kills += not death.crashed
+            if n_crashes == CRASHES_OF_A_ROW or n_kills == KILLS_OF_A_ROW:
+                raise
 
 
 def _without(
