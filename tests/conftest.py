@@ -72,7 +72,8 @@ NATIVE_MODULES = frozenset(
         *("test_accelerator", "test_bench", "test_benchmarks", "test_builtin_model"),
         *("test_bundle", "test_check", "test_choice", "test_cli_models", "test_doctor", "test_e5"),
         *("test_engine", "test_golden", "test_gguf", "test_isolated", "test_layout", "test_llama"),
-        *("test_proof", "test_quantize", "test_reference", "test_runner", "test_selftest"),
+        *("test_proof", "test_quantize", "test_reference", "test_rerank", "test_runner"),
+        "test_selftest",
         *("test_stacks", "test_tune", "test_wheel"),
     }
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import repeat
@@ -45,6 +45,11 @@ class Preparer:
         self._n_ctx = n_ctx
         self._threads = threads
 
+    @property
+    def specials(self) -> frozenset[int]:
+        """Tokens that stand at the ends of a text."""
+        return self._specials
+
     def ids(self, text: str, row: int, prompt: str = "") -> Tokens:
         """Token ids of one text; raises BadText with its row."""
         try:
@@ -61,10 +66,14 @@ class Preparer:
         except NativeFailed as error:
             raise NativeFailed(f"row {row}: {error}") from error
 
+    def each(self, texts: Iterable[str], rows: Sequence[int], *, prompt: str = "") -> list[Tokens]:
+        """`ids` of each text, computed in several threads."""
+        return list(self._threads.map(self.ids, texts, rows, repeat(prompt), chunksize=64))
+
     def count(self, texts: Sequence[str]) -> npt.NDArray[np.int32]:
         """Number of tokens of each text, shape (n,)."""
         _check_rows(texts, 0)
-        ids = self._threads.map(self.ids, texts, range(len(texts)), chunksize=64)
+        ids = self.each(texts, range(len(texts)))
         return np.fromiter(map(len, ids), np.int32, len(texts))
 
     def rows(
@@ -82,7 +91,7 @@ class Preparer:
         first_rows = [0] * len(unique)
         for row in range(len(texts) - 1, -1, -1):
             first_rows[place[row]] = start + row
-        tokens = list(self._threads.map(self.ids, unique, first_rows, repeat(prompt), chunksize=64))
+        tokens = self.each(unique, first_rows, prompt=prompt)
         for ids, row in zip(tokens, first_rows, strict=True):
             if not len(ids):
                 raise BadText(row, "has no token, and this model adds none; leave the row out")
