@@ -165,7 +165,7 @@ def test_more_texts_than_a_window(run: Run, tmp_path: Path, monkeypatch: pytest.
 
 def test_search_reranks_what_it_found(run: Run, tmp_path: Path):
     path = tmp_path / "notes.txt"
-    path.write_text("cat cat cat\nthe cat the dog\nthe bird\n" + "fish\n" * 9)
+    path.write_text("cat cat\nthe cat and other words that say no more\nthe bird\n" + "fish\n" * 9)
     plain = json.loads(run("search", "the cat", path, "--json")[1])
     assert plain["format"] == "gguf-embed-search/1"
     assert "reranker" not in plain
@@ -180,6 +180,7 @@ def test_search_reranks_what_it_found(run: Run, tmp_path: Path):
     assert first["score"] == 0.880797
     cosines = {each["position"]: each["score"] for each in plain["results"]}
     assert first["similarity"] == cosines[2]
+    assert plain["results"][0]["position"] == 1
     _, out, _ = run("search", "the cat", path, "--rerank", "some", "--top", 1)
     assert re.match(r" 1  0\.881  \S+:2\n", out)
 
