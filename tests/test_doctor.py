@@ -18,6 +18,8 @@ from gguf_embed.machine import measured, selftest
 from gguf_embed.machine.load import Load
 from gguf_embed.machine.probe import usable_cores
 
+pytestmark = pytest.mark.native
+
 
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

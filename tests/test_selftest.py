@@ -22,6 +22,8 @@ from gguf_embed.machine.tiny_model import write_tiny_model
 from gguf_embed.native import library
 from gguf_embed.plan.settings import Settings
 
+pytestmark = pytest.mark.native
+
 
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
