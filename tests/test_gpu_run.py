@@ -18,8 +18,8 @@ from gguf_embed.catalog import catalog
 from gguf_embed.gguf import layout
 from gguf_embed.gguf.header import read_header
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-sys.path += [str(BENCHMARKS), str(BENCHMARKS / "gpu")]
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "gpu"))
 
 import cuda_build
 import pack
@@ -134,8 +134,8 @@ def test_the_parts_of_cuda_may_lie_apart(tmp_path: Path, monkeypatch: pytest.Mon
     (toolkit / "include").mkdir()
     (toolkit / "include/cublas_v2.h").touch()
     assert cuda_build.find_cuda([toolkit, wheels]).include is None
+    monkeypatch.setenv("PATH", "")
     with pytest.raises(FileNotFoundError, match="no nvcc"):
-        monkeypatch.setenv("PATH", "")
         cuda_build.find_cuda([wheels])
 
 

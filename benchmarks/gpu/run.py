@@ -19,9 +19,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -248,6 +250,13 @@ def environment_of(args: argparse.Namespace) -> dict[str, str]:
     if args.small:
         environment["GPU_RUN_SMALL"] = "1"
     return environment
+
+
+def default_work() -> Path:
+    """In memory, where that has place for a model of 8 billion weights in F16."""
+    shared = Path("/dev/shm")
+    large = shared.is_dir() and shutil.disk_usage(shared).free > 40 << 30
+    return (shared if large else Path(tempfile.gettempdir())) / "gguf-embed-gpu"
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
