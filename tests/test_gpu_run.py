@@ -139,6 +139,24 @@ def test_the_parts_of_cuda_may_lie_apart(tmp_path: Path, monkeypatch: pytest.Mon
         cuda_build.find_cuda([wheels])
 
 
+def test_what_no_embedding_model_needs_is_left_out(tmp_path: Path):
+    folder = tmp_path / "ggml/src/ggml-cuda/template-instances"
+    folder.mkdir(parents=True)
+    attention = folder / "fattn-mma-f16-instance-ncols1_1-ncols2_16.cu"
+    attention.write_text(
+        "DECL_FATTN_MMA_F16_CASE(64, 64, 1, 16);\nDECL_FATTN_MMA_F16_CASE(576, 512, 1, 16);\n"
+    )
+    for name in ("IQ1_S", "Q4_K"):
+        (folder / f"mmq-instance-{name}.cu").write_text(f"DECL_MMQ_CASE(GGML_TYPE_{name});\n")
+    assert (cuda_build.trim(tmp_path), cuda_build.trim(tmp_path)) == (2, 0)
+    assert attention.read_text() == "DECL_FATTN_MMA_F16_CASE(64, 64, 1, 16);\n"
+    assert "DECL" not in (folder / "mmq-instance-IQ1_S.cu").read_text()
+    assert "DECL" in (folder / "mmq-instance-Q4_K.cu").read_text()
+    stubs = (folder / "mmq-instance-left-out.cu").read_text()
+    assert "caseILi576ELi512ELi1ELi16EEvR" in stubs
+    assert "caseIL9ggml_type19E" in stubs
+
+
 def test_the_first_error_of_a_build_is_named():
     log = "\n".join([*map(str, range(50)), "x.cu(3): error: no", *"abcdefghijk"])
     assert cuda_build.first_error(log).splitlines() == ["x.cu(3): error: no", *"abcdefg"]

@@ -117,6 +117,52 @@ def unpack(archive: Path, folder: Path) -> Path:
     return folder
 
 
+# Half of the compiling is for matrix kernels that no embedding model needs: those of other sizes of
+# heads, and of weights in less than three bits. Their names are kept, and end the process.
+HEADS = ("64", "128", "256")
+LEFT_OUT_TYPES = {"IQ2_XXS": 16, "IQ2_XS": 17, "IQ3_XXS": 18, "IQ1_S": 19, "IQ3_S": 21, "IQ2_S": 22}
+_ATTENTION = re.compile(r"^DECL_FATTN_MMA_F16_CASE\((\d+), (\d+), (\d+), (\d+)\);\n", re.MULTILINE)
+_PRODUCT = re.compile(r"^DECL_MMQ_CASE\(GGML_TYPE_(\w+)\);\n", re.MULTILINE)
+
+
+def trim(source: Path) -> int:
+    """Leave out kernels, in the source; returns how many. A second time it does nothing."""
+    folder = source / "ggml/src/ggml-cuda/template-instances"
+    stubs = folder / "mmq-instance-left-out.cu"
+    if stubs.exists():
+        return 0
+    names: list[str] = []
+
+    def attention(match: re.Match[str]) -> str:
+        if match[1] == match[2] and match[1] in HEADS:
+            return match[0]
+        sizes = "".join(f"Li{number}E" for number in match.groups())
+        names.append(
+            f"_Z37ggml_cuda_flash_attn_ext_mma_f16_caseI{sizes}"
+            "EvR25ggml_backend_cuda_contextP11ggml_tensor"
+        )
+        return ""
+
+    def product(match: re.Match[str]) -> str:
+        if match[1] not in LEFT_OUT_TYPES:
+            return match[0]
+        names.append(
+            f"_Z14mul_mat_q_caseIL9ggml_type{LEFT_OUT_TYPES[match[1]]}EL9ggml_prec30E"
+            "EvR25ggml_backend_cuda_contextRK8mmq_argsP11CUstream_st"
+        )
+        return ""
+
+    for path in sorted(folder.glob("*.cu")):
+        old = path.read_text()
+        new = _PRODUCT.sub(product, _ATTENTION.sub(attention, old))
+        if new != old:
+            # What has nothing left in it need not be read by a compiler for a minute.
+            path.write_text(new if "DECL_" in new else "// left out\n")
+    lines = ["#include <cstdlib>", 'extern "C" {', *(f"void {n}() {{ abort(); }}" for n in names)]
+    stubs.write_text("\n".join([*lines, "}", ""]))
+    return len(names)
+
+
 def build(
     source: Path, folder: Path, log: Path, *, arch: str, more: Sequence[str]
 ) -> dict[str, Any]:
@@ -148,8 +194,9 @@ def main() -> None:
     """cuda_build.py SOURCE BUILD LOG [FLAG ...]: compile, print where the libraries are."""
     source, folder, log, *more = sys.argv[1:]
     arch = os.environ.get("GPU_RUN_ARCH") or compute_capability()
+    n_left_out = 0 if os.environ.get("GPU_RUN_WHOLE") else trim(Path(source))
     built = build(Path(source), Path(folder), Path(log), arch=arch, more=[*host_flags(), *more])
-    print("@" + json.dumps({**built, "arch": arch}), flush=True)
+    print("@" + json.dumps({**built, "arch": arch, "kernels_left_out": n_left_out}), flush=True)
 
 
 def host_flags() -> list[str]:
