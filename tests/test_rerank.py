@@ -152,6 +152,7 @@ def test_raw_scores_are_logits(open_reranker: Open):
     assert logistic(np.array([-1000, 0, 1000], np.float32)).tolist() == [0, 0.5, 1]
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_known_reranker_without_a_head_of_its_own_has_two_rows_of_the_language_model(
     tied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_float32: Settings
@@ -169,6 +170,7 @@ def test_a_known_reranker_without_a_head_of_its_own_has_two_rows_of_the_language
         assert reranker.default_task == DEFAULT_TASK
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("outtype", ["F16", "BF16", "Q8_0", "Q4_0", "Q5_1"])
 def test_rows_of_weights_are_what_the_file_holds(outtype: str, tmp_path: Path):
     import gguf
@@ -184,6 +186,7 @@ def test_rows_of_weights_are_what_the_file_holds(outtype: str, tmp_path: Path):
         read_rows(path, read_header(path), "nothing")
 
 
+@pytest.mark.native
 def test_k_quants_are_read(tmp_path: Path):
     exact = tiny.write_qwen3(tmp_path / "f.gguf").path
     path = tiny.write_qwen3(tmp_path / "k.gguf", outtype="Q4_K_M").path
