@@ -69,7 +69,7 @@ class Pairing:
             assert self._first is not None
             assert self._last is not None
             try:
-                words = bare(preparer, preparer.ids(query, row=0))
+                words = preparer.bare(query)
             except BadText as error:
                 raise BadInput(f"the query {str(error).removeprefix('row 0: ')}") from None
             around = [np.array([token], np.int32) for token in (self._first, self._last)]
@@ -109,11 +109,10 @@ class Pairing:
         for row in range(len(documents) - 1, -1, -1):
             first_rows[place[row]] = row
         frame = self.frame(preparer, query, task)
-        bodies = [
-            bare(preparer, ids) for ids in preparer.each(unique, first_rows, prompt=frame.prompt)
-        ]
+        ids = preparer.each(unique, first_rows, prompt=frame.prompt)
+        bodies = [preparer.without_ends(each) for each in ids]
         fits = n_ctx - len(frame.before) - len(frame.after)
-        n_prompt = len(bare(preparer, preparer.ids(frame.prompt, row=0))) if frame.prompt else 0
+        n_prompt = len(preparer.bare(frame.prompt)) if frame.prompt else 0
         longest = max(map(len, bodies), default=0)
         if bodies and fits < min(n_prompt + LEAST_DOCUMENT, longest):
             n_query = n_ctx - fits + n_prompt
@@ -145,18 +144,11 @@ class Pairing:
         ids = [
             np.array([self._controls[piece]], np.int32)
             if piece in self._controls
-            else bare(preparer, preparer.ids(piece, row=0))
+            else preparer.bare(piece)
             for piece in pieces
             if piece
         ]
         return np.concatenate(ids) if ids else np.empty(0, np.int32)
-
-
-def bare(preparer: Preparer, ids: Tokens) -> Tokens:
-    """Without the special tokens at the ends, which belong to a text that is alone."""
-    start = 1 if len(ids) and int(ids[0]) in preparer.specials else 0
-    end = len(ids) - (1 if len(ids) > start and int(ids[-1]) in preparer.specials else 0)
-    return ids[start:end]
 
 
 def pairing_of(header: Header, card: ModelCard | None, template: Template | None) -> Pairing:

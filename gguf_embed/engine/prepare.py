@@ -45,11 +45,6 @@ class Preparer:
         self._n_ctx = n_ctx
         self._threads = threads
 
-    @property
-    def specials(self) -> frozenset[int]:
-        """Tokens that stand at the ends of a text."""
-        return self._specials
-
     def ids(self, text: str, row: int, prompt: str = "") -> Tokens:
         """Token ids of one text; raises BadText with its row."""
         try:
@@ -65,6 +60,20 @@ class Preparer:
             raise BadText(row, str(error)) from None
         except NativeFailed as error:
             raise NativeFailed(f"row {row}: {error}") from error
+
+    def bare(self, text: str) -> Tokens:
+        """`ids` without the special tokens at the ends, which belong to a text that is alone."""
+        return self.without_ends(self.ids(text, row=0))
+
+    def without_ends(self, ids: Tokens) -> Tokens:
+        """The same of ids."""
+        start = self.n_before(ids)
+        end = len(ids) - (1 if len(ids) > start and int(ids[-1]) in self._specials else 0)
+        return ids[start:end]
+
+    def n_before(self, ids: Tokens) -> int:
+        """How many special tokens stand in front."""
+        return 1 if len(ids) and int(ids[0]) in self._specials else 0
 
     def each(self, texts: Iterable[str], rows: Sequence[int], *, prompt: str = "") -> list[Tokens]:
         """`ids` of each text, computed in several threads."""
@@ -117,7 +126,7 @@ class Preparer:
         tail = 1 if int(tokens[-1]) in self._specials else 0
         if truncate == "end":
             return np.concatenate([tokens[: self._n_ctx - tail], tokens[len(tokens) - tail :]])
-        head = _n_agreeing(tokens, self.ids(prompt, row=0)) if prompt else 0
+        head = n_agreeing(tokens, self.ids(prompt, row=0)) if prompt else 0
         head = max(head, 1 if int(tokens[0]) in self._specials else 0)
         return np.concatenate([tokens[:head], tokens[len(tokens) - (self._n_ctx - head) :]])
 
@@ -128,7 +137,7 @@ def _check_rows(texts: Sequence[object], start: int) -> None:
             raise BadText(start + row, f"is a {type(text).__name__}, not a str")
 
 
-def _n_agreeing(a: Tokens, b: Tokens) -> int:
+def n_agreeing(a: Tokens, b: Tokens) -> int:
     """Length of the common prefix."""
     n = min(len(a), len(b))
     differs = np.flatnonzero(a[:n] != b[:n])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from reference import rerank
+from reference import late, rerank
 from reference.make_reference import CASES, compute, load, sensitivity
 
 pytestmark = pytest.mark.reference
@@ -49,3 +49,10 @@ def test_cross_encoder_gives_the_stored_scores(tmp_path: Path) -> None:
     pairs = [(query, document) for query in rerank.QUERIES for document in rerank.DOCUMENTS]
     scores = np.reshape(encoder.predict(pairs), (len(rerank.QUERIES), -1))
     np.testing.assert_allclose(scores, rerank.load("xlmr").scores, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", late.NAMES)
+def test_transformers_still_gives_the_stored_vectors_of_chunks(name: str) -> None:
+    made, stored = late.compute(name), late.load(name)
+    for key in ("plain", "prompted"):
+        np.testing.assert_allclose(made[key], stored[key], atol=1e-4)
