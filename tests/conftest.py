@@ -70,7 +70,8 @@ def _quiet_machine() -> Iterator[None]:
 NATIVE_MODULES = frozenset(
     {
         *("test_accelerator", "test_bench", "test_benchmarks", "test_builtin_model"),
-        *("test_bundle", "test_check", "test_choice", "test_cli_models", "test_doctor", "test_e5"),
+        *("test_bundle", "test_check", "test_choice", "test_cli_isolated", "test_cli_models"),
+        *("test_doctor", "test_e5"),
         *("test_engine", "test_golden", "test_gguf", "test_isolated", "test_layout", "test_llama"),
         *("test_proof", "test_quantize", "test_reference", "test_runner", "test_selftest"),
         *("test_stacks", "test_tune", "test_wheel"),
@@ -98,6 +99,8 @@ NATIVE_TESTS = frozenset(
         "test_what_embed_wrote_is_compared_in_either_form",
         "test_opening_the_builtin_model_starts_no_tool_and_loads_no_hub_client",
         "test_the_built_in_model_really_loaded",
+        "test_token_vectors_have_passed_the_dense_layers",
+        "test_a_document_says_what_it_is",
         "test_any_arguments_to_the_builtin_model",
         "test_the_built_in_model_opens_without_a_network_client_or_a_process",
     }
