@@ -45,7 +45,7 @@ class TextTooLong(BadInput):
     """Texts longer than the context; `rows` holds (row, n_tokens) for every one of them."""
 
     def __init__(self, rows: Sequence[tuple[int, int]], n_ctx: int) -> None:
-        shown = ", ".join(f"row {row}: {counted(n, 'token')}" for row, n in rows[:5])
+        shown = ", ".join(f"row {row}: {n} token{'' if n == 1 else 's'}" for row, n in rows[:5])
         more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
         super().__init__(
             f"{counted(len(rows), 'text')} longer than {n_ctx} tokens ({shown}{more}); "
