@@ -165,6 +165,7 @@ def test_one_thing_has_one_key_and_every_document_a_version():
     assert list(keys(ast.parse("f({'path': 1, 'n': {'output': 2}})"))) == ["path", "n", "output"]
 
 
+@pytest.mark.native
 def test_a_document_says_what_it_is(capsys: pytest.CaptureFixture[str]):
     for command in ("models", "probe"):
         assert cli.main([command, "--json"]) == 0
@@ -172,6 +173,7 @@ def test_a_document_says_what_it_is(capsys: pytest.CaptureFixture[str]):
         assert re.fullmatch(r"gguf-embed-[a-z]+/\d+", read["format"])
 
 
+@pytest.mark.native
 def test_token_vectors_have_passed_the_dense_layers(tmp_path: Path):
     """As the docstring says: llama.cpp gives no others of a model that has such layers."""
     assert "dense layers" in (Embedder.token_vectors.__doc__ or "")
