@@ -10,8 +10,8 @@ from itertools import repeat
 import numpy as np
 import numpy.typing as npt
 
-from gguf_embed.engine.options import Truncate
-from gguf_embed.engine.tokenizer import RunTooLong
+from gguf_embed.engine.options import OnError, Truncate
+from gguf_embed.engine.tokenizer import KillsTokenizer, RunTooLong
 from gguf_embed.errors import BadText, NativeFailed
 from gguf_embed.native.model import Tokens
 
@@ -23,9 +23,10 @@ class Prepared:
     start: int
     tokens: list[Tokens]  # of the different texts
     first_rows: list[int]  # the row where each was seen first
-    place: npt.NDArray[np.intp]  # (n rows,) -> index into tokens
+    place: npt.NDArray[np.intp]  # (n rows,) -> index into tokens; -1: among `untokenized`
     truncated: npt.NDArray[np.bool_]  # (different texts,)
     too_long: tuple[tuple[int, int], ...]  # (row, tokens) of those that may not be cut
+    untokenized: tuple[tuple[int, str], ...] = ()  # (row, reason) of those without tokens
 
 
 class Preparer:
@@ -58,8 +59,17 @@ class Preparer:
             ) from None
         except RunTooLong as error:
             raise BadText(row, str(error)) from None
-        except NativeFailed as error:
+        except (KillsTokenizer, NativeFailed) as error:
             raise NativeFailed(f"row {row}: {error}") from error
+
+    def _ids_or_reason(self, text: str, row: int, prompt: str) -> Tokens | str:
+        """The same; of a text that kills the tokenizer the reason why it has none."""
+        try:
+            return self.ids(text, row, prompt)
+        except NativeFailed as error:
+            if isinstance(error.__cause__, KillsTokenizer):
+                return str(error.__cause__)
+            raise
 
     def count(self, texts: Sequence[str]) -> npt.NDArray[np.int32]:
         """Number of tokens of each text, shape (n,)."""
@@ -68,11 +78,18 @@ class Preparer:
         return np.fromiter(map(len, ids), np.int32, len(texts))
 
     def rows(
-        self, texts: Sequence[str], start: int, *, prompt: str = "", truncate: Truncate = "error"
+        self,
+        texts: Sequence[str],
+        start: int,
+        *,
+        prompt: str = "",
+        truncate: Truncate = "error",
+        on_error: OnError = "raise",
     ) -> Prepared:
         """Tokenize each different text once, in several threads, and cut what is too long.
 
-        The first of the texts is row `start` of the caller's.
+        The first of the texts is row `start` of the caller's. A text that kills the tokenizer is an
+        error, or with `on_error="skip"` among the `untokenized`.
         """
         _check_rows(texts, start)
         unique: dict[str, int] = {}
@@ -82,7 +99,20 @@ class Preparer:
         first_rows = [0] * len(unique)
         for row in range(len(texts) - 1, -1, -1):
             first_rows[place[row]] = start + row
-        tokens = list(self._threads.map(self.ids, unique, first_rows, repeat(prompt), chunksize=64))
+        tokenize = self.ids if on_error == "raise" else self._ids_or_reason
+        done = list(self._threads.map(tokenize, unique, first_rows, repeat(prompt), chunksize=64))
+        tokens = [ids for ids in done if not isinstance(ids, str)]
+        untokenized: list[tuple[int, str]] = []
+        if len(tokens) < len(done):
+            reasons = {index: ids for index, ids in enumerate(done) if isinstance(ids, str)}
+            living = np.array([index not in reasons for index in range(len(done))])
+            untokenized = [
+                (start + row, reasons[int(index)])
+                for row, index in enumerate(place)
+                if index in reasons
+            ]
+            place = np.where(living, np.cumsum(living) - 1, -1)[place]
+            first_rows = [row for row, lives in zip(first_rows, living, strict=True) if lives]
         for ids, row in zip(tokens, first_rows, strict=True):
             if not len(ids):
                 raise BadText(row, "has no token, and this model adds none; leave the row out")
@@ -101,6 +131,7 @@ class Preparer:
             place=place,
             truncated=truncated,
             too_long=tuple(too_long),
+            untokenized=tuple(untokenized),
         )
 
     def _cut(self, tokens: Tokens, prompt: str, truncate: Truncate) -> Tokens:
