@@ -41,6 +41,7 @@ from gguf_embed.plan.candidate import Candidate
 from gguf_embed.plan.mode import EmbedMode
 from gguf_embed.plan.plan import Plan
 from gguf_embed.plan.settings import RunSettings, Settings
+from gguf_embed.plan.values import check_switch
 from gguf_embed.store import download
 from gguf_embed.store.local import Source
 from gguf_embed.vectors import Pooling
@@ -139,7 +140,7 @@ class FakeEmbedder(Embedder):
         arguments.check_callback("on_download", on_download)
         settings = Settings() if settings is None else settings
         arguments.check_settings(settings)
-        arguments.check_switch("isolated", isolated)
+        check_switch("isolated", isolated)
         backend = backend or FakeBackend(dim=dim, limits=limits)
         return cls(_opened(backend, n_ctx=n_ctx, prompts=prompts, settings=settings))
 

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from gguf_embed import __version__
 from gguf_embed.cli import console
@@ -98,7 +98,9 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"gguf-embed {__version__}")
     top.add_argument("--debug", action="store_true", help="show tracebacks and details")
-    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = top.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, parser_class=_CommandParser
+    )
     modules = [found.name for found in pkgutil.iter_modules(__path__)]
     for name in [command] if command in modules else modules:
         module = importlib.import_module(f"{__name__}.{name}")
@@ -126,6 +128,19 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         console.say(f"{message}; see {self.prog} --help")
         self.exit(2)
+
+
+class _CommandParser(_Parser):
+    """Refuses what it does not know itself: `top` would point to the help of all commands."""
+
+    def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, args: Any = None, namespace: Any = None, **choices: Any
+    ) -> Any:
+        """The arguments, all of them known."""
+        known, others = super().parse_known_args(args, namespace, **choices)
+        if others:
+            self.error(f"unrecognized arguments: {' '.join(others)}")
+        return known, others
 
 
 class _Terminated(BaseException):

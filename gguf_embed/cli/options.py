@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from gguf_embed.bundle.format import Licence
     from gguf_embed.engine.embedder import Embedder
     from gguf_embed.engine.reranker import Reranker
-    from gguf_embed.io.sources import TextSources
+    from gguf_embed.io.sources import OnBad, TextSources
     from gguf_embed.plan.settings import Settings
     from gguf_embed.store.local import Source
     from gguf_embed.vectors import Pooling
@@ -204,11 +204,17 @@ def add_include(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def find(inputs: Sequence[str], args: argparse.Namespace, *, quiet: bool = False) -> TextSources:
+def find(
+    inputs: Sequence[str],
+    args: argparse.Namespace,
+    *,
+    quiet: bool = False,
+    on_bad: OnBad | None = None,
+) -> TextSources:
     """The sources that `inputs` stand for; tells how many other files are passed over."""
     from gguf_embed.io import sources
 
-    here = sources.find(inputs, field=args.field, include=args.include)
+    here = sources.find(inputs, field=args.field, include=args.include, on_bad=on_bad)
     if here.remark and not quiet:
         console.say(here.remark)
     return here

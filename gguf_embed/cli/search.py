@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # Models are trained on passages of about this length; longer ones answer less sharply.
 PASSAGE_TOKENS = 200
+MAX_NAMED = 5  # files that are passed over
 
 DESCRIPTION = """\
 Rank passages of files by meaning: the cosine of the question's vector and each passage's, the
@@ -31,7 +32,8 @@ query and document prompts of the model included. Nothing is stored.
   .txt             a passage per line; with --prose paragraphs, as .md
   .jsonl, .csv     a passage per row: --field
   DIR              all such files in it and below;   - is standard input
-Texts of more than 200 tokens are cut into several passages; blank ones are passed over."""
+Texts of more than 200 tokens are cut into several passages; blank ones are passed over. So is a
+file in a DIR that holds no such texts, such as a .jsonl of vectors; it is named."""
 
 EPILOG = """\
 examples:
@@ -82,9 +84,10 @@ def run(args: argparse.Namespace) -> int:
     if not args.query.strip():
         raise BadOption("the question is empty; say what to look for")
     (query,) = given([args.query], source="QUERY")
-    sources = options.find(args.inputs, args, quiet=args.quiet)
+    bad: list[BadInput] = []  # what is wrong with files of directories
+    sources = options.find(args.inputs, args, quiet=args.quiet, on_bad=bad.append)
     reading = Reading(field=args.field, id_field=args.id_field, prose=args.prose)
-    records = read(sources, reading, stdin=console.stdin())
+    records = read(sources, reading, stdin=console.stdin(), on_bad=bad.append)
     with ExitStack() as held:
         reranker: Reranker | None = None
         if args.rerank:  # first: a wrong name is told before the work
@@ -98,6 +101,10 @@ def run(args: argparse.Namespace) -> int:
         with console.progress("search", sources.total_bytes, quiet=args.quiet) as progress:
             flow = Flow(_passages(embedder, records), progress, keep_texts=True)
             found, n_passages = _nearest(embedder, query.text, flow, n_best)
+        for error in () if args.quiet else bad[:MAX_NAMED]:
+            console.say(f"passed over: {error}")
+        if len(bad) > MAX_NAMED and not args.quiet:
+            console.say(f"passed over: {console.counted(len(bad) - MAX_NAMED, 'other file')}")
         judged = [Hit(score=score, similarity=score, record=record) for score, record in found]
         if reranker is not None:
             ranked = reranker.rank(query.text, [hit.record.text for hit in judged], top=args.top)

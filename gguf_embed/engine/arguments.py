@@ -93,21 +93,6 @@ def check_string(name: str, value: object) -> str | None:
     return value
 
 
-def check_number(name: str, value: object, *, least: int) -> int:
-    """A whole number, also one of numpy's. Raises BadOption."""
-    whole = isinstance(cast("Any", value), (int, np.integer)) and not isinstance(value, bool)
-    if whole and (number := int(cast("int", value))) >= least:
-        return number
-    raise BadOption(f"{name}={shown(value)}: pass a whole number from {least}")
-
-
-def check_switch(name: str, value: object) -> bool:
-    """True or False. Raises BadOption."""
-    if isinstance(cast("Any", value), (bool, np.bool_)):
-        return bool(value)
-    raise BadOption(f"{name}={shown(value)}: pass True or False")
-
-
 def check_truncate(value: object) -> Truncate:
     """One of the three. Raises BadOption."""
     if isinstance(value, str) and value in _TRUNCATE:

@@ -25,6 +25,7 @@ from gguf_embed.engine.turns import Caller, Priority
 from gguf_embed.errors import BadOption, TextTooLong
 from gguf_embed.plan.plan import Plan
 from gguf_embed.plan.settings import Settings
+from gguf_embed.plan.values import check_number, check_switch
 from gguf_embed.store import download
 from gguf_embed.system.closing import Closes
 from gguf_embed.system.files import printable
@@ -46,7 +47,7 @@ class Embedder(Closes):
         self.card = opened.card
         self.settings = opened.settings  # what the caller said
         self.run_settings = opened.run  # how it runs
-        self.meaning = opened.mode
+        self.mode = opened.mode
         self.pooling = opened.mode.pooling
         self.remarks = opened.remarks
         self.plan: Plan = opened.plan  # what was considered, and why this
@@ -89,7 +90,7 @@ class Embedder(Closes):
         arguments.check_callback("on_download", on_download)
         settings = Settings() if settings is None else settings
         arguments.check_settings(settings)
-        isolated = arguments.check_switch("isolated", isolated)
+        isolated = check_switch("isolated", isolated)
         opened = open_model(
             name, settings, isolated=isolated, on_status=on_status, on_download=on_download
         )
@@ -217,7 +218,7 @@ class Embedder(Closes):
             return Fingerprint(
                 sha256=self._source.sha256 or known_sha256(self.path),
                 pooling=self.pooling.name.lower(),
-                causal=self.meaning.causal,
+                causal=self.mode.causal,
                 special_tokens=tuple(running.preparer.ids("", row=0).tolist()),
                 prompt=request.prompt,
                 dim=request.dim,
@@ -302,7 +303,7 @@ class Embedder(Closes):
         Texts that are too long (truncate="error") stop the work at the first one, but the rest of
         the input is still read, so that the error names all of them.
         """
-        window = arguments.check_number("window", window, least=1)
+        window = check_number("window", window, least=1)
         arguments.check_callback("on_progress", on_progress)
         with self._lifetime.call() as running:
             request = self._request(running, options)
@@ -325,7 +326,7 @@ class Embedder(Closes):
         truncate = arguments.check_truncate(options.get("truncate", "error"))
         card, dimensions = self.card, options.get("dimensions")
         if dimensions is not None:
-            dimensions = arguments.check_number("dimensions", dimensions, least=1)
+            dimensions = check_number("dimensions", dimensions, least=1)
         check_dimensions(
             dimensions,
             dim=self.dim,
@@ -342,7 +343,7 @@ class Embedder(Closes):
             prompt=text,
             dim=dimensions or self.dim,
             dimensions=dimensions,
-            normalize=arguments.check_switch("normalize", options.get("normalize", True)),
+            normalize=check_switch("normalize", options.get("normalize", True)),
             truncate=truncate,
             priority=arguments.check_priority(options.get("priority", Priority.NORMAL)),
             on_error=arguments.check_on_error(options.get("on_error", "raise")),

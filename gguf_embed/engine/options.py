@@ -78,7 +78,7 @@ class FailedRow:
     """A text without a vector."""
 
     row: int
-    n_tokens: int
+    n_tokens: int | None  # None: it cannot be tokenized
     reason: str
 
 
@@ -88,6 +88,8 @@ class Block:
 
     start: int
     vectors: Vectors  # (n, dim)
-    token_counts: npt.NDArray[np.int32]  # (n,), after truncation
+    token_counts: npt.NDArray[
+        np.int32
+    ]  # (n,), after truncation; 0 of a text that cannot be tokenized
     truncated: npt.NDArray[np.bool_]  # (n,)
     failed: tuple[FailedRow, ...] = ()  # with on_error="skip"; their vectors are all NaN

@@ -18,7 +18,8 @@ from typing import Final, cast
 import numpy as np
 
 from gguf_embed.catalog.card import ModelCard
-from gguf_embed.engine.prepare import Prepared, Preparer
+from gguf_embed.engine.options import OnError
+from gguf_embed.engine.prepare import Prepared, Preparer, living
 from gguf_embed.errors import BadInput, BadModelFile, BadOption, BadText
 from gguf_embed.gguf.header import Header
 from gguf_embed.native.model import Tokens
@@ -93,6 +94,7 @@ class Pairing:
         n_ctx: int,
         task: str | None = None,
         cut: bool = True,
+        on_error: OnError = "raise",
     ) -> Prepared:
         """A row for each different document, its end cut where it does not fit.
 
@@ -109,7 +111,12 @@ class Pairing:
         for row in range(len(documents) - 1, -1, -1):
             first_rows[place[row]] = row
         frame = self.frame(preparer, query, task)
-        ids = preparer.each(unique, first_rows, prompt=frame.prompt)
+        ids, first_rows, place, untokenized = living(
+            preparer.each(unique, first_rows, prompt=frame.prompt, on_error=on_error),
+            first_rows,
+            place,
+            0,
+        )
         bodies = [preparer.without_ends(each) for each in ids]
         fits = n_ctx - len(frame.before) - len(frame.after)
         n_prompt = len(preparer.bare(frame.prompt)) if frame.prompt else 0
@@ -126,7 +133,7 @@ class Pairing:
         too_long = [
             (row, n_around + len(bodies[index]))
             for row, index in enumerate(cast("list[int]", place.tolist()))
-            if truncated[index] and not cut
+            if index >= 0 and truncated[index] and not cut
         ]
         return Prepared(
             start=0,
@@ -135,6 +142,7 @@ class Pairing:
             place=place,
             truncated=truncated,
             too_long=tuple(too_long),
+            untokenized=untokenized,
         )
 
     def _template_ids(self, preparer: Preparer, text: str) -> Tokens:

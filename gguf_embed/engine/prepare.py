@@ -10,8 +10,8 @@ from itertools import repeat
 import numpy as np
 import numpy.typing as npt
 
-from gguf_embed.engine.options import Truncate
-from gguf_embed.engine.tokenizer import RunTooLong
+from gguf_embed.engine.options import OnError, Truncate
+from gguf_embed.engine.tokenizer import KillsTokenizer, RunTooLong
 from gguf_embed.errors import BadText, NativeFailed
 from gguf_embed.native.model import Tokens
 
@@ -23,9 +23,10 @@ class Prepared:
     start: int
     tokens: list[Tokens]  # of the different texts
     first_rows: list[int]  # the row where each was seen first
-    place: npt.NDArray[np.intp]  # (n rows,) -> index into tokens
+    place: npt.NDArray[np.intp]  # (n rows,) -> index into tokens; -1: among `untokenized`
     truncated: npt.NDArray[np.bool_]  # (different texts,)
     too_long: tuple[tuple[int, int], ...]  # (row, tokens) of those that may not be cut
+    untokenized: tuple[tuple[int, str], ...] = ()  # (row, reason) of those without tokens
 
 
 class Preparer:
@@ -58,8 +59,27 @@ class Preparer:
             ) from None
         except RunTooLong as error:
             raise BadText(row, str(error)) from None
-        except NativeFailed as error:
+        except (KillsTokenizer, NativeFailed) as error:
             raise NativeFailed(f"row {row}: {error}") from error
+
+    def _ids_or_reason(self, text: str, row: int, prompt: str) -> Tokens | str:
+        """The same; of a text that kills the tokenizer the reason why it has none."""
+        try:
+            return self.ids(text, row, prompt)
+        except NativeFailed as error:
+            if isinstance(error.__cause__, KillsTokenizer):
+                return str(error.__cause__)
+            raise
+
+    def each(
+        self, texts: Iterable[str], rows: Sequence[int], *, prompt: str, on_error: OnError
+    ) -> list[Tokens | str]:
+        """`ids` of each text, computed in several threads.
+
+        With `on_error="skip"` a text that kills the tokenizer has the reason in place of its ids.
+        """
+        tokenize = self.ids if on_error == "raise" else self._ids_or_reason
+        return list(self._threads.map(tokenize, texts, rows, repeat(prompt), chunksize=64))
 
     def bare(self, text: str) -> Tokens:
         """`ids` without the special tokens at the ends, which belong to a text that is alone."""
@@ -75,22 +95,25 @@ class Preparer:
         """How many special tokens stand in front."""
         return 1 if len(ids) and int(ids[0]) in self._specials else 0
 
-    def each(self, texts: Iterable[str], rows: Sequence[int], *, prompt: str = "") -> list[Tokens]:
-        """`ids` of each text, computed in several threads."""
-        return list(self._threads.map(self.ids, texts, rows, repeat(prompt), chunksize=64))
-
     def count(self, texts: Sequence[str]) -> npt.NDArray[np.int32]:
         """Number of tokens of each text, shape (n,)."""
         _check_rows(texts, 0)
-        ids = self.each(texts, range(len(texts)))
+        ids = self.each(texts, range(len(texts)), prompt="", on_error="raise")
         return np.fromiter(map(len, ids), np.int32, len(texts))
 
     def rows(
-        self, texts: Sequence[str], start: int, *, prompt: str = "", truncate: Truncate = "error"
+        self,
+        texts: Sequence[str],
+        start: int,
+        *,
+        prompt: str = "",
+        truncate: Truncate = "error",
+        on_error: OnError = "raise",
     ) -> Prepared:
         """Tokenize each different text once, in several threads, and cut what is too long.
 
-        The first of the texts is row `start` of the caller's.
+        The first of the texts is row `start` of the caller's. A text that kills the tokenizer is an
+        error, or with `on_error="skip"` among the `untokenized`.
         """
         _check_rows(texts, start)
         unique: dict[str, int] = {}
@@ -100,7 +123,8 @@ class Preparer:
         first_rows = [0] * len(unique)
         for row in range(len(texts) - 1, -1, -1):
             first_rows[place[row]] = start + row
-        tokens = self.each(unique, first_rows, prompt=prompt)
+        done = self.each(unique, first_rows, prompt=prompt, on_error=on_error)
+        tokens, first_rows, place, untokenized = living(done, first_rows, place, start)
         for ids, row in zip(tokens, first_rows, strict=True):
             if not len(ids):
                 raise BadText(row, "has no token, and this model adds none; leave the row out")
@@ -119,6 +143,7 @@ class Preparer:
             place=place,
             truncated=truncated,
             too_long=tuple(too_long),
+            untokenized=untokenized,
         )
 
     def _cut(self, tokens: Tokens, prompt: str, truncate: Truncate) -> Tokens:
@@ -129,6 +154,25 @@ class Preparer:
         head = n_agreeing(tokens, self.ids(prompt, row=0)) if prompt else 0
         head = max(head, 1 if int(tokens[0]) in self._specials else 0)
         return np.concatenate([tokens[:head], tokens[len(tokens) - (self._n_ctx - head) :]])
+
+
+def living(
+    done: Sequence[Tokens | str],
+    first_rows: Sequence[int],
+    place: npt.NDArray[np.intp],
+    start: int,
+) -> tuple[list[Tokens], list[int], npt.NDArray[np.intp], tuple[tuple[int, str], ...]]:
+    """Tokens, first rows and places of the texts that have tokens, and (row, reason) of others."""
+    tokens = [ids for ids in done if not isinstance(ids, str)]
+    if len(tokens) == len(done):
+        return tokens, [*first_rows], place, ()
+    reasons = {index: ids for index, ids in enumerate(done) if isinstance(ids, str)}
+    lives = np.array([index not in reasons for index in range(len(done))])
+    untokenized = tuple(
+        (start + row, reasons[int(index)]) for row, index in enumerate(place) if index in reasons
+    )
+    rows = [row for row, alive in zip(first_rows, lives, strict=True) if alive]
+    return tokens, rows, np.where(lives, np.cumsum(lives) - 1, -1)[place], untokenized
 
 
 def _check_rows(texts: Sequence[object], start: int) -> None:

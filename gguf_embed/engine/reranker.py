@@ -234,6 +234,7 @@ class Reranker(Closes):
                 n_ctx=self.n_ctx,
                 task=task,
                 cut=truncate == "end",
+                on_error=on_error,
             )
             if pairs.too_long:
                 raise TextTooLong(pairs.too_long, self.n_ctx)
@@ -241,7 +242,9 @@ class Reranker(Closes):
         for index, reason in sorted(reasons.items()):
             if on_error == "raise":
                 raise no_vector(pairs.first_rows[index], len(pairs.tokens[index]), reason)
-        truncated = cast("list[bool]", pairs.truncated[pairs.place].tolist())
+        # The last one stands for documents that have no tokens.
+        place = pairs.place
+        truncated = cast("list[bool]", np.append(pairs.truncated, False)[place].tolist())
         if any(truncated):
             _log.warning(
                 "%d of %d documents cut to fit into %d tokens beside the query (first: row %d); "
@@ -254,8 +257,8 @@ class Reranker(Closes):
         scores: Vectors = logits if raw else logistic(logits)
         n_tokens = np.fromiter(map(len, pairs.tokens), np.int32, len(pairs.tokens))
         return _Scored(
-            scores=scores[pairs.place],
-            n_tokens=cast("list[int]", n_tokens[pairs.place].tolist()),
+            scores=np.append(scores, np.float32(np.nan))[place],
+            n_tokens=cast("list[int]", np.append(n_tokens, 0)[place].tolist()),
             truncated=truncated,
         )
 
@@ -269,7 +272,7 @@ class Reranker(Closes):
         """Of each different pair, NaN where there is none; and why there is none."""
         logits = np.full(len(pairs.tokens), np.nan, np.float32)
         reasons: dict[int, str] = {}
-        n_same = np.bincount(pairs.place, minlength=len(pairs.tokens))
+        n_same = np.bincount(pairs.place[pairs.place >= 0], minlength=len(pairs.tokens))
         try:
             for done in running.scheduler.submit(caller, pairs.tokens).results():
                 rows = np.array(done.rows, np.intp)

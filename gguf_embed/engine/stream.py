@@ -53,7 +53,11 @@ def blocks(
         while chunk := list(islice(texts, window)):
             with lifetime.call(running) as running:
                 prepared = running.preparer.rows(
-                    chunk, start, prompt=request.prompt, truncate=request.truncate
+                    chunk,
+                    start,
+                    prompt=request.prompt,
+                    truncate=request.truncate,
+                    on_error=request.on_error,
                 )
                 start += len(chunk)
                 too_long += prepared.too_long
@@ -79,9 +83,18 @@ def _collect(
     prepared: Prepared, ticket: Ticket, request: Request, on_progress: OnProgress | None
 ) -> Block:
     """Wait for the rows of a window and put them back in order."""
-    n_same = np.bincount(prepared.place, minlength=len(prepared.tokens))
-    vectors = np.empty((len(prepared.tokens), request.dim), np.float32)
-    failed: list[FailedRow] = []
+    place, n_different = prepared.place, len(prepared.tokens)
+    n_same = np.bincount(place[place >= 0], minlength=n_different)
+    # One row more than there are texts, the last: it is that of the place -1.
+    vectors = np.empty((n_different + 1, request.dim), np.float32)
+    vectors[-1] = np.nan
+    counts = np.zeros(n_different + 1, np.int32)
+    counts[:-1] = list(map(len, prepared.tokens))
+    failed = [
+        FailedRow(row=row, n_tokens=None, reason=reason) for row, reason in prepared.untokenized
+    ]
+    if failed and on_progress is not None:
+        on_progress(len(failed), 0)
     for done in ticket.results():
         rows = np.array(done.rows, np.intp)
         finished = finish(done.vectors, dimensions=request.dimensions, normalize=request.normalize)
@@ -93,18 +106,17 @@ def _collect(
                 raise no_vector(prepared.first_rows[index], n_tokens, reason)
             failed += [
                 FailedRow(row=prepared.start + int(row), n_tokens=n_tokens, reason=reason)
-                for row in np.flatnonzero(prepared.place == index)
+                for row in np.flatnonzero(place == index)
             ]
         vectors[rows] = finished
         vectors[list(bad)] = np.nan
         if on_progress is not None:
             on_progress(int(n_same[rows].sum()), done.n_tokens)
-    counts = np.fromiter(map(len, prepared.tokens), np.int32, len(prepared.tokens))
     return Block(
         start=prepared.start,
-        vectors=vectors[prepared.place],
-        token_counts=counts[prepared.place],
-        truncated=prepared.truncated[prepared.place],
+        vectors=vectors[place],
+        token_counts=counts[place],
+        truncated=np.append(prepared.truncated, False)[place],
         failed=tuple(sorted(failed, key=lambda each: each.row)),
     )
 
