@@ -202,7 +202,7 @@ class FakeReranker(Reranker):
         arguments.check_callback("on_download", on_download)
         settings = Settings() if settings is None else settings
         arguments.check_settings(settings)
-        arguments.check_switch("isolated", isolated)
+        check_switch("isolated", isolated)
         backend = backend or FakePairBackend(limits=limits)
         opened = _opened(backend, n_ctx=n_ctx, prompts={}, settings=settings)
         row = np.zeros(backend.dim)

@@ -34,6 +34,7 @@ from gguf_embed.catalog import catalog
 from gguf_embed.engine.backend import BatchLimits, Head, Outcome
 from gguf_embed.engine.runner import Runner
 from gguf_embed.engine.score_head import logistic
+from gguf_embed.engine.tokenizer import KillsTokenizer
 from gguf_embed.gguf.header import read_header
 from gguf_embed.native import library
 from gguf_embed.native.model import Model, Tokens
@@ -368,6 +369,30 @@ def test_what_has_no_score_is_named_or_skipped():
         assert np.isnan(scores).tolist() == [False, True, False, True, True]
         ranked = reranker.rank("cat", texts, on_error="skip")
         assert [each.index for each in ranked] == [0, 2]
+
+
+class _Lethal(FakePairBackend):
+    """Its tokenizer dies of the word "lethal"."""
+
+    def tokenize(self, text: str) -> Tokens:
+        if "lethal" in text:
+            raise KillsTokenizer("llama.cpp dies when it tokenizes this text")
+        return super().tokenize(text)
+
+
+def test_what_kills_the_tokenizer_costs_itself_only():
+    texts = ["lethal", "a cat", "a dog", "lethal"]
+    seen: list[tuple[int, int]] = []
+    with FakeReranker.open(backend=_Lethal()) as reranker:
+        with pytest.raises(NativeFailed, match=r"row 0: llama\.cpp dies when it tokenizes"):
+            reranker.score("cat", texts)
+        scores = reranker.score(
+            "cat", texts, on_error="skip", on_progress=lambda *done: seen.append(done)
+        )
+        assert np.isnan(scores).tolist() == [True, False, False, True]
+        assert scores[1] > scores[2]
+        assert sum(n for n, _ in seen) == len(texts)
+        assert [each.index for each in reranker.rank("cat", texts, on_error="skip")] == [1, 2]
 
 
 # ----------------------------------------------------------------------------------- ranking

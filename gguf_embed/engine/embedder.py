@@ -273,7 +273,7 @@ class Embedder(Closes):
         """
         late.check_pooling(self.pooling, self.model_id)
         checked = late.check_spans(spans, len(arguments.check_text(document, "the document")))
-        windows = arguments.check_switch("windows", windows)
+        windows = check_switch("windows", windows)
         if options.get("truncate", "error") != "error":
             raise BadOption("a document that is cut would lose chunks; pass windows=True")
         with self._lifetime.call() as running:

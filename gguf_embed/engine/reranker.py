@@ -33,6 +33,7 @@ from gguf_embed.gguf.header import read_header
 from gguf_embed.plan.plan import Plan
 from gguf_embed.plan.reranker import form_of
 from gguf_embed.plan.settings import Settings
+from gguf_embed.plan.values import check_number, check_switch
 from gguf_embed.store import download
 from gguf_embed.system.closing import Closes
 from gguf_embed.system.files import printable
@@ -94,7 +95,7 @@ class Reranker(Closes):
         arguments.check_callback("on_download", on_download)
         settings = Settings() if settings is None else settings
         arguments.check_settings(settings)
-        isolated = arguments.check_switch("isolated", isolated)
+        isolated = check_switch("isolated", isolated)
         opened = open_reranker(
             name, settings, isolated=isolated, on_status=on_status, on_download=on_download
         )
@@ -179,7 +180,7 @@ class Reranker(Closes):
         out.
         """
         if top is not None:
-            top = arguments.check_number("top", top, least=1)
+            top = check_number("top", top, least=1)
         texts = list(_documents(documents))
         scored = self._scored(query, texts, options)
         # NaN comes last.
@@ -212,7 +213,7 @@ class Reranker(Closes):
                 special_tokens=tuple(frame.before.tolist() + frame.after.tolist()),
                 prompt=template.up_to_document("", task) if template else "",
                 dim=1,
-                normalized=not arguments.check_switch("raw", raw),
+                normalized=not check_switch("raw", raw),
             )
 
     def _scored(self, query: str, documents: list[str], options: RerankOptions) -> _Scored:
@@ -221,7 +222,7 @@ class Reranker(Closes):
         arguments.check_text(query, "the query")
         truncate = arguments.check_document_truncate(options.get("truncate", "end"))
         task = arguments.check_string("task", options.get("task"))
-        raw = arguments.check_switch("raw", options.get("raw", False))
+        raw = check_switch("raw", options.get("raw", False))
         on_error = arguments.check_on_error(options.get("on_error", "raise"))
         priority = arguments.check_priority(options.get("priority", Priority.NORMAL))
         on_progress = options.get("on_progress")
@@ -273,6 +274,8 @@ class Reranker(Closes):
         logits = np.full(len(pairs.tokens), np.nan, np.float32)
         reasons: dict[int, str] = {}
         n_same = np.bincount(pairs.place[pairs.place >= 0], minlength=len(pairs.tokens))
+        if pairs.untokenized and on_progress is not None:
+            on_progress(len(pairs.untokenized), 0)
         try:
             for done in running.scheduler.submit(caller, pairs.tokens).results():
                 rows = np.array(done.rows, np.intp)
