@@ -45,6 +45,16 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Where a chunk stands in its document."""
+
+    start: int  # characters
+    end: int
+    headings: tuple[str, ...]  # above it, the outermost first
+    n_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """One text and where it came from."""
 
@@ -55,6 +65,7 @@ class Record:
     last_position: int  # line on which it ends
     fields: Mapping[str, object] = field(default_factory=lambda: _NO_FIELDS)  # that are kept
     read_bytes: int = 0  # of all sources together, up to the end of this text
+    part: Part | None = None  # of a chunk
 
 
 def given(texts: Sequence[str], *, source: str = "--text") -> Iterator[Record]:
