@@ -38,6 +38,7 @@ examples:
   gguf-embed embed notes.txt -o notes.npy           one vector per line
   gguf-embed embed docs/ -o docs.jsonl              one vector per passage, with its place
   gguf-embed search "how do refunds work?" docs/    the best passages and their scores
+  gguf-embed rerank "how do refunds work?" found.txt  texts in the order of their answers
   gguf-embed doctor                                 what works here, what would be faster
 
 `gguf-embed COMMAND --help` tells more. Errors are one line and an exit code; --debug, or

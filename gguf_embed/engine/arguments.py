@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, cast, get_args
+from typing import Any, Final, Literal, cast, get_args
 
 import numpy as np
 
-from gguf_embed.engine.options import EncodeOptions, OnError, Truncate
+from gguf_embed.engine.options import EncodeOptions, OnError, RerankOptions, Truncate
 from gguf_embed.engine.turns import Priority
 from gguf_embed.errors import BadInput, BadOption, kind_of, shown
 from gguf_embed.plan.settings import Settings
@@ -75,9 +75,12 @@ def check_texts(texts: object) -> Iterator[str]:
         raise BadInput(f"texts are {kind_of(texts)}; {_TEXTS}") from None
 
 
-def check_names(options: Mapping[str, object]) -> None:
-    """Refuse options that do not exist. Raises BadOption."""
-    known = sorted(EncodeOptions.__required_keys__ | EncodeOptions.__optional_keys__)
+def check_names(
+    options: Mapping[str, object],
+    kind: type[EncodeOptions] | type[RerankOptions] = EncodeOptions,
+) -> None:
+    """Refuse options that the typed dictionary `kind` does not have. Raises BadOption."""
+    known = sorted(kind.__required_keys__ | kind.__optional_keys__)
     for name in options:
         if name not in known:
             raise BadOption(f"there is no option {name!r}; the options are {', '.join(known)}")
@@ -95,6 +98,13 @@ def check_truncate(value: object) -> Truncate:
     if isinstance(value, str) and value in _TRUNCATE:
         return cast("Truncate", value)
     raise BadOption(f"truncate={shown(value)}: choose 'error', 'end' or 'start'")
+
+
+def check_document_truncate(value: object) -> Literal["end", "error"]:
+    """One of the two. Raises BadOption."""
+    if value == "end" or value == "error":
+        return "end" if value == "end" else "error"
+    raise BadOption(f"truncate={shown(value)}: choose 'end' or 'error'")
 
 
 def check_on_error(value: object) -> OnError:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gguf_embed.catalog.catalog import BUILTIN
-from gguf_embed.engine import arguments
+from gguf_embed.engine import arguments, late
 from gguf_embed.engine.backend import Head
 from gguf_embed.engine.fingerprint import Fingerprint, known_sha256
 from gguf_embed.engine.opening import Opened, open_model
@@ -253,6 +253,42 @@ class Embedder(Closes):
             if done.bad or len(unusable(done.vectors)):
                 raise no_vector(0, len(prepared.tokens[0]), DIED if done.died else NO_VECTOR)
             return done.vectors
+
+    def encode_chunks(
+        self,
+        document: str,
+        spans: Sequence[tuple[int, int]],
+        *,
+        windows: bool = False,
+        **options: Unpack[EncodeOptions],
+    ) -> Vectors:
+        """Late chunking: vectors of parts of a document that went through the model whole.
+
+        `spans` are (start, end) in characters; the result has shape (len(spans), dim). See
+        engine/late.py for what a vector is. A document longer than `n_ctx` is an error; with
+        `windows` it goes through in parts, each of as many whole spans as fit.
+
+        Raises BadOption for a model that pools its first token, BadInput, BadText, TextTooLong,
+        NativeFailed.
+        """
+        late.check_pooling(self.pooling, self.model_id)
+        checked = late.check_spans(spans, len(arguments.check_text(document, "the document")))
+        windows = check_switch("windows", windows)
+        if options.get("truncate", "error") != "error":
+            raise BadOption("a document that is cut would lose chunks; pass windows=True")
+        with self._lifetime.call() as running:
+            request = self._request(running, options)
+            if not checked:
+                return np.empty((0, request.dim), np.float32)
+            return late.chunk_vectors(
+                running,
+                document,
+                checked,
+                request,
+                pooling=self.pooling,
+                n_ctx=self.n_ctx,
+                windows=windows,
+            )
 
     def stream(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import repeat
@@ -71,10 +71,34 @@ class Preparer:
                 return str(error.__cause__)
             raise
 
+    def each(
+        self, texts: Iterable[str], rows: Sequence[int], *, prompt: str, on_error: OnError
+    ) -> list[Tokens | str]:
+        """`ids` of each text, computed in several threads.
+
+        With `on_error="skip"` a text that kills the tokenizer has the reason in place of its ids.
+        """
+        tokenize = self.ids if on_error == "raise" else self._ids_or_reason
+        return list(self._threads.map(tokenize, texts, rows, repeat(prompt), chunksize=64))
+
+    def bare(self, text: str) -> Tokens:
+        """`ids` without the special tokens at the ends, which belong to a text that is alone."""
+        return self.without_ends(self.ids(text, row=0))
+
+    def without_ends(self, ids: Tokens) -> Tokens:
+        """The same of ids."""
+        start = self.n_before(ids)
+        end = len(ids) - (1 if len(ids) > start and int(ids[-1]) in self._specials else 0)
+        return ids[start:end]
+
+    def n_before(self, ids: Tokens) -> int:
+        """How many special tokens stand in front."""
+        return 1 if len(ids) and int(ids[0]) in self._specials else 0
+
     def count(self, texts: Sequence[str]) -> npt.NDArray[np.int32]:
         """Number of tokens of each text, shape (n,)."""
         _check_rows(texts, 0)
-        ids = self._threads.map(self.ids, texts, range(len(texts)), chunksize=64)
+        ids = self.each(texts, range(len(texts)), prompt="", on_error="raise")
         return np.fromiter(map(len, ids), np.int32, len(texts))
 
     def rows(
@@ -99,20 +123,8 @@ class Preparer:
         first_rows = [0] * len(unique)
         for row in range(len(texts) - 1, -1, -1):
             first_rows[place[row]] = start + row
-        tokenize = self.ids if on_error == "raise" else self._ids_or_reason
-        done = list(self._threads.map(tokenize, unique, first_rows, repeat(prompt), chunksize=64))
-        tokens = [ids for ids in done if not isinstance(ids, str)]
-        untokenized: list[tuple[int, str]] = []
-        if len(tokens) < len(done):
-            reasons = {index: ids for index, ids in enumerate(done) if isinstance(ids, str)}
-            living = np.array([index not in reasons for index in range(len(done))])
-            untokenized = [
-                (start + row, reasons[int(index)])
-                for row, index in enumerate(place)
-                if index in reasons
-            ]
-            place = np.where(living, np.cumsum(living) - 1, -1)[place]
-            first_rows = [row for row, lives in zip(first_rows, living, strict=True) if lives]
+        done = self.each(unique, first_rows, prompt=prompt, on_error=on_error)
+        tokens, first_rows, place, untokenized = living(done, first_rows, place, start)
         for ids, row in zip(tokens, first_rows, strict=True):
             if not len(ids):
                 raise BadText(row, "has no token, and this model adds none; leave the row out")
@@ -131,7 +143,7 @@ class Preparer:
             place=place,
             truncated=truncated,
             too_long=tuple(too_long),
-            untokenized=tuple(untokenized),
+            untokenized=untokenized,
         )
 
     def _cut(self, tokens: Tokens, prompt: str, truncate: Truncate) -> Tokens:
@@ -139,9 +151,28 @@ class Preparer:
         tail = 1 if int(tokens[-1]) in self._specials else 0
         if truncate == "end":
             return np.concatenate([tokens[: self._n_ctx - tail], tokens[len(tokens) - tail :]])
-        head = _n_agreeing(tokens, self.ids(prompt, row=0)) if prompt else 0
+        head = n_agreeing(tokens, self.ids(prompt, row=0)) if prompt else 0
         head = max(head, 1 if int(tokens[0]) in self._specials else 0)
         return np.concatenate([tokens[:head], tokens[len(tokens) - (self._n_ctx - head) :]])
+
+
+def living(
+    done: Sequence[Tokens | str],
+    first_rows: Sequence[int],
+    place: npt.NDArray[np.intp],
+    start: int,
+) -> tuple[list[Tokens], list[int], npt.NDArray[np.intp], tuple[tuple[int, str], ...]]:
+    """Tokens, first rows and places of the texts that have tokens, and (row, reason) of others."""
+    tokens = [ids for ids in done if not isinstance(ids, str)]
+    if len(tokens) == len(done):
+        return tokens, [*first_rows], place, ()
+    reasons = {index: ids for index, ids in enumerate(done) if isinstance(ids, str)}
+    lives = np.array([index not in reasons for index in range(len(done))])
+    untokenized = tuple(
+        (start + row, reasons[int(index)]) for row, index in enumerate(place) if index in reasons
+    )
+    rows = [row for row, alive in zip(first_rows, lives, strict=True) if alive]
+    return tokens, rows, np.where(lives, np.cumsum(lives) - 1, -1)[place], untokenized
 
 
 def _check_rows(texts: Sequence[object], start: int) -> None:
@@ -150,7 +181,7 @@ def _check_rows(texts: Sequence[object], start: int) -> None:
             raise BadText(start + row, f"is a {type(text).__name__}, not a str")
 
 
-def _n_agreeing(a: Tokens, b: Tokens) -> int:
+def n_agreeing(a: Tokens, b: Tokens) -> int:
     """Length of the common prefix."""
     n = min(len(a), len(b))
     differs = np.flatnonzero(a[:n] != b[:n])
