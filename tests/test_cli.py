@@ -328,6 +328,7 @@ def test_settings_reach_the_engine(run: Run, monkeypatch: pytest.MonkeyPatch):
         (["embed", "notes.txt", "--prompt-name", ""], 2, "no prompt ''"),
         (["embed", "notes.txt", "--quant", ""], 2, "quant='': pass a name"),
         (["embed", ""], 2, "an input is empty"),
+        (["embed", "a\0b"], 2, "an argument holds a NUL"),
         (["search", "x", ""], 2, "an input is empty"),
         (["pull", ""], 2, "the name of the model is empty"),
         (["plan", ""], 2, "the name of the model is empty"),

@@ -49,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code (argparse itself exits on --help and misuse)."""
     start()
     words = sys.argv[1:] if argv is None else [*argv]
+    if any("\0" in word for word in words):
+        console.say("an argument holds a NUL character, which no name or text here may hold")
+        return 2
     first = next((word for word in words if not word.startswith("-")), None)
     args = parser(first).parse_args(words)
     debug: bool = args.debug or os.environ.get("GGUF_EMBED_DEBUG", "") not in ("", "0")
