@@ -132,9 +132,11 @@ def test_rows_and_texts_are_split_too(run: Run, tmp_path: Path):
     assert [row["position"] for row in rows] == [1, 3, 3, 3]
     assert rows[3]["fields"] == {"n": "b"}
     assert rows[3]["end"] == len(long)
-    rows = lines(run("embed", "--text", long, "--chunk-tokens", 20, "--overlap", 5)[1])
-    assert [row["id"] for row in rows][:2] == ["--text:1#1", "--text:1#2"]
-    assert rows[1]["start"] < rows[0]["end"]  # type: ignore[operator]
+    given = ("embed", "--text", "one", "--text", f"{long[:99]}\n{long}")
+    rows = lines(run(*given, "--chunk-tokens", 20, "--overlap", 5)[1])
+    assert [row["id"] for row in rows][:3] == ["--text:1#1", "--text:2#1", "--text:2#2"]
+    assert {row["position"] for row in rows[1:]} == {2}
+    assert rows[2]["start"] < rows[1]["end"]  # type: ignore[operator]
 
 
 def test_blank_files_have_no_rows(run: Run, tmp_path: Path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from gguf_embed.io.read import Part, Record
+from gguf_embed.io.read import GIVEN, Part, Record
 from gguf_embed.io.split import CountTokens, kind_of_file, split
 
 _ROWS = (".jsonl", ".csv")  # files in which a record is a row
@@ -24,19 +24,19 @@ def parts_of(
     The lines of a file's chunk are those of the file, of a row's those of the row. Ids end in the
     number of the chunk, from 1.
     """
-    row = of_row or record.source.lower().endswith(_ROWS)
-    name = record.id if row or record.source == "--text" else record.source
+    whole = not (of_row or record.source == GIVEN or record.source.lower().endswith(_ROWS))
+    name = record.source if whole else record.id
     chunks = split(
         record.text,
         count_tokens=count_tokens,
         max_tokens=max_tokens,
         overlap=overlap,
-        kind="text" if row or record.source == "--text" else kind_of_file(record.source),
+        kind=kind_of_file(record.source) if whole else "text",
     )
     for number, chunk in enumerate(chunks, 1):
         if chunk.text.strip():
-            first = record.position if row else record.position + chunk.first_line - 1
-            last = record.last_position if row else record.position + chunk.last_line - 1
+            lines = (chunk.first_line, chunk.last_line)
+            first, last = lines if whole else (record.position, record.last_position)
             yield replace(
                 record,
                 id=f"{name}#{number}",

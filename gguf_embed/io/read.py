@@ -29,6 +29,7 @@ from gguf_embed.io.chunks import split_markdown
 from gguf_embed.io.sources import OnBad, TextSource, TextSources, readable
 
 DEFAULT_FIELD = "text"
+GIVEN = "--text"  # the source of texts on the command line
 _NO_FIELDS: Mapping[str, object] = MappingProxyType({})  # one for all records without any
 
 
@@ -68,7 +69,7 @@ class Record:
     part: Part | None = None  # of a chunk
 
 
-def given(texts: Sequence[str], *, source: str = "--text") -> Iterator[Record]:
+def given(texts: Sequence[str], *, source: str = GIVEN) -> Iterator[Record]:
     """Records of texts that are no files; `position` counts from 1."""
     for position, text in enumerate(texts, 1):
         yield Record(
