@@ -136,7 +136,7 @@ def test_rows_and_texts_are_split_too(run: Run, tmp_path: Path):
     rows = lines(run(*given, "--chunk-tokens", 20, "--overlap", 5)[1])
     assert [row["id"] for row in rows][:3] == ["--text:1#1", "--text:2#1", "--text:2#2"]
     assert {row["position"] for row in rows[1:]} == {2}
-    assert rows[2]["start"] < rows[1]["end"]  # type: ignore[operator]
+    assert rows[3]["start"] < rows[2]["end"]  # type: ignore[operator]
 
 
 def test_blank_files_have_no_rows(run: Run, tmp_path: Path):
