@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -89,12 +90,13 @@ def main() -> None:
         "n_modules": len(modules),
         "n_chunks": len(pairs),
         "ndcg_at_10": {name: float(values.mean()) for name, values in scores.items()},
-        "loss": str(loss),
+        "loss": asdict(loss) if loss else None,
         "mean_cosine": float(cosines.mean()),
     }
     for name, values in scores.items():
         print(f"{name:6} nDCG@10 {values.mean():.4f}")
-    print(f"difference {loss}")
+    if loss:
+        print(f"lost   {loss.mean:.1%} of alone, {loss.low:.1%} to {loss.high:.1%} with 95 %")
     if args.out:
         args.out.write_text(json.dumps(run, indent=1) + "\n")
     print(json.dumps(run))
