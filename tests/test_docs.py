@@ -152,7 +152,7 @@ def test_the_architecture_is_that_of_the_package():
         folder = "" if room == "ground" else f"{room}/"
         for file in re.findall(r"`(\w+\.py)`", row):
             assert folder + file in FILES
-    assert len(journeys) == 2
+    assert len(journeys) == 3
     for journey in journeys:
         files = re.findall(r"[\w/]+\.py", journey)
         assert len(files) > 5

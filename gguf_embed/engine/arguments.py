@@ -75,6 +75,18 @@ def check_texts(texts: object) -> Iterator[str]:
         raise BadInput(f"texts are {kind_of(texts)}; {_TEXTS}") from None
 
 
+def check_token_ids(texts: object) -> list[list[int]]:
+    """Texts that came as lists of token ids. Raises BadInput."""
+    rows: list[list[int]] = []
+    for row, text in enumerate(cast("Iterable[object]", texts)):
+        ids = [*cast("list[object]", text)] if isinstance(text, (list, tuple)) else []
+        if not ids or not all(type(each) is int and abs(each) < 2**31 for each in ids):
+            said = shown(cast("object", text))
+            raise BadInput(f"row {row} is {said}; pass all texts as str, or all as token ids")
+        rows.append(cast("list[int]", ids))
+    return rows
+
+
 def check_names(options: Mapping[str, object]) -> None:
     """Refuse options that do not exist. Raises BadOption."""
     known = sorted(EncodeOptions.__required_keys__ | EncodeOptions.__optional_keys__)

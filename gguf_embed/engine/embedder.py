@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, Unpack
+from typing import Final, Unpack, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +17,12 @@ from gguf_embed.catalog.catalog import BUILTIN
 from gguf_embed.engine import arguments
 from gguf_embed.engine.backend import Head
 from gguf_embed.engine.fingerprint import Fingerprint, known_sha256
+from gguf_embed.engine.isolated import IsolatedModel
 from gguf_embed.engine.opening import Opened, open_model
 from gguf_embed.engine.options import Block, EncodeOptions, OnProgress, VectorOptions
+from gguf_embed.engine.pending import Pending
 from gguf_embed.engine.running import Lifetime, Running
+from gguf_embed.engine.scheduler import OnComputed
 from gguf_embed.engine.stream import DIED, NO_VECTOR, Request, blocks, no_vector
 from gguf_embed.engine.turns import Caller, Priority
 from gguf_embed.errors import BadOption, TextTooLong
@@ -278,6 +281,56 @@ class Embedder(Closes):
             window=window,
             on_progress=on_progress,
         )
+
+    def prepare(
+        self, texts: Sequence[str] | Sequence[Sequence[int]], **options: Unpack[EncodeOptions]
+    ) -> Pending:
+        """A call that no thread waits for: tokenized and checked here, computed by its `submit`.
+
+        Texts may come as token ids of this model. See `EncodeOptions` for the options and `encode`
+        for what is raised.
+        """
+        with self._lifetime.call() as running:
+            request = self._request(running, options)
+            if all(isinstance(text, str) for text in texts):
+                prepared = running.preparer.rows(
+                    cast("Sequence[str]", texts),
+                    0,
+                    prompt=request.prompt,
+                    truncate=request.truncate,
+                )
+            else:
+                if request.prompt:
+                    raise BadOption(
+                        "a prompt goes in front of texts, not of token ids; pass the texts, or ids "
+                        "that hold the prompt"
+                    )
+                prepared = running.preparer.given(
+                    arguments.check_token_ids(texts),
+                    n_vocab=self.header.n_vocab,
+                    truncate=request.truncate,
+                )
+            if prepared.too_long:
+                raise TextTooLong(prepared.too_long, self.n_ctx)
+            return Pending(prepared, request, self._lifetime, running)
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Tokens of all calls that no microbatch has taken yet."""
+        with self._lifetime.call() as running:
+            return running.scheduler.waiting_tokens
+
+    @property
+    def n_deaths(self) -> int:
+        """How often the child of an isolated engine has died."""
+        with self._lifetime.call() as running:
+            backend = running.backend
+            return backend.n_deaths if isinstance(backend, IsolatedModel) else 0
+
+    def watch(self, on_computed: OnComputed) -> None:
+        """Have each microbatch told once it is computed; for the meters of a server."""
+        with self._lifetime.call() as running:
+            running.scheduler.on_computed = on_computed
 
     def _request(self, running: Running, options: EncodeOptions) -> Request:
         """The options as they apply to this model. Raises BadOption."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import repeat
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,8 @@ from gguf_embed.engine.options import Truncate
 from gguf_embed.engine.tokenizer import RunTooLong
 from gguf_embed.errors import BadText, NativeFailed
 from gguf_embed.native.model import Tokens
+
+_Row = TypeVar("_Row", str, bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +29,12 @@ class Prepared:
     place: npt.NDArray[np.intp]  # (n rows,) -> index into tokens
     truncated: npt.NDArray[np.bool_]  # (different texts,)
     too_long: tuple[tuple[int, int], ...]  # (row, tokens) of those that may not be cut
+
+    @property
+    def token_counts(self) -> npt.NDArray[np.int32]:
+        """Of each row, after the cut, shape (n rows,)."""
+        counts = np.fromiter(map(len, self.tokens), np.int32, len(self.tokens))
+        return counts[self.place]
 
 
 class Preparer:
@@ -75,14 +84,50 @@ class Preparer:
         The first of the texts is row `start` of the caller's.
         """
         _check_rows(texts, start)
-        unique: dict[str, int] = {}
-        place = np.fromiter(
-            (unique.setdefault(text, len(unique)) for text in texts), np.intp, len(texts)
-        )
-        first_rows = [0] * len(unique)
-        for row in range(len(texts) - 1, -1, -1):
-            first_rows[place[row]] = start + row
+        place, first_rows, unique = _unique(texts, start)
         tokens = list(self._threads.map(self.ids, unique, first_rows, repeat(prompt), chunksize=64))
+        return self._prepared(tokens, place, first_rows, start, prompt, truncate)
+
+    def given(
+        self, sequences: Sequence[Sequence[int]], *, n_vocab: int, truncate: Truncate = "error"
+    ) -> Prepared:
+        """The same for texts that come as token ids of this model.
+
+        The special tokens are put at the ends of those that lack them.
+        """
+        ends = self.ids("", row=0)
+        n_first = sum(int(ids) in self._specials for ids in ends[:1])
+        n_last = len(ends) - n_first
+        rows: list[bytes] = []
+        for row, sequence in enumerate(sequences):
+            ids = np.asarray(sequence, np.int64)
+            wrong = np.flatnonzero((ids < 0) | (ids >= n_vocab))
+            if len(wrong):
+                raise BadText(
+                    row,
+                    f"token {int(ids[wrong[0]])} at {wrong[0]} is none of this model, whose tokens "
+                    f"are 0 to {n_vocab - 1}; pass text, or ids that this model's own tokenizer "
+                    "gave",
+                )
+            first, last = ends[:n_first], ends[len(ends) - n_last :]
+            if n_first and not np.array_equal(ids[:n_first], first):
+                ids = np.concatenate([first, ids])
+            if n_last and not (len(ids) > n_first and np.array_equal(ids[-n_last:], last)):
+                ids = np.concatenate([ids, last])
+            rows.append(ids.astype(np.int32).tobytes())
+        place, first_rows, unique = _unique(rows, 0)
+        tokens: list[Tokens] = [np.frombuffer(row, np.int32) for row in unique]
+        return self._prepared(tokens, place, first_rows, 0, "", truncate)
+
+    def _prepared(
+        self,
+        tokens: list[Tokens],
+        place: npt.NDArray[np.intp],
+        first_rows: list[int],
+        start: int,
+        prompt: str,
+        truncate: Truncate,
+    ) -> Prepared:
         for ids, row in zip(tokens, first_rows, strict=True):
             if not len(ids):
                 raise BadText(row, "has no token, and this model adds none; leave the row out")
@@ -111,6 +156,18 @@ class Preparer:
         head = _n_agreeing(tokens, self.ids(prompt, row=0)) if prompt else 0
         head = max(head, 1 if int(tokens[0]) in self._specials else 0)
         return np.concatenate([tokens[:head], tokens[len(tokens) - (self._n_ctx - head) :]])
+
+
+def _unique(
+    rows: Sequence[_Row], start: int
+) -> tuple[npt.NDArray[np.intp], list[int], dict[_Row, int]]:
+    """For each row which of the different ones it is, where each of those came first, and they."""
+    unique: dict[_Row, int] = {}
+    place = np.fromiter((unique.setdefault(row, len(unique)) for row in rows), np.intp, len(rows))
+    first_rows = [0] * len(unique)
+    for row in range(len(rows) - 1, -1, -1):
+        first_rows[place[row]] = start + row
+    return place, first_rows, unique
 
 
 def _check_rows(texts: Sequence[object], start: int) -> None:
