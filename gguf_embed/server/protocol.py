@@ -5,9 +5,12 @@ does not take its answer, loses its connection and holds nothing.
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+_log = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 
@@ -93,6 +96,7 @@ class PatientProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _abort(self) -> None:
+        _log.info("a client did not take its answer in %g s and lost its connection", self.write_s)
         self.transport.abort()  # pyright: ignore[reportAttributeAccessIssue]
 
     def _stop(self, timer: asyncio.TimerHandle | None) -> None:

@@ -78,6 +78,16 @@ class Similarity(msgspec.Struct, kw_only=True):
     parameters: SimilarityParameters | None = None
 
 
+class Root(_Cut, kw_only=True):
+    """The body of POST /: of /embed, or of /similarity."""
+
+    inputs: Inputs | SimilarityInputs
+    normalize: bool | None = None
+    prompt_name: str | None = None
+    dimensions: int | None = None
+    parameters: SimilarityParameters | None = None
+
+
 class Tokenize(msgspec.Struct, kw_only=True):
     """The body of POST /tokenize."""
 
@@ -104,7 +114,19 @@ def _texts(inputs: Inputs) -> list[str] | list[list[int]]:
 
 async def embed(call: Call) -> Answer:
     """POST /embed."""
-    body = await call.json(Embed)
+    return await _embedded(call, await call.json(Embed))
+
+
+async def root(call: Call) -> Answer:
+    """POST /, where the Hub's client sends every task: vectors, or the cosines of sentences."""
+    body = await call.json(Root)
+    if isinstance(body.inputs, SimilarityInputs):
+        return await _similarity(call, body.inputs, body.parameters or SimilarityParameters())
+    return await _embedded(call, body)
+
+
+async def _embedded(call: Call, body: Embed | Root) -> Answer:
+    assert not isinstance(body.inputs, SimilarityInputs), "embedded elsewhere"
     embedded = await call.embed(
         EmbedRequest(
             texts=_texts(body.inputs),
@@ -136,12 +158,15 @@ async def embed_all(call: Call) -> Answer:
 async def similarity(call: Call) -> Answer:
     """POST /similarity: the cosine of one text to each of others."""
     body = await call.json(Similarity)
-    how = body.parameters or SimilarityParameters()
-    if not body.inputs.sentences:
+    return await _similarity(call, body.inputs, body.parameters or SimilarityParameters())
+
+
+async def _similarity(call: Call, inputs: SimilarityInputs, how: SimilarityParameters) -> Answer:
+    if not inputs.sentences:
         raise Refused(Kind.EMPTY, "`inputs.sentences` cannot be empty")
     embedded = await call.embed(
         EmbedRequest(
-            texts=[body.inputs.source_sentence, *body.inputs.sentences],
+            texts=[inputs.source_sentence, *inputs.sentences],
             model=how.model,
             prompt_name=how.prompt_name,
             truncate=how.cutting,
@@ -283,7 +308,7 @@ TEI: Final = Dialect(
     title="text-embeddings-inference",
     endpoints=(
         Endpoint(path="/embed", handler=embed, summary="Vectors of texts", request=Embed),
-        Endpoint(path="/", handler=embed, summary="The same", request=Embed),
+        Endpoint(path="/", handler=root, summary="The same, or cosines", request=Root),
         Endpoint(path="/embed_all", handler=embed_all, summary="Token vectors", request=Embed),
         Endpoint(path="/similarity", handler=similarity, summary="Cosines", request=Similarity),
         Endpoint(path="/rerank", handler=rerank, summary="Scores of pairs", request=Rerank),
