@@ -11,17 +11,23 @@ QUICK := not native and not network and not slow and not minutes and not referen
 # Least share of branches, in per cent, that the tests reach in each room without side effects.
 FLOOR := 95
 
-.PHONY: demo check test reference clean
+.PHONY: demo check quick types test reference clean
 
 demo:
 	$(PYTHON) install.py
 	$(BIN)/gguf-embed search "how do I use this without internet?" README.md docs/
 
+# Types and tests run side by side, and each says its own at its end.
 check:
+	@$(MAKE) --no-print-directory -j2 -O types quick
+
+quick:
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright --pythonpath $(BIN)/python
 	HYPOTHESIS_PROFILE=quick $(BIN)/pytest -m "$(QUICK)"
+
+types:
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 test:
 	$(PYTHON) install.py --extras cli,dev,plots,server

@@ -52,7 +52,7 @@ def known() -> Mapping[str, catalog.ModelCard]:
 
 def values(tensor: TensorInfo, rng: np.random.Generator) -> npt.NDArray[np.floating[Any]]:
     """The tensor's numbers, flat; made in chunks, so memory holds little more than the result."""
-    mean, std = _distribution(tensor)
+    mean, std = distribution(tensor)
     flat = np.empty(math.prod(tensor.shape), dtype=DTYPES[tensor.type])
     for start in range(0, flat.size, CHUNK_ELEMENTS):
         part = flat[start : start + CHUNK_ELEMENTS]
@@ -60,7 +60,7 @@ def values(tensor: TensorInfo, rng: np.random.Generator) -> npt.NDArray[np.float
     return flat
 
 
-def _distribution(tensor: TensorInfo) -> tuple[float, float]:
+def distribution(tensor: TensorInfo) -> tuple[float, float]:
     """Mean and standard deviation that keep activations natural."""
     part = tensor.name.rpartition("blk.")[2].partition(".")[2].removesuffix(".weight")
     if part in ("attn_q_norm", "attn_k_norm"):
@@ -129,15 +129,17 @@ def make_vocabulary(writer: gguf.GGUFWriter, n_vocab: int, bos_id: int, eos_id: 
     writer.add_pad_token_id(eos_id)
 
 
-def write_f16(card: catalog.ModelCard, out: Path, *, vocab: Path | None, seed: int) -> None:
-    """Write the model's F16 file, one tensor in memory at a time; complete or not at all."""
+def described(
+    card: catalog.ModelCard, file_type: gguf.LlamaFileType, *, vocab: Path | None, seed: int
+) -> gguf.GGUFWriter:
+    """A writer of the model's file that has all but the tensors."""
     shape = card.shape
     assert shape is not None, "known() offers no other"
     writer = gguf.GGUFWriter(None, shape.architecture)
     # Not the model's own name: no engine may take this file for the real one.
     writer.add_name(f"random-{card.id}")
     writer.add_description(f"random weights, seed {seed}, in the shape of {card.source_repo}")
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    writer.add_file_type(file_type)
     writer.add_block_count(shape.n_layer)
     writer.add_context_length(shape.n_ctx_train)
     writer.add_embedding_length(shape.n_embd)
@@ -160,7 +162,14 @@ def write_f16(card: catalog.ModelCard, out: Path, *, vocab: Path | None, seed: i
         bos_id = card.eos_id if card.bos_id is None else card.bos_id
         make_vocabulary(writer, shape.n_vocab, bos_id, card.eos_id)
     _set_ends(writer, card)
-    wanted = layout.tensors(shape, "F16")
+    return writer
+
+
+def write_f16(card: catalog.ModelCard, out: Path, *, vocab: Path | None, seed: int) -> None:
+    """Write the model's F16 file, one tensor in memory at a time; complete or not at all."""
+    writer = described(card, gguf.LlamaFileType.MOSTLY_F16, vocab=vocab, seed=seed)
+    assert card.shape is not None, "known() offers no other"
+    wanted = layout.tensors(card.shape, "F16")
     for tensor in wanted:
         # gguf-py takes numpy's order of dimensions, ggml's reversed.
         dims, dtype = tensor.shape[::-1], DTYPES[tensor.type]

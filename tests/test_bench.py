@@ -40,6 +40,8 @@ from gguf_embed.plan.variants import variant_of
 from gguf_embed.system import files
 from gguf_embed.vectors import Pooling
 
+pytestmark = pytest.mark.native
+
 TEXTS = [" ".join(WORDS[(i * 7 + j) % len(WORDS)] for j in range(4 + i % 9)) for i in range(64)]
 TASK = Task(
     name="texts of the tests",

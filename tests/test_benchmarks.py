@@ -38,6 +38,8 @@ from contenders import Load
 from peers import Child, Entry, PeerError, Result
 from workloads import Workload
 
+pytestmark = pytest.mark.native
+
 TINY = layout.Shape(
     architecture="qwen3",
     n_layer=2,

@@ -11,6 +11,8 @@ from gguf_embed.catalog.catalog import builtin_path
 from gguf_embed.gguf.header import read_header
 from gguf_embed.vectors import Pooling
 
+pytestmark = pytest.mark.native
+
 MODELS = Path(build_minilm.__file__).parent
 
 

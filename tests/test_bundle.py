@@ -49,6 +49,8 @@ from gguf_embed.store.local import Places, Source
 from gguf_embed.system import files
 from gguf_embed.vectors import Pooling as OurPooling
 
+pytestmark = pytest.mark.native
+
 REPO = "someone/tiny-embedder-GGUF"
 MODEL = "model/qwen3-Q8_0.gguf"
 

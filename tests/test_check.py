@@ -19,6 +19,8 @@ from gguf_embed.gguf.header import Header, read_header
 from gguf_embed.gguf.vocabulary import PRE_TOKENIZERS, check_vocabulary
 from gguf_embed.vectors import Pooling
 
+pytestmark = pytest.mark.native
+
 Write = Callable[..., Path]
 Changes = dict[str, MetaValue | None]
 KINDS = ("qwen3", "qwen3_reranker", "qwen2_bidirectional", "bert", "xlmr")

@@ -15,6 +15,8 @@ import pytest
 from gguf_embed.system import child
 from gguf_embed.system.child import Child, Ending
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

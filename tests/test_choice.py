@@ -49,6 +49,8 @@ from gguf_embed.store.local import Places
 from gguf_embed.system import paths
 from gguf_embed.vectors import Pooling
 
+pytestmark = pytest.mark.native
+
 MACHINES = Path(__file__).parent / "machines"
 LAPTOP = machine_from_json((MACHINES / "laptop-16gb-no-gpu.json").read_text())
 ONE_GPU = machine_from_json((MACHINES / "rtx-4090-24gb.json").read_text())

@@ -14,6 +14,8 @@ import tiny
 from gguf_embed.cli import embed
 from gguf_embed.engine.hosted import FAULT_VARIABLE
 
+pytestmark = pytest.mark.native
+
 POISON = "a fish in the river"
 TEXTS = [f"the {word} and the dog" for word in ("cat", "boat", "bread", "oven", "house")]
 ROW = 3

@@ -14,6 +14,8 @@ from gguf_embed.cli import main
 from gguf_embed.engine.embedder import Embedder
 from gguf_embed.plan.settings import Settings
 
+pytestmark = pytest.mark.native
+
 
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -240,6 +240,7 @@ def test_lines_that_hold_no_vectors(tmp_path: Path, line: str, message: str):
         stored(path).rows(np.arange(2))
 
 
+@pytest.mark.native
 def test_what_embed_wrote_is_compared_in_either_form(tmp_path: Path):
     """`embed` itself, with the built-in model: the two forms hold the same vectors."""
     texts = tmp_path / "t.txt"
@@ -326,6 +327,7 @@ def words(n: int) -> str:
     return "".join(f"w{i} w{i + 1} w{i // 3}\n" for i in range(n))
 
 
+@pytest.mark.slow
 def test_texts_of_ones_own(run: Run, tmp_path: Path):
     (tmp_path / "own.txt").write_text(words(50) + "\n" + words(50))
     code, out, _ = run("a", "b", "--texts", tmp_path / "own.txt", "--json")
@@ -349,6 +351,7 @@ def test_texts_that_do_not_do(run: Run, tmp_path: Path):
     assert f"{long}:41: 42 tokens, a takes 32 (1 texts are too long)" in err
 
 
+@pytest.mark.slow
 def test_stored_vectors_are_compared_as_they_are(run: Run, tmp_path: Path):
     vectors = cloud(MAX_TEXTS + 100, 8)
     vectors[1] = 0  # of more than MAX_TEXTS rows not all are looked at; this one is

@@ -14,9 +14,12 @@ from test_measured import measured_run
 
 from gguf_embed import cli
 from gguf_embed.cli import doctor
-from gguf_embed.machine import measured, selftest
+from gguf_embed.machine import measured, probe, selftest
 from gguf_embed.machine.load import Load
+from gguf_embed.machine.machine import Device
 from gguf_embed.machine.probe import usable_cores
+
+pytestmark = pytest.mark.native
 
 
 @pytest.fixture(autouse=True)
@@ -81,3 +84,28 @@ def test_what_is_damaged_is_removed(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "measured      1 used by plan, 1 under load, not used\n" in out
     assert cli.main(["doctor"]) == 0
     assert "damaged" not in capsys.readouterr().out
+
+
+def test_the_self_test_runs_on_the_gpus(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    card = Device(
+        name="CUDA0",
+        description="a card",
+        backend="CUDA",
+        kind="gpu",
+        free_bytes=8 << 30,
+        total_bytes=8 << 30,
+        device_id=None,
+    )
+    here = probe.probe()
+    machine = replace(here, devices=(card, *here.devices))
+    monkeypatch.setattr(probe, "probe", lambda **_: machine)
+    monkeypatch.setattr(doctor, "_embed_one", lambda: (True, "fine"))
+    assert cli.main(["doctor", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["gpu_self_test"] == {"Q8_0": "ok"}
+    monkeypatch.setenv(selftest.FAULT_VARIABLE, "gpu:SIGSEGV")
+    assert cli.main(["doctor"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "Q8_0: plain ok, flash ok, repack ok, GPU SIGSEGV" in out
+    assert "the self-test fails on the GPU (Q8_0: SIGSEGV)" in out

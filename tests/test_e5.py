@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from gguf_embed import Embedder, Settings
 from gguf_embed.lab.parallel import matching_accuracy, parallel_sentences
 
-pytestmark = pytest.mark.network
+pytestmark = [pytest.mark.network, pytest.mark.native]
 
 # Least and median cosine to float32. Q4_0 differs because ggml rounds activations to 8 bits.
 BOUNDS = {"F16": (0.99998, 0.999995), "Q4_0": (0.999, 0.9998)}

@@ -33,6 +33,8 @@ from gguf_embed.native.model import Model, Tokens
 from gguf_embed.plan.settings import Settings
 from gguf_embed.vectors import Pooling, Vectors
 
+pytestmark = pytest.mark.native
+
 CAT, DOG = "the cat sat on the mat", "a dog in the river"
 
 

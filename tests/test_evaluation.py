@@ -37,6 +37,7 @@ def words(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
+@pytest.mark.slow
 def test_the_standard_library_gives_thousands_of_pairs(standard_library: Task):
     assert len(standard_library.queries) == len(standard_library.passages) > 1500
     assert standard_library.qrels == tuple({i: 1.0} for i in range(len(standard_library.queries)))
@@ -49,6 +50,7 @@ def test_the_standard_library_gives_thousands_of_pairs(standard_library: Task):
         assert "\n" not in query
 
 
+@pytest.mark.slow
 def test_the_same_task_whatever_the_hash_seed():
     code = (
         "import sys; sys.stdlib_module_names = frozenset({'json', 'email', 'argparse', 'http'});"

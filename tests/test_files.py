@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pytest
+import sources
+from sources import nodes
 
 from gguf_embed.errors import DoesNotFit, OutputFailed
 from gguf_embed.system import files
 from gguf_embed.system.files import WholeFile, check_free, whole_folder, write_whole
-
-PACKAGE = Path(__file__).parents[1] / "gguf_embed"
 
 
 def test_it_appears_at_commit(tmp_path: Path):
@@ -171,14 +171,13 @@ OWNERS = {
     "tempfile.NamedTemporaryFile": "system/files.py",
     "tempfile.mkstemp": "system/files.py",
     "tempfile.TemporaryFile": "system/child.py",
-    ".with_name(": "system/files.py",
 }
 
 
 def second_places(path: str, source: str) -> list[str]:
     """Calls in a file of the package that only another file may make."""
     found: list[str] = []
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes(source):
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
             owner = OWNERS.get(called, path)
@@ -191,18 +190,10 @@ def second_places(path: str, source: str) -> list[str]:
     return found
 
 
-# Second places that are still there, with what they wait for.
-WAITING: set[str] = set()
-
-
 def test_one_place_writes_and_one_starts_children():
-    found = {
-        path.relative_to(PACKAGE).as_posix(): second_places(
-            path.relative_to(PACKAGE).as_posix(), path.read_text("utf-8")
-        )
-        for path in PACKAGE.rglob("*.py")
-    }
-    assert {path for path, faults in found.items() if faults} == WAITING
+    assert [
+        fault for path, source in sources.files().items() for fault in second_places(path, source)
+    ] == []
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from gguf_embed.testing import FakeEmbedder
 QUIET = Settings(tune=False, n_threads=1)
 
 
+@pytest.mark.native
 def test_of_the_builtin_model():
     with Embedder.open(settings=QUIET) as embedder:
         space = embedder.fingerprint()

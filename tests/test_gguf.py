@@ -26,6 +26,8 @@ from gguf_embed.gguf.quants import BLOCK, FILE_TYPES, TYPE_NAMES
 from gguf_embed.gguf.tensors import TensorInfo
 from gguf_embed.vectors import Pooling
 
+pytestmark = pytest.mark.native
+
 # --- files by the byte -----------------------------------------------------------------
 
 U8, U32, I32, BOOL, STR, ARR, U64 = 0, 4, 5, 7, 8, 9, 10

@@ -22,6 +22,8 @@ from gguf_embed.catalog.catalog import builtin_path
 from gguf_embed.engine.embedder import Embedder
 from gguf_embed.plan.settings import Settings
 
+pytestmark = pytest.mark.native
+
 BOUNDS = {"F16": (0.99998, 0.999995), "Q8_0": (0.9975, 0.9994)}
 
 

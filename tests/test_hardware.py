@@ -306,6 +306,7 @@ def test_a_full_group_leaves_nothing_rather_than_less(tmp_path):
 sizes = st.integers(0, 20 * GIB)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(sizes, sizes, sizes), max_size=3), st.tuples(sizes, sizes, sizes))
 def test_another_limit_never_gives_more(groups, added):
@@ -341,6 +342,7 @@ SYSTEM_FILES = [*linux(), "proc/self/limits", "sys/fs/cgroup/memory.max", "sys/f
 system_text = st.text(st.sampled_from("0123456789 -:,/\n\tkBmax.\0ä"), max_size=40)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(st.dictionaries(st.sampled_from(SYSTEM_FILES), system_text))
 def test_any_text_in_system_files_gives_a_machine(garbled):
@@ -757,6 +759,7 @@ def machines(draw: st.DrawFn) -> Machine:
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(machines())
 def test_json_round_trip(machine):
@@ -930,6 +933,7 @@ def test_the_reinstall_command_asks_for_what_we_depend_on():
 # -- on the way to a model -----------------------------------------------------------------------
 
 
+@pytest.mark.native
 def test_opening_the_builtin_model_starts_no_tool_and_loads_no_hub_client(tmp_path):
     """A machine without network or GPU tools opens it as fast as any other."""
     script = (

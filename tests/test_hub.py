@@ -52,6 +52,8 @@ from gguf_embed.store import download, failures, hub, names
 from gguf_embed.store import local as store
 from gguf_embed.store.local import Places, Source
 
+pytestmark = pytest.mark.slow
+
 REPO = "someone/tiny-embedder-GGUF"
 FILE = "tiny-embedder-Q8_0.gguf"
 NAME = f"hf:{REPO}/{FILE}"

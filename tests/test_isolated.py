@@ -24,6 +24,8 @@ from gguf_embed.engine.isolated import IsolatedModel
 from gguf_embed.engine.opening import Opened, prove_model
 from gguf_embed.vectors import Vectors
 
+pytestmark = pytest.mark.native
+
 UNTUNED = Settings(tune=False, n_contexts=2)
 POISON = "a fish in the river"
 TEXTS = [f"the {word} and the dog {i}" for i in range(12) for word in ("cat", "boat", "bread")]

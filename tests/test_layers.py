@@ -10,11 +10,10 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from functools import cache
 
 import pytest
-
-PACKAGE = Path(__file__).parents[1] / "gguf_embed"
+from sources import files, nodes
 
 # From the top. Each has its rule in the docstring of its __init__.py.
 ROOMS = (
@@ -44,14 +43,17 @@ MAX_LINES = 400
 LONG: Mapping[str, str] = {}
 
 
-def imports(source: str) -> Iterator[str]:
+@cache
+def imports(source: str) -> tuple[str, ...]:
     """Absolute names that a source imports, at any depth of nesting; a file or what is in it."""
-    for node in ast.walk(ast.parse(source)):
+    names: list[str] = []
+    for node in nodes(source):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             module = "." * node.level + (node.module or "")
-            yield from (f"{module}.{alias.name}" for alias in node.names)
+            names += (f"{module}.{alias.name}" for alias in node.names)
+    return tuple(names)
 
 
 def room_of(path: str) -> str:
@@ -133,12 +135,7 @@ def circles(files: Mapping[str, str]) -> list[list[str]]:
     return found
 
 
-def read_package() -> dict[str, str]:
-    paths = (path for path in PACKAGE.rglob("*.py") if path.parts[-2] != "models")
-    return {str(path.relative_to(PACKAGE).as_posix()): path.read_text("utf-8") for path in paths}
-
-
-FILES = read_package()
+FILES = files()
 
 
 def test_the_house_stands():

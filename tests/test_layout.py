@@ -18,6 +18,8 @@ from gguf_embed.gguf.layout import QUANTS, Shape, tensors
 from gguf_embed.gguf.quants import FILE_TYPES
 from gguf_embed.gguf.tensors import TensorInfo
 
+pytestmark = pytest.mark.native
+
 MODELS = Path(__file__).parent.parent / "models"
 
 QWEN3_06B = Shape(

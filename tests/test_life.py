@@ -157,6 +157,7 @@ def resident_bytes() -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.native
 def test_what_is_dropped_is_freed():
     """Without this a model of 25 MB leaves about 38 MiB behind each time."""
 
@@ -265,6 +266,7 @@ def test_a_pickle_opens_the_same_file_again(tiny_model: Write):
         np.testing.assert_array_equal(encode(other), expected)
 
 
+@pytest.mark.native
 def test_a_model_of_the_catalog_is_pickled_by_its_name():
     """Its file is elsewhere on another machine."""
     with Embedder.open(settings=QUIET) as embedder:

@@ -32,6 +32,8 @@ from gguf_embed.native.model import Model, Tokens
 from gguf_embed.native.quantizer import quantize_rows
 from gguf_embed.vectors import Pooling
 
+pytestmark = pytest.mark.native
+
 # ---------------------------------------------------------------------------- refusals
 
 PARAMS = ContextParams(n_ctx=64, n_ubatch=64, n_seq_max=4, n_threads=1, pooling=Pooling.LAST)

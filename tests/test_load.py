@@ -106,6 +106,7 @@ def spinning(n: int, *, adopted: bool) -> Iterator[None]:
             process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="counts of a container are Linux's")
 def test_on_this_machine_others_count_and_our_own_do_not(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(load, "read_times", REAL)

@@ -239,6 +239,7 @@ levels = st.dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)  # each writes files to disk
 @given(st.lists(levels, max_size=6))
 def test_no_measured_level_is_forgotten(each: list[dict[str, LevelFigures]]):

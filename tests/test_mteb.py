@@ -15,6 +15,8 @@ from gguf_embed.errors import BadOption
 from gguf_embed.integrations.mteb import MtebModel
 from gguf_embed.plan.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:

@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 
 from gguf_embed.engine.bert_text import bert_normalize, bert_words
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "normalizer.json").read_text())
 # Planes 0 to 2 and the tags; of the empty and private planes one in a hundred.
 CODE_POINTS = [

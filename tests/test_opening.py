@@ -230,6 +230,7 @@ def test_what_is_opened_is_closed_with_it(tiny_model: Write, alive: list[object]
 # ------------------------------------------------------------------------------- the short way
 
 
+@pytest.mark.native
 def test_the_built_in_model_opens_without_a_network_client_or_a_process():
     """Once the build and the file are proved."""
     code = """

@@ -256,6 +256,7 @@ def test_the_head_of_the_pooled_path_is_counted(
     assert memory["CPU"].host_bytes == n_tokens * (151_669 + 1024) * 4
 
 
+@pytest.mark.native
 def test_the_built_in_model_really_loaded():
     """In a process of its own: what llama.cpp reports, and how much the process grows."""
     done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, check=True)
@@ -1074,6 +1075,7 @@ def used(machine: Machine, memory: dict[str, Memory]) -> Iterator[tuple[int, int
     yield in_ram, machine.ram_available_bytes
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(CARDS), machines(), limits_, gpu_layers, st.data())
 def test_never_over_budget_and_always_with_reasons(
@@ -1121,6 +1123,7 @@ def test_never_over_budget_and_always_with_reasons(
         assert all(row.fit != "tight" for row in found.considered if row.tier == "split")
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(CARDS), machines(), limits_, sizes, sizes, st.data())
 def test_more_memory_never_plans_worse(
@@ -1172,6 +1175,7 @@ def sound(found: Plan) -> bool:
     return roomy and quality is not None and quality.as_good is not False
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(st.sampled_from(CARDS), sizes, sizes, st.data())
 def test_more_memory_never_plans_slower(card: ModelCard, ram: int, more: int, data: st.DataObject):
@@ -1195,6 +1199,7 @@ def fast_enough(found: Plan) -> bool:
 # -- documents and measurements ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_table_of_plans_is_up_to_date():
     import plans
 

@@ -21,6 +21,8 @@ from gguf_embed.system import paths
 from gguf_embed.system.child import Child
 from gguf_embed.vectors import Pooling
 
+pytestmark = pytest.mark.native
+
 CAUSAL = ProofSettings(
     pooling=Pooling.LAST, causal=True, encoder=False, n_ctx=256, n_threads=1, end_token=None
 )

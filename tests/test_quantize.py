@@ -39,6 +39,8 @@ from gguf_embed.store import hub, names
 from gguf_embed.store.local import Source
 from gguf_embed.system import files
 
+pytestmark = pytest.mark.native
+
 
 @pytest.fixture(scope="module")
 def qwen3(tiny_model: Write) -> Path:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+import sources
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,7 +16,6 @@ from gguf_embed.gguf import layout, quants
 from gguf_embed.gguf.quants import QUANTS, TENSOR_TYPES
 from gguf_embed.store import local
 
-PACKAGE = Path(__file__).parents[1] / "gguf_embed"
 NUMBERS = {"I8", "I16", "I32", "I64", "F64"}  # plain types of numbers, which others name too
 NAMES = {*QUANTS, *TENSOR_TYPES} - NUMBERS
 OWNER = "gguf/quants.py"
@@ -24,7 +23,7 @@ OWNER = "gguf/quants.py"
 
 def tables(source: str) -> Iterator[str]:
     """Literal collections that hold three or more names of quantizations or tensor types."""
-    for node in ast.walk(ast.parse(source)):
+    for node in sources.nodes(source):
         inside: list[ast.expr | None] = []
         if isinstance(node, ast.Tuple | ast.List | ast.Set):
             inside = [*node.elts]
@@ -42,11 +41,7 @@ def tables(source: str) -> Iterator[str]:
 
 
 def test_there_is_no_second_table():
-    found = {
-        path.relative_to(PACKAGE).as_posix(): list(tables(path.read_text("utf-8")))
-        for path in PACKAGE.rglob("*.py")
-        if path.parts[-2] != "models"
-    }
+    found = {path: list(tables(source)) for path, source in sources.files().items()}
     assert {path: texts for path, texts in found.items() if texts and path != OWNER} == {}
 
 

@@ -23,6 +23,8 @@ from gguf_embed.engine.embedder import Embedder
 from gguf_embed.engine.options import Truncate
 from gguf_embed.plan.settings import Settings
 
+pytestmark = pytest.mark.native
+
 EMBEDDERS = [name for name in CASES if name != "qwen3-reranker"]
 FAMILIES = ["qwen3-last", "qwen2-bidirectional", "bert-cls", "xlmr-cls"]
 NEWER = [name for name in EMBEDDERS if CASES[name].texts is FAMILY_TEXTS]

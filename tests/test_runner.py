@@ -27,6 +27,8 @@ from gguf_embed.plan.mode import EmbedMode
 from gguf_embed.plan.settings import RunSettings
 from gguf_embed.vectors import Pooling, Vectors
 
+pytestmark = pytest.mark.native
+
 LAST = EmbedMode(pooling=Pooling.LAST, causal=True, encoder=False)
 CLS = EmbedMode(pooling=Pooling.CLS, causal=False, encoder=True)
 

@@ -133,6 +133,7 @@ def everything_under(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in BAD if name and "\udce9" not in name])
 def test_a_listing_cannot_reach_outside(
     fake: FakeHub, at: Places, tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
@@ -226,6 +227,7 @@ def test_our_own_record_is_no_model(at: Places, tmp_path: Path, caplog: pytest.L
 # -- a network that answers for everybody --------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page", [b"<html>Please log in</html>", b"[]", b"{}", b"null", b'{"id": 5}']
 )

@@ -22,6 +22,8 @@ from gguf_embed.machine.tiny_model import write_tiny_model
 from gguf_embed.native import library
 from gguf_embed.plan.settings import Settings
 
+pytestmark = pytest.mark.native
+
 
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -244,3 +246,12 @@ def _vector() -> np.ndarray:
 def _forget() -> None:
     for path in (selftest.paths.home() / "selftest").iterdir():
         path.unlink()
+
+
+def test_gpus_are_tested_anew_and_what_is_proven_is_kept(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(selftest.FAULT_VARIABLE, "gpu:SIGSEGV")
+    assert selftest.run_gpus(["F32"], ["a third card"]) == {"F32": "SIGSEGV"}
+    assert not selftest.check(["F32"], gpus=["a third card"]).gpu
+    monkeypatch.delenv(selftest.FAULT_VARIABLE)
+    assert selftest.run_gpus(["F32"], ["a third card"]) == {"F32": "ok"}
+    assert selftest.check(["F32"], gpus=["a third card"]).gpu

@@ -16,6 +16,8 @@ from gguf_embed.engine import stacks
 from gguf_embed.engine.stacks import call_with_stack, stack_bytes, stack_pool
 from gguf_embed.engine.tokenizer import longest_run
 
+pytestmark = pytest.mark.native
+
 RECURSES = ("gpt-4o", "granite-embed-multi-97m", "tekken", "exaone-moe", "default")
 
 CHILD = """

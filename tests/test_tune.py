@@ -37,6 +37,8 @@ from gguf_embed.plan.variants import variant_of
 from gguf_embed.system import paths
 from gguf_embed.vectors import Pooling, Vectors
 
+pytestmark = pytest.mark.native
+
 LAST = EmbedMode(pooling=Pooling.LAST, causal=True, encoder=False)
 MEAN = EmbedMode(pooling=Pooling.MEAN, causal=False, encoder=True)
 ALL_WORKS = SafePaths(flash=True, repack=True, remark=None)

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -58,6 +59,7 @@ event_st = st.one_of(job_st, st.just("compute"), st.just("compute"), st.integers
 priorities_st = st.lists(st.sampled_from(Priority), min_size=4, max_size=4)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(limits_st, priorities_st, st.lists(event_st, min_size=12, max_size=40))
 def test_every_row_once_within_the_limits_and_none_after_a_cancel(

@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-pytestmark = pytest.mark.network  # pip fetches what builds a wheel
+# pip fetches what builds a wheel.
+pytestmark = [pytest.mark.network, pytest.mark.native]
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,8 @@ from gguf_embed.bundle import wheels
 from gguf_embed.bundle.wheels import collect, platform_tags
 from gguf_embed.errors import BadOption, FetchFailed
 
+pytestmark = pytest.mark.slow
+
 VERSION = metadata.version(wheels.LLAMA)
 OWN = f"gguf_embed-{__version__}-py3-none-any.whl"
 LLAMA = f"llama_cpp_python-{VERSION}-py3-none-linux_x86_64.whl"

@@ -15,6 +15,7 @@ import logging
 import os
 import pkgutil
 import signal
+import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -46,7 +47,9 @@ GGUF_EMBED_DEBUG=1, shows the traceback."""
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code (argparse itself exits on --help and misuse)."""
     start()
-    args = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else [*argv]
+    first = next((word for word in words if not word.startswith("-")), None)
+    args = parser(first).parse_args(words)
     debug: bool = args.debug or os.environ.get("GGUF_EMBED_DEBUG", "") not in ("", "0")
     with _terminable(), _logging(debug):
         try:
@@ -83,8 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def parser() -> argparse.ArgumentParser:
-    """The parser of all commands."""
+def parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The parser of one command, of which the others need not be imported; else of all."""
     top = _Parser(
         prog="gguf-embed",
         description=DESCRIPTION,
@@ -95,16 +98,19 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"gguf-embed {__version__}")
     top.add_argument("--debug", action="store_true", help="show tracebacks and details")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for found in pkgutil.iter_modules(__path__):
-        module = importlib.import_module(f"{__name__}.{found.name}")
+    modules = [found.name for found in pkgutil.iter_modules(__path__)]
+    for name in [command] if command in modules else modules:
+        module = importlib.import_module(f"{__name__}.{name}")
         if hasattr(module, "add"):
             module.add(commands)
-    for command in {*commands.choices.values()}:
-        command.formatter_class = HelpFormatter
-        command.epilog = f"{command.epilog}\n\n{exits_line()}"
-        command.allow_abbrev = False
+    if not commands.choices:
+        return parser()  # a module that is no command
+    for each in {*commands.choices.values()}:
+        each.formatter_class = HelpFormatter
+        each.epilog = f"{each.epilog}\n\n{exits_line()}"
+        each.allow_abbrev = False
         # Without a default here, so that --debug counts before and after the command's name.
-        command.add_argument(
+        each.add_argument(
             "--debug",
             action="store_true",
             default=argparse.SUPPRESS,

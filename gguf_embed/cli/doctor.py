@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     elsewhere = os.environ.get(LIBRARY_VARIABLE)
     machine = advised(probe(store=paths.home()))
     # Where the library cannot be loaded there is nothing to test; the remarks say why.
-    verdicts, advice = _self_test() if machine.build is not None else ({}, [])
+    verdicts, on_gpus, advice = _self_test(machine) if machine.build is not None else ({}, {}, [])
     works, embedding = _embed_one()
     advice = [*machine.remarks, *advice, *_heal()]
     load, measurements = _measurements(machine) if machine.build is not None else (None, {})
@@ -71,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
             "load": None if load is None else load.before,
             "measurements": measurements,
             "self_test": {v.weight_type: v.stages for v in verdicts.values()},
+            "gpu_self_test": on_gpus,
             "advice": advice,
         }
         console.print_json("doctor", report)
@@ -80,7 +81,10 @@ def run(args: argparse.Namespace) -> int:
     if elsewhere is not None:
         rows.append(("libraries", f"{elsewhere} ({LIBRARY_VARIABLE})"))
     for verdict in verdicts.values():
-        stages = ", ".join(f"{stage} {result}" for stage, result in verdict.stages.items())
+        results = verdict.stages
+        if verdict.weight_type in on_gpus:
+            results = {**results, "GPU": on_gpus[verdict.weight_type]}
+        stages = ", ".join(f"{stage} {result}" for stage, result in results.items())
         rows.append(("self-test", f"{verdict.weight_type}: {stages}"))
     if load is not None:
         rows.append(("load", f"other work keeps {100 * load.before:.0f} % of the cores busy"))
@@ -100,23 +104,36 @@ def _version(package: str) -> str:
         return "-"
 
 
-def _self_test() -> tuple[dict[str, Verdict], list[str]]:
-    """The verdicts, tested anew, and what they advise; what was kept as bad is tested as well."""
+def _self_test(machine: Machine) -> tuple[dict[str, Verdict], dict[str, str], list[str]]:
+    """The verdicts, tested anew, the results on all GPUs together, and what both advise.
+
+    What was kept as bad is tested as well.
+    """
     from gguf_embed.machine import selftest
+    from gguf_embed.plan.memory import gpus_of
 
     kept_as_bad = [name for name, v in selftest.verdicts().items() if not v.good]
     verdicts = selftest.run([*dict.fromkeys([*WEIGHT_TYPES, *kept_as_bad])])
     advice: list[str] = []
     if any(v.proven and v.plain == selftest.OK and not v.good for v in verdicts.values()):
         advice.append(f"the self-test fails at some fast paths; rebuild: {selftest.REINSTALL}")
-    causes = {r for v in verdicts.values() for r in v.stages.values() if not selftest.is_proof(r)}
-    advice += [f"the self-test could not be made: {cause}" for cause in sorted(causes)]
     if forgotten := selftest.forget_bad_gpus():
         advice.append(
             f"kept as bad on a GPU: {', '.join(forgotten)}; forgotten, so that the next model "
             "with layers on that GPU tests it again"
         )
-    return verdicts, advice
+    gpus = [gpu.description for gpu in gpus_of(machine)]
+    on_gpus = selftest.run_gpus([*verdicts], gpus) if gpus else {}
+    results = [*on_gpus.values(), *(r for v in verdicts.values() for r in v.stages.values())]
+    proofs = {name: r for name, r in on_gpus.items() if selftest.is_proof(r)}
+    if bad := [f"{name}: {r}" for name, r in proofs.items() if r != selftest.OK]:
+        advice.append(
+            f"the self-test fails on the GPU ({', '.join(bad)}): such models run on the CPU; "
+            "update the GPU's driver, or compile llama.cpp anew for it (README)"
+        )
+    causes = {r for r in results if not selftest.is_proof(r)}
+    advice += [f"the self-test could not be made: {cause}" for cause in sorted(causes)]
+    return verdicts, on_gpus, advice
 
 
 def _heal() -> list[str]:

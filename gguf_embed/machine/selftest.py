@@ -188,10 +188,19 @@ def run(weight_types: Sequence[str]) -> dict[str, Verdict]:
     return found
 
 
+def run_gpus(weight_types: Sequence[str], gpus: Sequence[str]) -> dict[str, str]:
+    """Test these weight types on GPUs so described, return their results, keep those proven."""
+    results = {name: _test_gpu(name) for name in weight_types}
+    path = _file(gpus)
+    known = dict((read_kept(path, KeptGpu) or KeptGpu()).results)
+    _keep_gpu(path, {n: r for n, r in known.items() if n not in results} | results)
+    return results
+
+
 def forget_bad_gpus() -> list[str]:
     """Forget what is kept as bad on GPUs, so that the next opening tests it again; returns it.
 
-    It is not tested here: which GPUs will hold layers is known only when a model is opened.
+    Of several GPUs a model may use some: which ones is known only when it is opened.
     """
     forgotten: list[str] = []
     for path in sorted(_file().parent.glob(f"{library.build_id()}-{cpu_id()}-*.json")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final
 
 from gguf_embed.catalog.card import ModelCard, ModelFile
@@ -60,17 +61,24 @@ def variants_of(card: ModelCard, *, any_quant: bool = False) -> tuple[Variant, .
     files = {file.quant: file for file in reversed(card.files)}
     names = layout.QUANTS if any_quant else sorted(files, key=quants.rank)
     return tuple(
-        _variant(
-            model=card.id,
-            quant=quant,
-            file=files.get(quant),
-            shape=card.shape,
-            pooling=card.pooling,
-            causal=card.causal,
-            tensors=layout.tensors(card.shape, quant),
-            n_masks=1,
-        )
+        _variant_of_shape(card.id, quant, files.get(quant), card.shape, card.pooling, card.causal)
         for quant in names
+    )
+
+
+@lru_cache(maxsize=256)  # a plan asks again for each of its machines and settings
+def _variant_of_shape(
+    model: str, quant: str, file: ModelFile | None, shape: Shape, pooling: Pooling, causal: bool
+) -> Variant:
+    return _variant(
+        model=model,
+        quant=quant,
+        file=file,
+        shape=shape,
+        pooling=pooling,
+        causal=causal,
+        tensors=layout.tensors(shape, quant),
+        n_masks=1,
     )
 
 
