@@ -55,6 +55,7 @@ def test_python_blocks_run(code: str, tmp_path: Path, monkeypatch: pytest.Monkey
         return FakeEmbedder.open(model or "fake", dim=1024, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Embedder, "open", open_fake)
+    monkeypatch.setattr(Embedder, "connect", lambda url, model="": open_fake(model))
     code = code.replace('open("huge.txt")', 'Path("huge.txt").read_text().splitlines()')
     exec(compile(code, "<docs>", "exec"), {"texts": ["one", "two"], "Path": Path})
 

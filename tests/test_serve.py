@@ -205,6 +205,68 @@ def test_the_hubs_inference_client(url: str, direct: np.ndarray):
     close(asyncio.run(ask()), direct[:1])
 
 
+def asked(url: str, body: object) -> Any:
+    headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(request) as answer:
+        return json.load(answer)
+
+
+def test_tokens_and_back(url: str):
+    (tokens,) = asked(f"{url}/tokenize", {"inputs": "Where is my money?"})
+    assert (tokens[0]["text"], tokens[0]["special"]) == ("[CLS]", True)
+    ids = [each["id"] for each in tokens]
+    assert asked(f"{url}/decode", {"ids": ids}) == ["where is my money ?"]
+    with_ends = asked(f"{url}/decode", {"ids": [ids], "skip_special_tokens": False})
+    assert with_ends == ["[CLS] where is my money ?[SEP]"]
+    body = {"inputs": "Where", "add_special_tokens": False}
+    assert len(asked(f"{url}/tokenize", body)[0]) == 1
+
+
+def test_our_own_client(url: str, direct: np.ndarray, monkeypatch: pytest.MonkeyPatch):
+    import pickle
+
+    from gguf_embed import BadInput, FetchFailed, ModelNotFound, Settings, TextTooLong
+
+    monkeypatch.setenv("GGUF_EMBED_API_KEY", KEY)
+    with (
+        Embedder.connect(url) as there,
+        Embedder.open(settings=Settings(tune=False)) as here,
+    ):
+        np.testing.assert_array_equal(there.encode(TEXTS), direct)
+        assert there.fingerprint(dimensions=8) == here.fingerprint(dimensions=8)
+        assert there.tokenize(TEXTS[0]) == here.tokenize(TEXTS[0])
+        assert (there.dim, there.n_ctx, there.quant, there.prompts, there.pooling) == (
+            *(here.dim, here.n_ctx, here.quant, here.prompts, here.pooling),
+        )
+        close(there.token_vectors(TEXTS[0]), here.token_vectors(TEXTS[0]))
+        many = [f"text number {number} of many" for number in range(700)]
+        close(there.encode(many), here.encode(many))
+        with pytest.raises(TextTooLong, match="row 1"):
+            there.encode(["x", "a " * 1000])
+        close(there.encode(["a " * 1000], truncate="end"), here.encode(["a " * 510]))
+        with pytest.raises(BadInput, match="row 1: character 0 is a lone surrogate"):
+            there.encode(["x", "\ud800"])
+        again = pickle.loads(pickle.dumps(there))
+        with again:
+            np.testing.assert_array_equal(again.encode(TEXTS), direct)
+        assert KEY.encode() not in pickle.dumps(there)
+        with pytest.raises(ModelNotFound, match="not served here"):
+            Embedder.connect(url, "no-such-model")
+    with pytest.raises(FetchFailed, match="does not answer"):
+        Embedder.connect("http://127.0.0.1:1")
+    with pytest.raises(FetchFailed, match="a key is needed"):
+        Embedder.connect(url, api_key="wrong")
+
+
+def test_embed_on_a_server(url: str, direct: np.ndarray, tmp_path: Path):
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
+    command = [sys.executable, "-m", "gguf_embed", "embed", "texts.txt", "-o", "out.npy"]
+    environment = {**os.environ, "GGUF_EMBED_API_KEY": KEY}
+    subprocess.run([*command, "--server", url], cwd=tmp_path, env=environment, check=True)
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), direct)
+
+
 # -- a process that is ended ---------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from gguf_embed import __version__
+from gguf_embed.catalog import BUILTIN
 from gguf_embed.cli import console, options
 from gguf_embed.errors import BadInput, BadOption, BadText, NativeFailed, TextTooLong
 from gguf_embed.io.flow import Flow, place
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from gguf_embed.engine.embedder import Embedder
     from gguf_embed.io.write import Writer
     from gguf_embed.plan.plan import Plan
+    from gguf_embed.plan.settings import Settings
 
 BULK_BYTES = 1 << 20  # of files: work of many seconds, beside which a child's start is nothing
 
@@ -57,6 +59,7 @@ examples:
   gguf-embed embed rows.csv --field body --keep author,year --with-text -o rows.jsonl
   gguf-embed embed manual/ --include '*.rst' -o manual.jsonl
   gguf-embed embed letters/ --whole-file --truncate end -o letters.npy
+  gguf-embed embed notes.txt -o notes.npy --server http://127.0.0.1:11434
   gguf-embed embed --text "one text" --text "another"
   sort -u words.txt | gguf-embed embed - -o words.npy --json"""
 
@@ -106,6 +109,13 @@ def add(commands: Any) -> None:
         "end cuts its end off, start its start; cuts are counted",
     )
     options.add_model(parser)
+    parser.set_defaults(model=None)
+    parser.add_argument(
+        "--server",
+        metavar="URL",
+        help="the model that `gguf-embed serve` has there, without --model its default one; a key "
+        "is taken from GGUF_EMBED_API_KEY",
+    )
     parser.add_argument(
         "--isolated",
         action=argparse.BooleanOptionalAction,
@@ -149,9 +159,7 @@ def run(args: argparse.Namespace) -> int:
     ) as writer:
         settings = options.settings(args)
         isolated: bool = (total or 0) >= BULK_BYTES if args.isolated is None else args.isolated
-        with options.open_embedder(
-            args.model, settings, quiet=args.quiet, isolated=isolated
-        ) as embedder:
+        with _open(args, settings, isolated=isolated) as embedder:
             opened = time.monotonic()
             options.warn_dimensions(embedder, args.dimensions)
             prompt = embedder.prompt(args.prompt_name) if args.prompt_name else args.prompt or ""
@@ -209,6 +217,16 @@ def run(args: argparse.Namespace) -> int:
         )
         return NativeFailed.exit_code
     return 0
+
+
+def _open(args: argparse.Namespace, settings: Settings, *, isolated: bool) -> Embedder:
+    """The model here, or the one that is served elsewhere."""
+    if args.server is not None:
+        from gguf_embed.engine.embedder import Embedder
+
+        return Embedder.connect(args.server, args.model)
+    model: str = args.model or BUILTIN
+    return options.open_embedder(model, settings, quiet=args.quiet, isolated=isolated)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import repeat
 from typing import TypeVar
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from gguf_embed.engine.options import Truncate
 from gguf_embed.engine.tokenizer import RunTooLong
-from gguf_embed.errors import BadText, NativeFailed
+from gguf_embed.errors import BadInput, BadText, NativeFailed
 from gguf_embed.native.model import Tokens
 
 _Row = TypeVar("_Row", str, bytes)
@@ -47,8 +48,13 @@ class Preparer:
         specials: frozenset[int],
         n_ctx: int,
         threads: Executor,
+        tokenize_many: Callable[[Sequence[str]], list[Tokens]] | None = None,
     ) -> None:
-        """`tokenize` gives token ids with the special tokens; `threads` is where it is called."""
+        """`tokenize` gives token ids with the special tokens; `threads` is where it is called.
+
+        `tokenize_many` does so for several texts, where that is faster.
+        """
+        self._tokenize_many = tokenize_many
         self._tokenize = tokenize
         self._specials = specials
         self._n_ctx = n_ctx
@@ -73,7 +79,7 @@ class Preparer:
     def count(self, texts: Sequence[str]) -> npt.NDArray[np.int32]:
         """Number of tokens of each text, shape (n,)."""
         _check_rows(texts, 0)
-        ids = self._threads.map(self.ids, texts, range(len(texts)), chunksize=64)
+        ids = self._all_ids(texts, range(len(texts)), "")
         return np.fromiter(map(len, ids), np.int32, len(texts))
 
     def rows(
@@ -85,8 +91,15 @@ class Preparer:
         """
         _check_rows(texts, start)
         place, first_rows, unique = _unique(texts, start)
-        tokens = list(self._threads.map(self.ids, unique, first_rows, repeat(prompt), chunksize=64))
+        tokens = self._all_ids(list(unique), first_rows, prompt)
         return self._prepared(tokens, place, first_rows, start, prompt, truncate)
+
+    def _all_ids(self, texts: Sequence[str], rows: Sequence[int], prompt: str) -> list[Tokens]:
+        if self._tokenize_many is not None and len(texts) > 1:
+            # What is refused is found again below, with its row.
+            with suppress(UnicodeEncodeError, BadInput, NativeFailed):
+                return self._tokenize_many([prompt + text for text in texts])
+        return list(self._threads.map(self.ids, texts, rows, repeat(prompt), chunksize=64))
 
     def given(
         self, sequences: Sequence[Sequence[int]], *, n_vocab: int, truncate: Truncate = "error"

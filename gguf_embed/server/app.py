@@ -18,6 +18,7 @@ from gguf_embed.server.failures import Kind, Refused
 from gguf_embed.server.front import Door, Front
 from gguf_embed.server.general import general
 from gguf_embed.server.meters import Meters
+from gguf_embed.server.native import NATIVE
 from gguf_embed.server.ollama import HEAD, OLLAMA
 from gguf_embed.server.openai import OPENAI
 from gguf_embed.server.pages import pages
@@ -28,7 +29,7 @@ from gguf_embed.server.tei import TEI
 
 def dialects(meters: Meters) -> tuple[Dialect, ...]:
     """All; of a path and a method that two of them have, the first one's is taken."""
-    spoken = (OPENAI, OLLAMA, TEI, COHERE)
+    spoken = (OPENAI, OLLAMA, TEI, COHERE, NATIVE)
     return (*spoken, general(meters, pages(spoken)))
 
 
@@ -98,7 +99,7 @@ class _Nowhere:
             await send({"type": "websocket.close", "code": 1002})
             return
         path: str = scope["path"]
-        prefixes = {"/v1/": "openai", "/api/": "ollama", "/v2/": "cohere"}
+        prefixes = {"/v1/": "openai", "/api/": "ollama", "/v2/": "cohere", "/gguf-embed/": "native"}
         name = next((prefixes[each] for each in prefixes if path.startswith(each)), "general")
         await self._fronts[name](scope, receive, send)
 

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from gguf_embed.engine.options import EncodeOptions, Truncate
+from gguf_embed.engine.options import EncodeOptions, FailedRow, OnError, Truncate
 from gguf_embed.engine.turns import Priority
 from gguf_embed.vectors import Vectors
 
@@ -30,6 +30,7 @@ class EmbedRequest:
     normalize: bool = True
     truncate: Truncate = "error"
     keep_alive_s: float | None = None  # None: as the server keeps it
+    on_error: OnError = "raise"  # "skip": a text without a vector is among `failed`
 
     @property
     def priority(self) -> Priority:
@@ -47,6 +48,7 @@ class EmbedRequest:
             "normalize": self.normalize,
             "truncate": self.truncate,
             "priority": self.priority,
+            "on_error": self.on_error,
         }
 
 
@@ -70,6 +72,7 @@ class Embedded:
     vectors: Vectors  # (n, dim)
     token_counts: npt.NDArray[np.int32]  # (n,), after the cut
     n_truncated: int
+    failed: tuple[FailedRow, ...]
     n_chars: int
     times: Times
 

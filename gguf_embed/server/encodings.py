@@ -27,6 +27,11 @@ def base64(vectors: Vectors) -> Rows:
     return [b64encode(row).decode() for row in vectors.astype("<f4", copy=False)]
 
 
+def joined_base64(values: npt.NDArray[np.float32] | npt.NDArray[np.int32]) -> str:
+    """All values of an array, little-endian, end to end."""
+    return b64encode(values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()).decode()
+
+
 def int8(vectors: Vectors) -> Rows:
     """Each value as -128 to 127, on a scale that depends on the dimension alone."""
     return list(_int8(vectors))

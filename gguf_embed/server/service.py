@@ -68,6 +68,7 @@ class Service:
                 vectors=block.vectors,
                 token_counts=block.token_counts,
                 n_truncated=int(block.truncated.sum()),
+                failed=block.failed,
                 n_chars=sum(map(len, asked.texts)),
                 times=Times(
                     total_s=time.monotonic() - begin,
