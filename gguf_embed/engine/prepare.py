@@ -95,7 +95,9 @@ class Preparer:
         return self._prepared(tokens, place, first_rows, start, prompt, truncate)
 
     def _all_ids(self, texts: Sequence[str], rows: Sequence[int], prompt: str) -> list[Tokens]:
-        if self._tokenize_many is not None and len(texts) > 1:
+        if len(texts) == 1:  # another thread would take as long to begin
+            return [self.ids(texts[0], rows[0], prompt)]
+        if self._tokenize_many is not None:
             # What is refused is found again below, with its row.
             with suppress(UnicodeEncodeError, BadInput, NativeFailed):
                 return self._tokenize_many([prompt + text for text in texts])

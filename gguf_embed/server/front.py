@@ -5,9 +5,10 @@ the log. No text of a request is logged, and no key.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
+import secrets
 import time
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -24,6 +25,10 @@ from gguf_embed.server.service import Service
 
 _log = logging.getLogger(__name__)
 access = logging.getLogger("gguf_embed.server.access")
+
+# A request without an id of its own gets one that no other process gives, without a system call.
+_PREFIX: Final = secrets.token_hex(8)
+_numbers: Final = itertools.count(1)
 
 GONE: Final = 499  # no answer was sent; for the log and the meters
 
@@ -177,7 +182,7 @@ def _request_id(given: str | None) -> str:
     """The client's own, where it is one; else a new one."""
     if given and len(given) <= 128 and given.isascii() and given.isprintable():
         return given
-    return uuid.uuid4().hex
+    return f"{_PREFIX}-{next(_numbers):x}"
 
 
 def _log_access(
