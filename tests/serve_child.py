@@ -1,4 +1,4 @@
-"""A server of fakes with little patience, for tests: `python serve_child.py [UNIX_SOCKET]`.
+"""A server of fakes with little patience, for tests: `python serve_child.py [SOCKET | CERT KEY]`.
 
 A text "wait N" takes N seconds; its address is the first line of standard output.
 """
@@ -36,11 +36,14 @@ class Waiting(FakeBackend):
 
 def main() -> None:
     logs.set_up(json_lines=True, requests=True)
+    files = [*map(Path, sys.argv[1:])]
     options = ServeOptions(
         offers=(Offer(id="fake", names=frozenset({"fake"}), model="fake"),),
         only_these=True,
         port=0,
-        unix_socket=Path(sys.argv[1]) if len(sys.argv) > 1 else None,
+        unix_socket=files[0] if len(files) == 1 else None,
+        tls_cert=files[0] if len(files) == 2 else None,
+        tls_key=files[1] if len(files) == 2 else None,
         limits=Limits(read_s=0.5, write_s=0.5, max_body_bytes=100_000),
         preload=True,
     )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -341,6 +343,26 @@ def test_a_unix_socket(tmp_path: Path):
         running.process.terminate()
         assert running.process.wait() == 0
         assert not path.exists()
+    finally:
+        running.end()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate")
+def test_tls(tmp_path: Path):
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    make += ["-nodes", "-keyout", str(key), "-out", str(cert), "-days", "2", *subject]
+    subprocess.run(make, check=True, capture_output=True)
+    running = Process([serve_child.__file__, str(cert), str(key)], tmp_path)
+    try:
+        assert running.process.stdout is not None
+        address = running.address_in(running.process.stdout.readline).strip()
+        assert address.startswith("https://")
+        context = ssl.create_default_context(cafile=str(cert))
+        port = address.rpartition(":")[2]
+        with urllib.request.urlopen(f"https://localhost:{port}/health", context=context) as answer:
+            assert answer.read() == b"ok"
     finally:
         running.end()
 

@@ -620,3 +620,91 @@ def test_the_description_names_every_route(serve: Callable[..., Served]):
             if body:
                 name = body["schema"]["$ref"].rpartition("/")[2]
                 assert name in said["components"]["schemas"]
+
+
+# -- who may ask, as a person says it --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no key"),
+        ("# only a remark", "holds no key"),
+        ("short", "key 1 of FILE can be guessed"),
+        (f"{KEY}\nwith a blank in it and long", "key 2 of FILE"),
+        ("schlüssel-schlüssel-schlüssel", "key 1"),
+    ],
+)
+def test_a_file_of_keys_that_is_none(text: str, message: str):
+    from gguf_embed import BadOption
+    from gguf_embed.server.safety import keys_in
+
+    with pytest.raises(BadOption, match=message) as caught:
+        keys_in(text, "FILE")
+    assert not text or text not in str(caught.value)
+
+
+def test_a_file_of_keys():
+    from gguf_embed.server.safety import keys_in
+
+    assert keys_in(f"\n# one\n{KEY}\r\n", "FILE") == (KEY,)
+    assert KEY not in repr(Keys((KEY,)))
+
+
+def test_another_host_needs_a_key_or_the_word():
+    from gguf_embed import BadOption
+    from gguf_embed.server.run import ServeOptions
+
+    offers = (offer("fake"),)
+    with pytest.raises(BadOption, match="lets other machines in"):
+        ServeOptions(offers=offers, only_these=True, host="0.0.0.0").check()
+    for options in ({"keys": (KEY,)}, {"insecure": True}, {"host": "127.0.0.2"}):
+        said: dict[str, Any] = {"host": "0.0.0.0", **options}
+        ServeOptions(offers=offers, only_these=True, **said).check()
+    assert KEY not in repr(ServeOptions(offers=offers, only_these=True, keys=(KEY,)))
+
+
+def test_names_that_requests_may_use():
+    from gguf_embed.server.offers import offer_of, offers_here
+
+    built_in = offer_of("all-minilm-l6-v2")
+    offers = Offers([built_in, offer_of("/models/my-model-Q8_0.gguf")])
+    for name in ("all-minilm", "ALL-MINILM:latest", "sentence-transformers/all-MiniLM-L6-v2", None):
+        assert offers.find(name) is built_in
+    assert offers.find("my-model-Q8_0").model == "/models/my-model-Q8_0.gguf"
+    for name in ("/models/my-model-Q8_0.gguf", "../x", "hf:owner/repo/file.gguf", "", "bge-m3"):
+        with pytest.raises(ModelNotFound, match="is not served here; there are: all-minilm"):
+            offers.find(name)
+    assert "all-minilm-l6-v2" in [each.id for each in offers_here()]
+
+
+def test_a_pull_tells_its_steps(serve: Callable[..., Served], tmp_path: Any):
+    from gguf_embed import FetchFailed
+    from gguf_embed.server.pull import Puller
+
+    fails: list[Exception] = []
+
+    def fetch(source: Any, on_download: Callable[[int, int], None]) -> Any:
+        for done in (0, 50, 100):
+            on_download(done, 100)
+        if fails:
+            raise fails[0]
+        return tmp_path / source.file
+
+    served = serve()
+    served.service.puller = Puller(served.threads, fetch)
+
+    def pulled(model: str) -> list[dict[str, Any]]:
+        answer = served.client.post("/api/pull", json={"model": model})
+        assert answer.headers["content-type"] == "application/x-ndjson"
+        return [json.loads(line) for line in answer.text.splitlines()]
+
+    steps = pulled("all-minilm")
+    assert steps[0] == {"status": "pulling manifest"}
+    assert steps[-1] == {"status": "success"}
+    assert any(step.get("total") for step in steps)
+    fails.append(FetchFailed("no way there"))
+    assert pulled("all-minilm")[-1] == {"error": "no way there"}
+    assert "cannot be pulled" in pulled("/etc/passwd")[-1]["error"]
+    body = {"model": "all-minilm", "stream": False}
+    assert served.client.post("/api/pull", json=body).status_code == 502
