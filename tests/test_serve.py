@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import sys
 import threading
 import time
 import urllib.request
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -37,6 +39,15 @@ pytestmark = [
 TEXTS = ["a cat sits on the mat", "where is my money?", "", "Tür 日本語", "a cat sits on the mat"]
 MODEL = "all-minilm-l6-v2"
 KEY = "test-key-of-24-letters.."
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """Clients that cannot be closed leave their connections to the collector: to this one."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()
 
 
 class Process:
@@ -391,7 +402,7 @@ def all_of(connection: socket.socket) -> bytes:
 
 def test_who_goes_away_has_its_work_cancelled(port: int):
     going = connected(port)
-    body = json.dumps({"model": "fake", "input": [f"wait {n}" for n in range(3, 13)]}).encode()
+    body = json.dumps({"model": "fake", "input": [f"wait {n}" for n in range(600, 610)]}).encode()
     head = f"POST /api/embed HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
     going.sendall(head.encode() + body)
     wait_for(lambda: status(port)["models"][0]["waiting_tokens"])
