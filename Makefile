@@ -34,8 +34,7 @@ test:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/coverage run -m pytest
-	$(BIN)/coverage json -q -o build/coverage.json
+	$(BIN)/pytest -n logical --dist loadfile --cov --cov-report=json:build/coverage.json
 	$(BIN)/python tests/coverage_floor.py build/coverage.json $(FLOOR)
 
 # The golden vectors, compared live with transformers and sentence-transformers (needs PyTorch).

@@ -40,13 +40,11 @@ DTYPES = {"F16": np.dtype(np.float16), "F32": np.dtype(np.float32)}
 
 
 def known() -> Mapping[str, catalog.ModelCard]:
-    """The catalog's embedders whose tensors can be laid out, by id."""
+    """The catalog's models whose tensors can be laid out, by id."""
     return {
         card.id: card
         for card in catalog.cards()
-        if card.kind == "embedder"
-        and card.shape is not None
-        and card.shape.architecture in layout.ARCHITECTURES
+        if card.shape is not None and card.shape.architecture in layout.ARCHITECTURES
     }
 
 
@@ -158,10 +156,14 @@ def described(
     if vocab is not None:
         copy_vocabulary(writer, vocab, shape.n_vocab)
     else:
-        assert card.eos_id is not None, f"{card.id}: catalog card without eos_id"
-        bos_id = card.eos_id if card.bos_id is None else card.bos_id
-        make_vocabulary(writer, shape.n_vocab, bos_id, card.eos_id)
+        eos_id = shape.n_vocab - 1 if card.eos_id is None else card.eos_id
+        bos_id = eos_id if card.bos_id is None else card.bos_id
+        make_vocabulary(writer, shape.n_vocab, bos_id, eos_id)
     _set_ends(writer, card)
+    if card.rerank_template is not None:
+        writer.add_classifier_output_labels(["yes", "no"])
+        text = card.rerank_template.replace("{task}", card.default_task or "")
+        writer.add_chat_template([{"name": "rerank", "template": text}])
     return writer
 
 

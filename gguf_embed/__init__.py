@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from gguf_embed.engine.options import Block as Block
     from gguf_embed.engine.options import EncodeOptions as EncodeOptions
     from gguf_embed.engine.options import FailedRow as FailedRow
+    from gguf_embed.engine.options import Ranked as Ranked
+    from gguf_embed.engine.options import RerankOptions as RerankOptions
+    from gguf_embed.engine.reranker import Reranker as Reranker
     from gguf_embed.engine.turns import Priority as Priority
     from gguf_embed.errors import BadInput as BadInput
     from gguf_embed.errors import BadModelFile as BadModelFile
@@ -43,6 +46,9 @@ _PLACES = {
     "FailedRow": "gguf_embed.engine.options",
     "Fingerprint": "gguf_embed.engine.fingerprint",
     "Priority": "gguf_embed.engine.turns",
+    "Ranked": "gguf_embed.engine.options",
+    "RerankOptions": "gguf_embed.engine.options",
+    "Reranker": "gguf_embed.engine.reranker",
     "Settings": "gguf_embed.plan.settings",
     "Pooling": "gguf_embed.vectors",
     "BadInput": "gguf_embed.errors",
@@ -76,6 +82,9 @@ __all__ = [
     "OutputFailed",
     "Pooling",
     "Priority",
+    "Ranked",
+    "RerankOptions",
+    "Reranker",
     "Settings",
     "TextTooLong",
     "__version__",

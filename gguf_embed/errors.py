@@ -45,10 +45,10 @@ class TextTooLong(BadInput):
     """Texts longer than the context; `rows` holds (row, n_tokens) for every one of them."""
 
     def __init__(self, rows: Sequence[tuple[int, int]], n_ctx: int) -> None:
-        shown = ", ".join(f"row {row}: {n} tokens" for row, n in rows[:5])
+        shown = ", ".join(f"row {row}: {n} token{'' if n == 1 else 's'}" for row, n in rows[:5])
         more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
         super().__init__(
-            f"{len(rows)} text(s) longer than {n_ctx} tokens ({shown}{more}); "
+            f"{counted(len(rows), 'text')} longer than {n_ctx} tokens ({shown}{more}); "
             "split them, or cut them with truncate='end' or 'start' (--truncate end|start)"
         )
         self.rows = tuple(rows)
@@ -98,6 +98,11 @@ class NativeFailed(GgufEmbedError):
     """llama.cpp refused, crashed in its child process, or returned NaN."""
 
     exit_code = 8
+
+
+def counted(n: int, noun: str) -> str:
+    """A number with its noun, in the plural where it is not one."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def kind_of(value: object) -> str:

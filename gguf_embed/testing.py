@@ -1,9 +1,12 @@
-"""An Embedder that needs no model and no native code, for tests of what is built on one.
+"""An Embedder and a Reranker that need no model and no native code, for tests of what is built on
+them.
 
-    from gguf_embed.testing import FakeEmbedder
+    from gguf_embed.testing import FakeEmbedder, FakeReranker
 
     with FakeEmbedder.open() as embedder:
         vectors = embedder.encode(["one text", "another"])  # always the same ones
+    with FakeReranker.open() as reranker:
+        best = reranker.rank("a cat", ["a dog", "the cat"])  # the more words they share
 
 Prompts, truncation, order, progress and errors are those of `Embedder`: only the model is not
 there. A text has as many tokens as words, and one at each end. Its vector counts its words, those
@@ -26,6 +29,9 @@ from gguf_embed.engine import arguments
 from gguf_embed.engine.backend import BatchLimits, Head, Outcome
 from gguf_embed.engine.embedder import Embedder
 from gguf_embed.engine.opening import Opened
+from gguf_embed.engine.pairs import Pairing
+from gguf_embed.engine.reranker import Reranker
+from gguf_embed.engine.score_head import ScoreHead
 from gguf_embed.engine.tune_record import Target
 from gguf_embed.gguf.header import Header
 from gguf_embed.machine.measured import LevelFigures
@@ -35,6 +41,7 @@ from gguf_embed.plan.candidate import Candidate
 from gguf_embed.plan.mode import EmbedMode
 from gguf_embed.plan.plan import Plan
 from gguf_embed.plan.settings import RunSettings, Settings
+from gguf_embed.plan.values import check_switch
 from gguf_embed.store import download
 from gguf_embed.store.local import Source
 from gguf_embed.vectors import Pooling
@@ -133,7 +140,7 @@ class FakeEmbedder(Embedder):
         arguments.check_callback("on_download", on_download)
         settings = Settings() if settings is None else settings
         arguments.check_settings(settings)
-        arguments.check_switch("isolated", isolated)
+        check_switch("isolated", isolated)
         backend = backend or FakeBackend(dim=dim, limits=limits)
         return cls(_opened(backend, n_ctx=n_ctx, prompts=prompts, settings=settings))
 
@@ -150,9 +157,79 @@ class FakeEmbedder(Embedder):
         return _open_again, (how,)
 
 
+class FakePairBackend(FakeBackend):
+    """Its vectors tell in their first value how many words of the query are in the document."""
+
+    def _vector(self, ids: Tokens) -> np.ndarray:
+        vector = np.zeros(self.dim, np.float32)
+        between = np.flatnonzero((ids[:-1] == _END) & (ids[1:] == _END))
+        if len(between):  # else it is no pair
+            query = {*ids[1 : between[0]].tolist()}
+            shared = query & {*ids[between[0] + 2 : -1].tolist()}
+            vector[0] = len(shared) / max(len(query), 1)
+        vector[1] = 1  # none is without length
+        return vector
+
+
+class FakeReranker(Reranker):
+    """A `Reranker` around a `FakePairBackend`.
+
+    A document with none of the query's words has the score 0.12, with half of them 0.5, with all of
+    them 0.88. As in XLM-RoBERTa four tokens are around and between the two.
+    """
+
+    backend: FakeBackend
+
+    @classmethod
+    def open(
+        cls,
+        model: str | Path = NAME,
+        *,
+        settings: Settings | None = None,
+        on_status: Callable[[str], None] | None = None,
+        on_download: download.OnDownload | None = None,
+        isolated: bool = False,
+        n_ctx: int = 64,
+        limits: BatchLimits | None = None,
+        backend: FakeBackend | None = None,
+    ) -> FakeReranker:
+        """What `Reranker.open` gives, whatever the model, for pairs of `n_ctx` tokens.
+
+        `backend` may be of a class of your own, such as one that fails.
+        """
+        arguments.check_model(model)
+        arguments.check_callback("on_status", on_status)
+        arguments.check_callback("on_download", on_download)
+        settings = Settings() if settings is None else settings
+        arguments.check_settings(settings)
+        check_switch("isolated", isolated)
+        backend = backend or FakePairBackend(limits=limits)
+        opened = _opened(backend, n_ctx=n_ctx, prompts={}, settings=settings)
+        row = np.zeros(backend.dim)
+        row[:2] = 4, -2
+        pairing = Pairing(template=None, controls={}, first=_START, last=_END)
+        return cls(opened, pairing, ScoreHead(row=row))
+
+    def __init__(self, opened: Opened, pairing: Pairing, head: ScoreHead) -> None:
+        """Use `FakeReranker.open`."""
+        assert isinstance(opened.backend, FakeBackend)
+        self.backend = opened.backend
+        super().__init__(opened, pairing, head)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickled as what opens the same fake again."""
+        how = {"n_ctx": self.n_ctx, "settings": self.settings, "limits": self.backend.limits}
+        return _open_reranker_again, (how,)
+
+
 def _open_again(how: dict[str, Any]) -> FakeEmbedder:
     """Undo `FakeEmbedder.__reduce__`."""
     return FakeEmbedder.open(**how)
+
+
+def _open_reranker_again(how: dict[str, Any]) -> FakeReranker:
+    """Undo `FakeReranker.__reduce__`."""
+    return FakeReranker.open(**how)
 
 
 def _opened(

@@ -33,6 +33,10 @@ hypothesis.settings.register_profile("quick", hypothesis.settings.get_profile("c
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "patient")
 hypothesis.settings.load_profile(PROFILE)
 
+# Threads that wait for each other sleep. By default they spin, which costs a machine that runs
+# several tests at a time, or anything else, up to twenty times the work.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 sys.path.append(str(MODELS))
 
 import build_e5_small  # noqa: E402

@@ -181,8 +181,12 @@ def test_files_are_pinned_or_said_not_to_be(c):
 @pytest.mark.parametrize("name", sorted(WITHOUT_FILES))
 def test_a_model_without_files_says_what_to_do(name: str, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    with pytest.raises(ModelNotFound, match=r"known, but no GGUF of it is; make one .* its path"):
+    with pytest.raises(
+        ModelNotFound, match=r"known, but no GGUF of it is; make one .* its path"
+    ) as e:
         sources(name)
+    (command,) = re.findall(r"`python (\S+) --outtype f16 -o \S+\.gguf`", str(e.value))
+    assert (Path(__file__).parents[1] / command).is_file()
 
 
 @pytest.mark.parametrize("c", CARDS, ids=IDS)
@@ -487,7 +491,7 @@ def load(directory: Path, text: str, name: str = "a") -> ModelCard:
 
 def test_a_valid_card(tmp_path):
     c = load(tmp_path, VALID)
-    assert (c.id, c.pooling, c.family, c.notes) == ("a", Pooling.LAST, None, "")
+    assert (c.id, c.pooling, c.family, c.build, c.notes) == ("a", Pooling.LAST, None, None, "")
     assert dict(c.prompts) == {"query": "Do it: ", "document": ""}
     assert [(f.quant, f.name, f.n_bytes) for f in c.files] == [
         ("F16", "sub/a.gguf", None),

@@ -207,7 +207,7 @@ ODD = st.one_of(
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "bert", "xlmr"])
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_any_metadata_is_taken_or_refused(tiny_model: Write, kind: str, data: st.DataObject):
     header = read_header(tiny_model(kind), keep_arrays=True)

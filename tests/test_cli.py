@@ -261,7 +261,7 @@ def test_every_text_that_is_too_long_is_named(run: Run, tmp_path: Path):
     *rows, last = err.splitlines()
     too_long = [(6, 42), (8, 33), (10, 102)]
     assert rows == [f"gguf-embed: {source}:{i}: {n} tokens" for i, n in too_long]
-    assert "3 text(s) longer than the 32 tokens of fake; " in last
+    assert "3 texts longer than the 32 tokens of fake; " in last
     assert f"{tmp_path}/v.npy is not written" in last
     assert "--truncate end (keeps the start)" in last
     assert sorted(p.name for p in tmp_path.iterdir()) == ["long.txt"]
@@ -324,6 +324,15 @@ def test_settings_reach_the_engine(run: Run, monkeypatch: pytest.MonkeyPatch):
         (["embed", "notes.txt", "--include", "*.rst"], 2, "'\\*.rst': matches no file"),
         (["embed", "/dev/null"], 2, "/dev/null: is a device or a socket"),
         (["embed", "notes.txt", "--prompt-name", "nope"], 2, "no prompt 'nope'"),
+        # What a variable of the shell gives that is not set.
+        (["embed", "notes.txt", "--prompt-name", ""], 2, "no prompt ''"),
+        (["embed", "notes.txt", "--quant", ""], 2, "quant='': pass a name"),
+        (["embed", ""], 2, "an input is empty"),
+        (["embed", "a\0b"], 2, "an argument holds a NUL"),
+        (["search", "x", ""], 2, "an input is empty"),
+        (["pull", ""], 2, "the name of the model is empty"),
+        (["plan", ""], 2, "the name of the model is empty"),
+        (["pull", "notes.txt"], 3, "notes.txt: not a GGUF file"),
         (
             ["embed", "notes.txt", "--dimensions", "999"],
             2,
@@ -339,7 +348,13 @@ def test_settings_reach_the_engine(run: Run, monkeypatch: pytest.MonkeyPatch):
         (["search", "x"], 2, "required: INPUT; see gguf-embed search --help"),
         (["nope"], 2, "invalid choice: 'nope'"),
         ([], 2, "required: COMMAND; see gguf-embed --help"),
-        (["embed", "notes.txt", "--nope"], 2, "unrecognized arguments: --nope"),
+        (
+            ["embed", "notes.txt", "--nope"],
+            2,
+            "unrecognized arguments: --nope; see gguf-embed embed --help",
+        ),
+        (["--nope", "embed", "notes.txt"], 2, "arguments: --nope; see gguf-embed --help"),
+        (["search", "x", "notes.txt", "--debug", "--n"], 2, "--n; see gguf-embed search --help"),
     ],
 )
 def test_bad_input_is_one_line_and_a_code(
@@ -442,6 +457,48 @@ def test_search_reads_prose_as_paragraphs(run: Run, tmp_path: Path):
     prose = json.loads(run("search", "x", tmp_path / "a.txt", "--json", "--prose")[1])
     assert sorted(r["text"] for r in lines["results"]) == ["one", "three", "two"]
     assert [r["text"] for r in prose["results"]] == ["one\ntwo\n\nthree"]
+
+
+def test_search_passes_over_files_of_a_folder_that_hold_no_texts(run: Run, docs: Path):
+    """Such as what `embed` wrote there; a file that was named stops it as ever."""
+    (docs / "vectors.jsonl").write_text('{"id": 1, "vector": [1, 2]}\n')
+    (docs / "sub").mkdir()
+    (docs / "sub" / "numbers.csv").write_text("a,b\n1,2\n")
+    (docs / "sub" / "half.txt").write_bytes(b"mice squeak\n\xff\n")
+    (docs / "sub" / "gone.md").symlink_to("nowhere")
+    code, out, err = run("search", "mice squeak", docs, "--json", "--top", 99)
+    assert code == 0, err
+    passed_over = sorted(line for line in err.splitlines())
+    assert len(passed_over) == 4
+    assert all(line.startswith("gguf-embed: passed over: ") for line in passed_over)
+    for what in (
+        "vectors.jsonl, line 1: no field 'text'",
+        "numbers.csv, line 1: no field 'text'",
+        "half.txt, line 2: not UTF-8",
+        "gone.md: no such file or directory, where its link leads",
+    ):
+        assert what in err
+    texts = [result["text"] for result in json.loads(out)["results"]]
+    assert texts[0] == "mice squeak"
+    assert {"birds sing", "# Dogs\n\ndogs bark"} <= set(texts)
+    assert run("search", "x", docs, "--quiet")[2] == ""
+    assert run("search", "x", docs, docs / "vectors.jsonl")[0] == 2
+    assert run("embed", docs)[0] == 2
+    for i in range(9):
+        (docs / f"{i}.jsonl").write_text("[]\n")
+    assert "passed over: 8 other files" in run("search", "x", docs)[2]
+
+
+def test_search_in_a_folder_without_any_text_says_why(run: Run, tmp_path: Path):
+    (tmp_path / "gone.md").symlink_to("nowhere")
+    code, _, err = run("search", "x", tmp_path)
+    assert code == 2
+    assert "where its link leads" in one_line(err)
+    (tmp_path / "a.jsonl").write_text("[]\n")
+    code, _, err = run("search", "x", tmp_path)
+    assert code == 0
+    assert "a.jsonl, line 1: holds a list" in err
+    assert "no passage with text" in err
 
 
 def test_search_among_nothing_finds_nothing(run: Run, tmp_path: Path):

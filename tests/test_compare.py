@@ -152,8 +152,8 @@ def save(path: Path, vectors: np.ndarray, **about: object) -> Path:
 
 def test_stored_vectors_and_what_made_them(tmp_path: Path):
     vectors = cloud()
-    file = stored(save(tmp_path / "v.npy", vectors, texts=60, model="m"))
-    assert (file.shape, dict(file.about)) == ((60, 16), {"texts": 60, "model": "m"})
+    file = stored(save(tmp_path / "v.npy", vectors, n_texts=60, model="m"))
+    assert (file.shape, dict(file.about)) == ((60, 16), {"n_texts": 60, "model": "m"})
     np.testing.assert_array_equal(file.rows(np.array([3, 1])), vectors[[3, 1]])
     assert stored(save(tmp_path / "alone.npy", vectors)).about == {}
 
@@ -186,11 +186,12 @@ def test_files_that_are_no_arrays(tmp_path: Path):
 
 def test_another_files_description(tmp_path: Path):
     with pytest.raises(BadInput, match=r"describes 59 vectors, v\.npy holds 60"):
-        stored(save(tmp_path / "v.npy", cloud(), texts=59))
-    path = save(tmp_path / "w.npy", cloud(), texts=60)
-    (tmp_path / "w.npy.meta.json").write_text("[1")
-    with pytest.raises(BadInput, match=r"w\.npy\.meta\.json: cannot be read"):
-        stored(path)
+        stored(save(tmp_path / "v.npy", cloud(), n_texts=59))
+    path = save(tmp_path / "w.npy", cloud(), n_texts=60)
+    for text in ("[1", "[]", "null", "5", '"x"', "[" * 100_000, '{"a": 1'):
+        (tmp_path / "w.npy.meta.json").write_text(text)
+        with pytest.raises(BadInput, match=r"w\.npy\.meta\.json: cannot be read"):
+            stored(path)
 
 
 @pytest.mark.parametrize("value", [0, np.nan, np.inf])
@@ -214,7 +215,7 @@ def test_lines_hold_what_an_array_holds(tmp_path: Path):
     places = np.array([1, 3, 59])
     array = stored(save(tmp_path / "v.npy", vectors))
     np.testing.assert_array_equal(file.rows(places), array.rows(places))
-    (tmp_path / "v.jsonl.meta.json").write_text('{"texts": 59}')
+    (tmp_path / "v.jsonl.meta.json").write_text('{"n_texts": 59}')
     with pytest.raises(BadInput, match=r"describes 59 vectors, v\.jsonl holds 60"):
         stored(tmp_path / "v.jsonl")
 
@@ -223,6 +224,8 @@ def test_lines_hold_what_an_array_holds(tmp_path: Path):
     ("line", "message"),
     [
         ("[1]", "line 2: holds no object with fields"),
+        ('{"vector": [true, false]}', "line 2: no field 'vector' with a list of numbers"),
+        ('{"vector": ["1", "2"]}', "line 2: no field 'vector' with a list of numbers"),
         ("{", "line 2: not JSON"),
         ('{"text": "a"}', "line 2: no field 'vector' with a list of numbers"),
         ('{"vector": []}', "line 2: no field 'vector' with"),
@@ -355,8 +358,8 @@ def test_texts_that_do_not_do(run: Run, tmp_path: Path):
 def test_stored_vectors_are_compared_as_they_are(run: Run, tmp_path: Path):
     vectors = cloud(MAX_TEXTS + 100, 8)
     vectors[1] = 0  # of more than MAX_TEXTS rows not all are looked at; this one is
-    a = save(tmp_path / "a.npy", vectors, texts=len(vectors), model="m", quant="F16", n_ctx=9)
-    b = save(tmp_path / "b.npy", 2 * vectors, texts=len(vectors), model="m", quant="Q8_0")
+    a = save(tmp_path / "a.npy", vectors, n_texts=len(vectors), model="m", quant="F16", n_ctx=9)
+    b = save(tmp_path / "b.npy", 2 * vectors, n_texts=len(vectors), model="m", quant="Q8_0")
     assert run(a, b)[0] == 2
     vectors[1] = 1
     np.save(a, vectors)
@@ -370,7 +373,13 @@ def test_stored_vectors_are_compared_as_they_are(run: Run, tmp_path: Path):
 
 def test_what_cannot_be_compared(run: Run, tmp_path: Path):
     a, b = save(tmp_path / "a.npy", cloud()), save(tmp_path / "b.npy", cloud(61))
+    other = tmp_path / "vectors.parquet"
+    other.write_bytes(b"PAR1")
     for arguments, message in (
+        (("x.txt", "minilm"), "x.txt: is no model and no file of vectors (.npy, .jsonl); to"),
+        (("minilm", "ROWS.CSV"), "name them and pass --texts ROWS.CSV"),
+        ((a, "x.md"), "x.md: is no model"),
+        ((a, other), "vectors.parquet: is no model"),
         ((a, "minilm"), "one holds vectors, the other is a model; embed the same texts with it"),
         ((a, b), "has 60 rows, "),
         ((a, a, "--texts", "x.txt"), "--texts says how to embed; "),

@@ -10,9 +10,9 @@ import pytest
 from test_layers import FILES, ROOMS, room_of
 
 import gguf_embed
-from gguf_embed import Embedder, cli, errors
+from gguf_embed import Embedder, Reranker, cli, errors
 from gguf_embed.cli import exits, reference
-from gguf_embed.testing import FakeEmbedder
+from gguf_embed.testing import FakeEmbedder, FakeReranker
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -56,6 +56,7 @@ def test_python_blocks_run(code: str, tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Embedder, "open", open_fake)
     monkeypatch.setattr(Embedder, "connect", lambda url, model="": open_fake(model))
+    monkeypatch.setattr(Reranker, "open", FakeReranker.open)
     code = code.replace('open("huge.txt")', 'Path("huge.txt").read_text().splitlines()')
     exec(compile(code, "<docs>", "exec"), {"texts": ["one", "two"], "Path": Path})
 

@@ -260,7 +260,7 @@ def test_a_directory_gives_its_texts_sorted(tmp_path: Path):
 
 def test_a_directory_without_texts_is_refused(tmp_path: Path):
     write(tmp_path / "x.py", "")
-    with pytest.raises(BadInput, match=r"no \.txt, .* \(1 other files\)"):
+    with pytest.raises(BadInput, match=r"no \.txt, .* \(1 other file\)"):
         find([str(tmp_path)])
 
 

@@ -190,3 +190,11 @@ def test_every_step_names_what_steps_can_do():
         name, *arguments = step.command
         assert step is run.BUILD or name in steps.STEPS
         assert all(catalog.find(each) for each in arguments[:1])
+
+
+def test_a_static_cxx_library_is_seen(tmp_path: Path):
+    (tmp_path / "libllama.so").write_bytes(b"\x7fELF libgcc_s.so.1 libc.so.6")
+    found = cuda_build.shared_cxx(tmp_path)
+    assert found is None or found.name == "libstdc++.so.6"
+    (tmp_path / "libllama.so").write_bytes(b"\x7fELF libstdc++.so.6 libgcc_s.so.1")
+    assert cuda_build.shared_cxx(tmp_path) is None

@@ -18,6 +18,7 @@ import pytest
 import tiny
 
 from gguf_embed import BadInput, BadText, Embedder, NativeFailed, Settings
+from gguf_embed.engine import isolated
 from gguf_embed.engine.gate import Gate
 from gguf_embed.engine.hosted import FAULT_VARIABLE
 from gguf_embed.engine.isolated import IsolatedModel
@@ -122,7 +123,57 @@ def test_a_text_that_kills_the_tokenizer_is_named(path: Path, monkeypatch: pytes
     with Embedder.open(path, settings=UNTUNED, isolated=True) as embedder:
         with pytest.raises(NativeFailed, match=r"row 17: llama.cpp dies when it tokenizes"):
             embedder.encode(TEXTS)
+        with pytest.raises(NativeFailed, match=r"row 0: llama.cpp dies when it tokenizes"):
+            embedder.tokenize(POISON)
         assert embedder.encode("a cat").shape == (256,)
+
+
+def test_a_text_that_kills_the_tokenizer_costs_itself_only(
+    path: Path, expected: Vectors, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv(FAULT_VARIABLE, f"tokenize:{POISON}")
+    seen: list[tuple[int, int]] = []
+    with Embedder.open(path, settings=UNTUNED, isolated=True) as embedder:
+        texts = [*TEXTS[:30], POISON, *TEXTS[30:]]
+        (block,) = embedder.stream(
+            texts, on_error="skip", on_progress=lambda *done: seen.append(done)
+        )
+        (alone,) = embedder.stream([POISON], on_error="skip")
+    assert [(failed.row, failed.n_tokens) for failed in block.failed] == [(17, None), (30, None)]
+    assert "dies when it tokenizes this text of 19 characters" in block.failed[0].reason
+    assert np.isnan(block.vectors[[17, 30]]).all()
+    assert block.token_counts[[17, 30]].tolist() == [0, 0]
+    assert not block.truncated.any()
+    rest = np.delete(block.vectors, [17, 30], axis=0)
+    assert np.array_equal(rest, np.delete(expected, 17, axis=0))
+    assert sum(rows for rows, _ in seen) == len(texts)
+    assert np.isnan(alone.vectors).all()
+    assert [failed.row for failed in alone.failed] == [0]
+
+
+@pytest.mark.parametrize("stage", ["run", "tokenize"])
+def test_many_texts_that_kill_are_each_named(
+    path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+):
+    """However many: deaths count in a row only where ordinary texts kill as well."""
+    monkeypatch.setattr(isolated, "MAX_DEATHS", 4)  # of two culprits there are more
+    poisons = [f"the fish {i} and the river" for i in range(2)]
+    monkeypatch.setenv(FAULT_VARIABLE, f"{stage}:" + "\n".join(poisons))
+    with Embedder.open(path, settings=UNTUNED, isolated=True) as embedder:
+        (block,) = embedder.stream(poisons, on_error="skip")
+        assert np.isfinite(embedder.encode("the cat")).all()
+    assert [failed.row for failed in block.failed] == [0, 1]
+
+
+def test_an_engine_that_dies_of_every_text_is_given_up(path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(isolated, "MAX_DEATHS", 4)
+    texts = ["a", *(f"the cat {i}" for i in range(3))]
+    monkeypatch.setenv(FAULT_VARIABLE, "run:" + "\n".join(texts))
+    with (
+        Embedder.open(path, settings=UNTUNED, isolated=True) as embedder,
+        pytest.raises(NativeFailed, match=r"died \d+ times in a row; run `gguf-embed doctor`"),
+    ):
+        embedder.encode(texts, on_error="skip")
 
 
 def test_a_kill_from_outside_is_no_text_s_fault(backend: IsolatedModel, expected: Vectors):

@@ -91,7 +91,7 @@ def test_the_user_says_how_attention_runs(tiny_model: Write):
         assert least_cosine(expected[None], embedder.encode([CAT])) < 0.99
     with Embedder.open(silent, settings=replace(QUICK, causal=False)) as embedder:
         np.testing.assert_array_equal(embedder.encode(CAT), expected)
-        assert not embedder.meaning.causal
+        assert not embedder.mode.causal
     with pytest.raises(BadOption, match=r"causal=True: .* never runs causally"):
         open_model(tiny_model("bert"), replace(QUICK, causal=True))
     header = read_header(tiny_model("qwen3"))

@@ -279,7 +279,7 @@ def _run_builtin() -> None:
     """What the test above runs: every context filled once."""
     import psutil
 
-    meaning = EmbedMode(pooling=Pooling.MEAN, causal=False, encoder=True)
+    mode = EmbedMode(pooling=Pooling.MEAN, causal=False, encoder=True)
     rng = np.random.default_rng(0)
 
     def text(n_tokens: int) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
@@ -288,14 +288,14 @@ def _run_builtin() -> None:
     with reported() as mib:
         # A first small context loads the libraries and what the process needs whatever the plan.
         model = Model(catalog.builtin_path())
-        with Runner(model, meaning, RunSettings(max_batch_tokens=8, tap=False)) as small:
+        with Runner(model, mode, RunSettings(max_batch_tokens=8, tap=False)) as small:
             small.run([text(8)])
         model.close()
         mib.clear()
         process = psutil.Process()
         before = process.memory_info().rss
         model = Model(catalog.builtin_path())
-        with Runner(model, meaning, BUILTIN_RUN) as runs:
+        with Runner(model, mode, BUILTIN_RUN) as runs:
             contexts: list[Context] = [*runs.contexts, runs.long_context(BUILTIN_RUN.n_ctx)]
             for context in contexts:
                 context.run([text(min(context.n_batch, BUILTIN_RUN.n_ctx))])
@@ -499,25 +499,25 @@ def test_what_was_measured_gives_way_to_what_the_user_said():
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
-        ("n_ctx", (8.5, True, "128", [3]), "give a whole number"),
-        ("n_ctx", (2, 0, -1), "give at least 3"),
-        ("n_gpu_layers", (1.0, False), "give a whole number"),
-        ("memory_bytes", (-1,), "give at least 0"),
-        ("margin_bytes", (-1,), "give at least 0"),
-        ("max_batch_tokens", (0,), "give at least 1"),
-        ("max_batch_tokens", (1e3,), "give a whole number"),
-        ("max_batch_seqs", (0, 256), r"give 1\.\.255"),
-        ("n_contexts", (0,), "give at least 1"),
-        ("n_threads", (0,), "give at least 1"),
-        ("causal", (1, "no"), "give True or False"),
-        ("flash_attn", (0,), "give True or False"),
-        ("repack", ("yes",), "give True or False"),
-        ("tap", (1,), "give True or False"),
-        ("tune", (None, 1), "give True or False"),
-        ("exact", (None, "x"), "give True or False"),
-        ("allow_smaller", (None,), "give True or False"),
+        ("n_ctx", (8.5, True, "128", [3]), "pass a whole number"),
+        ("n_ctx", (2, 0, -1), "from 3, or leave it out"),
+        ("n_gpu_layers", (1.0, False), "pass a whole number"),
+        ("memory_bytes", (-1,), "from 0, or leave it out"),
+        ("margin_bytes", (-1,), "from 0, or leave it out"),
+        ("max_batch_tokens", (0,), "from 1, or leave it out"),
+        ("max_batch_tokens", (1e3,), "pass a whole number"),
+        ("max_batch_seqs", (0, 256), "from 1 to 255"),
+        ("n_contexts", (0,), "from 1, or leave it out"),
+        ("n_threads", (0,), "from 1, or leave it out"),
+        ("causal", (1, "no"), "pass True or False"),
+        ("flash_attn", (0,), "pass True or False"),
+        ("repack", ("yes",), "pass True or False"),
+        ("tap", (1,), "pass True or False"),
+        ("tune", (None, 1), "pass True or False"),
+        ("exact", (None, "x"), "pass True or False"),
+        ("allow_smaller", (None,), "pass True or False"),
         ("prefer", ("best", None, 1), "choose quality, speed, memory"),
-        ("quant", (8, b"Q8_0"), "give a name such as"),
+        ("quant", (8, b"Q8_0"), "pass a name such as"),
         ("pooling", ("mean", 1), "such as Pooling.MEAN"),
     ],
 )
@@ -527,6 +527,12 @@ def test_settings_of_a_wrong_type_or_out_of_range(name: str, values: tuple[Any, 
             Settings(**{name: value})
         with pytest.raises(BadOption, match=f"^{name}=.*{message}"):
             replace(Settings(), **{name: value})
+
+
+def test_numbers_and_switches_of_numpy_are_as_python_s():
+    settings = Settings(n_ctx=np.int64(64), n_gpu_layers=np.int8(-1), tap=np.False_, exact=np.True_)
+    assert settings == Settings(n_ctx=64, n_gpu_layers=-1, tap=False, exact=True)
+    assert [type(v) for v in (settings.n_ctx, settings.tap, settings.exact)] == [int, bool, bool]
 
 
 def test_qualities_are_those_that_can_be_made():

@@ -138,20 +138,45 @@ def test_a_proof_of_another_file_under_that_name_does_not_count(path: Path):
 
 def test_vectors_of_length_0_are_refused(path: Path):
     overwrite(path, "output_norm.weight", 0)
-    with pytest.raises(BadModelFile, match="vectors of length 0 for ordinary text"):
+    with pytest.raises(BadModelFile, match=f"vectors of length 0 for ordinary text{NEXT}"):
         prove(path, CAUSAL)
 
 
 def test_nan_is_refused(path: Path):
     overwrite(path, "output_norm.weight", float("nan"))
-    with pytest.raises(BadModelFile, match="it gives NaN"):
+    with pytest.raises(BadModelFile, match=f"it gives NaN, .* ordinary text{NEXT}"):
         prove(path, CAUSAL)
 
 
 def test_one_vector_for_all_texts_is_refused(path: Path):
     overwrite(path, "token_embd.weight", 0.125)
-    with pytest.raises(BadModelFile, match="different texts the same vector"):
+    with pytest.raises(BadModelFile, match=f"different texts the same vector{NEXT}"):
         prove(path, CAUSAL)
+
+
+ENCODER = replace(CAUSAL, causal=False, encoder=True, n_ctx=128, tap=False)
+
+
+@pytest.mark.parametrize("pooling", [Pooling.CLS, Pooling.MEAN, Pooling.LAST])
+def test_texts_that_only_their_positions_tell_apart_are_refused(tmp_path: Path, pooling: Pooling):
+    """A BERT that knows no word gives texts of different lengths different vectors."""
+    path = tiny.write_bert(tmp_path / "bert.gguf", pooling=pooling).path
+    prove(path, replace(ENCODER, pooling=pooling))
+    overwrite(path, "token_embd.weight", 0)
+    with pytest.raises(BadModelFile, match="different texts the same vector; fetch the file again"):
+        prove(path, replace(ENCODER, pooling=pooling))
+
+
+def test_a_reranker_with_one_score_for_all_is_refused(tmp_path: Path):
+    path = tiny.write_qwen3_reranker(tmp_path / "rank.gguf").path
+    settings = replace(CAUSAL, pooling=Pooling.RANK)
+    prove(path, settings)
+    overwrite(path, "cls.output.weight", 0)
+    with pytest.raises(BadModelFile, match="different texts the same score; fetch the file again"):
+        prove(path, settings)
+
+
+NEXT = "; fetch the file again or take another quantization .*, report it"
 
 
 def test_a_vocabulary_that_knows_nothing_is_refused(
@@ -164,7 +189,7 @@ def test_a_vocabulary_that_knows_nothing_is_refused(
 
     monkeypatch.setattr(gguf.GGUFWriter, "add_token_list", foreign)
     path = tiny.write_qwen3(tmp_path / "m.gguf").path
-    with pytest.raises(BadModelFile, match="the same token ids"):
+    with pytest.raises(BadModelFile, match=f"the same token ids{NEXT}"):
         prove(path, CAUSAL)
 
 

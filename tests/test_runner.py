@@ -158,14 +158,14 @@ def test_a_text_alone_has_the_same_bits_again(
 ):
     """Whatever was decoded before it, on any number of threads and in any context."""
     model = load(architecture, outtype)
-    meaning = CLS if architecture == "bert" else LAST
+    mode = CLS if architecture == "bert" else LAST
     rows = texts(1, 2, 7, 8, 9, 31, 33, 64, 100)
     results: list[Vectors] = []
     for n_threads, n_contexts, max_batch_tokens in ((1, 1, 128), (2, 1, 256), (3, 2, 512)):
         settings = RunSettings(
             n_threads=n_threads, n_contexts=n_contexts, max_batch_tokens=max_batch_tokens
         )
-        with Runner(model, meaning, replace(settings, tap=not meaning.encoder)) as run:
+        with Runner(model, mode, replace(settings, tap=not mode.encoder)) as run:
             run.run(rows[:5])
             order = range(len(rows)) if n_threads == 1 else reversed(range(len(rows)))
             alone = {row: run.submit([rows[row]]) for row in order}
@@ -252,11 +252,9 @@ def test_a_tap_at_the_wrong_tensor_is_not_used(
     assert "differs" in caplog.text
 
 
-@pytest.mark.parametrize(
-    "meaning", [CLS, EmbedMode(pooling=Pooling.RANK, causal=True, encoder=False)]
-)
-def test_no_tap_where_nothing_is_gained(meaning: EmbedMode):
-    assert not tap_works(SimpleNamespace(), meaning, RunSettings())  # nothing is tried
+@pytest.mark.parametrize("mode", [CLS, EmbedMode(pooling=Pooling.RANK, causal=True, encoder=False)])
+def test_no_tap_where_nothing_is_gained(mode: EmbedMode):
+    assert not tap_works(SimpleNamespace(), mode, RunSettings())  # nothing is tried
 
 
 # --------------------------------------------------------------------- contexts, with fakes
@@ -349,9 +347,9 @@ def lab(monkeypatch: pytest.MonkeyPatch) -> Lab:
     return lab
 
 
-def fake_runner(meaning: EmbedMode = LAST, **changes: object) -> Runner:
-    settings = RunSettings(max_batch_tokens=64, tap=not meaning.encoder)
-    return Runner(SimpleNamespace(), meaning, replace(settings, **changes))
+def fake_runner(mode: EmbedMode = LAST, **changes: object) -> Runner:
+    settings = RunSettings(max_batch_tokens=64, tap=not mode.encoder)
+    return Runner(SimpleNamespace(), mode, replace(settings, **changes))
 
 
 def test_contexts_compute_at_the_same_time(lab: Lab):
@@ -396,11 +394,11 @@ def test_one_context_is_used_by_one_thread_at_a_time(lab: Lab):
     np.testing.assert_array_equal(vectors, expected(texts(3, 4)))
 
 
-@pytest.mark.parametrize(("meaning", "room"), [(LAST, 128), (CLS, 64)])
+@pytest.mark.parametrize(("mode", "room"), [(LAST, 128), (CLS, 64)])
 def test_a_long_text_gets_a_larger_context_and_the_others_stay(
-    meaning: EmbedMode, room: int, lab: Lab
+    mode: EmbedMode, room: int, lab: Lab
 ):
-    with fake_runner(meaning, n_contexts=2, n_threads=3) as run:
+    with fake_runner(mode, n_contexts=2, n_threads=3) as run:
         ordinary = list(lab.made)
         run.run(texts(room))
         assert lab.made == ordinary
@@ -413,16 +411,16 @@ def test_a_long_text_gets_a_larger_context_and_the_others_stay(
         assert long.n_ctx == 2 * LONG_STEP
         assert long.n_threads == 6  # the others wait for it
         # An encoder sees a text whole; others take it in microbatches of the ordinary size.
-        assert long.n_ubatch == (long.n_ctx if meaning.encoder else 64)
+        assert long.n_ubatch == (long.n_ctx if mode.encoder else 64)
     assert lab.open == []
 
 
 @pytest.mark.parametrize(
-    ("meaning", "n_made"), [(LAST, 1), (replace(LAST, causal=False), 2), (CLS, 2)]
+    ("mode", "n_made"), [(LAST, 1), (replace(LAST, causal=False), 2), (CLS, 2)]
 )
-def test_token_vectors_make_no_context_for_each_text(meaning: EmbedMode, n_made: int, lab: Lab):
+def test_token_vectors_make_no_context_for_each_text(mode: EmbedMode, n_made: int, lab: Lab):
     """One is made, and kept, where the ordinary ones cannot give them."""
-    with fake_runner(meaning) as run:
+    with fake_runner(mode) as run:
         for n in (5, 60, 7):
             (tokens,) = texts(n)
             vectors = run.run([tokens], head=Head.TOKENS).vectors
@@ -445,24 +443,24 @@ def test_a_shared_prefix_counts_once(lab: Lab):
 
 
 def test_who_can_share_a_prefix(lab: Lab):
-    for meaning, tap, can in (
+    for mode, tap, can in (
         (LAST, True, True),
         (LAST, False, False),
         (replace(LAST, causal=False), True, False),
         (replace(LAST, pooling=Pooling.MEAN), True, False),
         (CLS, False, False),
     ):
-        with fake_runner(meaning, tap=tap) as run:
+        with fake_runner(mode, tap=tap) as run:
             assert bool(run.max_prefix) is can
 
 
-@pytest.mark.parametrize("meaning", [LAST, CLS, replace(LAST, causal=False)])
+@pytest.mark.parametrize("mode", [LAST, CLS, replace(LAST, causal=False)])
 @pytest.mark.parametrize("max_batch_tokens", [8, 100, 2048])
 @pytest.mark.parametrize("max_batch_seqs", [1, 64, 256])
 def test_ordinary_contexts_hold_a_full_microbatch(
-    meaning: EmbedMode, max_batch_tokens: int, max_batch_seqs: int, lab: Lab
+    mode: EmbedMode, max_batch_tokens: int, max_batch_seqs: int, lab: Lab
 ):
-    with fake_runner(meaning, max_batch_tokens=max_batch_tokens, max_batch_seqs=max_batch_seqs):
+    with fake_runner(mode, max_batch_tokens=max_batch_tokens, max_batch_seqs=max_batch_seqs):
         params = lab.made[0].params
     assert params.n_ubatch >= max_batch_tokens
     assert params.n_ctx >= max_batch_tokens
@@ -560,9 +558,9 @@ def test_infinity_and_no_length_are_as_bad_as_nan(value: float, lab: Lab):
         assert run.run([*texts(4), poisoned(texts(5)[0])]).bad == (1,)
 
 
-@pytest.mark.parametrize("meaning", [LAST, CLS])
+@pytest.mark.parametrize("mode", [LAST, CLS])
 @pytest.mark.parametrize("kind", ["once", "with flash attention", "always"])
-def test_token_vectors_are_guarded(kind: str, meaning: EmbedMode, lab: Lab):
+def test_token_vectors_are_guarded(kind: str, mode: EmbedMode, lab: Lab):
     n_calls = 0
 
     def once(text: Tokens, *_: object) -> bool:
@@ -572,7 +570,7 @@ def test_token_vectors_are_guarded(kind: str, meaning: EmbedMode, lab: Lab):
 
     lab.poison = once if kind == "once" else KINDS[kind]
     text = poisoned(texts(5)[0])
-    with fake_runner(meaning) as run:
+    with fake_runner(mode) as run:
         outcome = run.run([text], head=Head.TOKENS)
         assert outcome.bad == ((0,) if kind == "always" else ())
         if kind != "always":

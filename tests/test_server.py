@@ -13,6 +13,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from gguf_embed import DoesNotFit, ModelNotFound, NativeFailed
+from gguf_embed.engine.pending import Meter
 from gguf_embed.server.app import application
 from gguf_embed.server.limits import Limits
 from gguf_embed.server.meters import Meters
@@ -416,7 +417,9 @@ def test_what_is_no_request_is_refused(serve: Callable[..., Served], path: str, 
     assert answer.headers["content-type"] == "application/json"
 
 
-def test_a_full_queue_is_refused_with_the_time_to_wait(serve: Callable[..., Served]):
+def test_a_full_queue_is_refused_with_the_time_to_wait(
+    serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+):
     from gguf_embed.server.failures import Refused
 
     limits = Limits(max_queue_tokens=100)
@@ -426,10 +429,8 @@ def test_a_full_queue_is_refused_with_the_time_to_wait(serve: Callable[..., Serv
         limits.check_queue(90, 11, 45.0)
     assert caught.value.retry_s == 2
 
-    class Full(FakeEmbedder):
-        waiting_tokens = 101  # type: ignore[assignment]
-
-    served = serve(limits=limits, open_model=lambda offer, left: Full.open(offer.id))
+    monkeypatch.setattr(Meter, "waiting_tokens", 101)
+    served = serve(limits=limits)
     answer = served.client.post("/api/embed", json={"model": "fake", "input": "x"})
     assert answer.status_code == 429
     assert int(answer.headers["retry-after"]) == 60

@@ -182,6 +182,18 @@ def build(
     return {"libraries": str(folder / "bin"), "nvcc": str(cuda.nvcc), **times}
 
 
+def shared_cxx(libraries: Path) -> Path | None:
+    """The shared libstdc++, where `libraries` were linked with the static one.
+
+    Streams of one library then meet the locale of another and crash, unless the shared one is
+    loaded before them: seen on the first GPU machine.
+    """
+    if b"libstdc++.so.6" in (libraries / "libllama.so").read_bytes():
+        return None
+    folders = ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/lib/x86_64-linux-gnu")
+    return next((p for f in folders if (p := Path(f) / "libstdc++.so.6").exists()), None)
+
+
 def first_error(log: str) -> str:
     """The first lines of a build's log that name an error, else its last ones."""
     lines = log.splitlines()

@@ -198,11 +198,14 @@ def build_step(
     return result
 
 
-# Whether the libraries load, and what they find.
+# Whether the libraries load, what they find, and whether they load a model.
 LOADS = """
-import json
+import json, pathlib
 from gguf_embed.native import library
+from gguf_embed.native.model import Model
 kinds = {device.name: device.kind for device in library.devices()}
+(file,) = pathlib.Path("models").glob("*.gguf")
+Model(file, n_gpu_layers=99).close()
 print("@" + json.dumps({"devices": kinds, "gpu": "gpu" in kinds.values()}))
 """
 
@@ -210,6 +213,8 @@ print("@" + json.dumps({"devices": kinds, "gpu": "gpu" in kinds.values()}))
 def use_libraries(environment: dict[str, str], folder: Path) -> None:
     """The bindings load the libraries in this folder, and those find CUDA's."""
     environment["LLAMA_CPP_LIB_PATH"] = str(folder)
+    if (shared := cuda_build.shared_cxx(folder)) is not None:
+        environment["LD_PRELOAD"] = str(shared)
     try:
         environment["LD_LIBRARY_PATH"] = cuda_build.library_path(
             cuda_build.find_cuda(cuda_build.cuda_roots())

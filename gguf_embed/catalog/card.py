@@ -93,6 +93,7 @@ class ModelCard:
     languages: str
     scores: tuple[Score, ...]
     files: tuple[ModelFile, ...]  # best quality first, one per quantization
+    build: str | None  # what makes a file where none is pinned, in words
     notes: str
     header_names: tuple[str, ...]  # further values of general.name or general.basename
 

@@ -154,6 +154,7 @@ def _card(path: Path) -> ModelCard:
         languages=top.take("languages", str),
         scores=tuple(map(_score, top.tables("scores"))),
         files=_files(top),
+        build=top.optional("build", str),
         notes=(top.optional("notes", str) or "").strip(),
         header_names=top.items("header_names", str),
     )

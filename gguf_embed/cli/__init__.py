@@ -19,7 +19,7 @@ import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from gguf_embed import __version__
 from gguf_embed.cli import console
@@ -38,6 +38,7 @@ examples:
   gguf-embed embed notes.txt -o notes.npy           one vector per line
   gguf-embed embed docs/ -o docs.jsonl              one vector per passage, with its place
   gguf-embed search "how do refunds work?" docs/    the best passages and their scores
+  gguf-embed rerank "how do refunds work?" found.txt  texts in the order of their answers
   gguf-embed doctor                                 what works here, what would be faster
 
 `gguf-embed COMMAND --help` tells more. Errors are one line and an exit code; --debug, or
@@ -48,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code (argparse itself exits on --help and misuse)."""
     start()
     words = sys.argv[1:] if argv is None else [*argv]
+    if any("\0" in word for word in words):
+        console.say("an argument holds a NUL character, which no name or text here may hold")
+        return 2
     first = next((word for word in words if not word.startswith("-")), None)
     args = parser(first).parse_args(words)
     debug: bool = args.debug or os.environ.get("GGUF_EMBED_DEBUG", "") not in ("", "0")
@@ -97,7 +101,9 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"gguf-embed {__version__}")
     top.add_argument("--debug", action="store_true", help="show tracebacks and details")
-    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = top.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, parser_class=_CommandParser
+    )
     modules = [found.name for found in pkgutil.iter_modules(__path__)]
     for name in [command] if command in modules else modules:
         module = importlib.import_module(f"{__name__}.{name}")
@@ -125,6 +131,19 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         console.say(f"{message}; see {self.prog} --help")
         self.exit(2)
+
+
+class _CommandParser(_Parser):
+    """Refuses what it does not know itself: `top` would point to the help of all commands."""
+
+    def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, args: Any = None, namespace: Any = None, **choices: Any
+    ) -> Any:
+        """The arguments, all of them known."""
+        known, others = super().parse_known_args(args, namespace, **choices)
+        if others:
+            self.error(f"unrecognized arguments: {' '.join(others)}")
+        return known, others
 
 
 class _Terminated(BaseException):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,9 @@ def run(args: argparse.Namespace) -> int:
     from gguf_embed.lab.compare import compare
     from gguf_embed.lab.stored import is_stored
 
+    for name in (args.a, args.b):
+        if not is_stored(name):
+            _check_no_text(name)
     of_files = [is_stored(name) for name in (args.a, args.b)]
     if of_files[0] != of_files[1]:
         raise BadOption(
@@ -103,12 +107,35 @@ def run(args: argparse.Namespace) -> int:
     return int(comparison.likeness == "no")
 
 
+def _check_no_text(name: str) -> None:
+    """Refuse a file that is neither a model nor vectors. Raises BadOption."""
+    from gguf_embed.io.sources import KINDS
+
+    path = Path(name)
+    is_text = path.suffix.lower() in KINDS
+    if not is_text and path.suffix.lower() != ".gguf" and path.is_file():
+        try:
+            with path.open("rb") as file:
+                is_text = file.read(4) != b"GGUF"
+        except OSError:
+            return  # opening it as a model says why
+    if is_text:
+        raise BadOption(
+            f"{name}: is no model and no file of vectors (.npy, .jsonl); to compare two models on "
+            f"its texts, name them and pass --texts {shlex.quote(name)}"
+        )
+
+
 def _stored(args: argparse.Namespace) -> list[_Side]:
     from gguf_embed.lab.compare import evenly
     from gguf_embed.lab.stored import stored
 
     made_with = ("prompt_name_a", "prompt_name_b", "dimensions_a", "dimensions_b")
-    given = [name for name in (*made_with, "pooling_a", "pooling_b", "texts") if vars(args)[name]]
+    given = [
+        name
+        for name in (*made_with, "pooling_a", "pooling_b", "texts")
+        if vars(args)[name] not in (None, [])
+    ]
     if given:
         raise BadOption(
             f"--{given[0].replace('_', '-')} says how to embed; {args.a} and {args.b} hold vectors "
@@ -172,7 +199,7 @@ def _embed(
     settings = Settings(pooling=options.pooling(said[f"pooling_{name}"]), tune=False)
     with options.open_embedder(model, settings, quiet=args.json) as embedder:
         options.warn_dimensions(embedder, said[f"dimensions_{name}"])
-        prompt = embedder.prompt(prompt_name) if prompt_name else ""
+        prompt = "" if prompt_name is None else embedder.prompt(prompt_name)
         try:
             vectors = embedder.encode(texts, prompt=prompt, dimensions=said[f"dimensions_{name}"])
         except TextTooLong as error:

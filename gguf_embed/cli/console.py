@@ -17,6 +17,7 @@ from typing import BinaryIO
 
 from gguf_embed.cli import layout
 from gguf_embed.errors import OutputFailed
+from gguf_embed.errors import counted as counted
 
 
 def say(message: str) -> None:
@@ -45,11 +46,6 @@ def out(text: str) -> None:
         raise OutputFailed("standard output: is closed; leave it open to see the answer")
     with _refusals():
         print(text)
-
-
-def counted(n: int, noun: str) -> str:
-    """A number with its noun, in the plural where it is not one."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def flush() -> None:

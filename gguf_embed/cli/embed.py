@@ -162,7 +162,9 @@ def run(args: argparse.Namespace) -> int:
         with _open(args, settings, isolated=isolated) as embedder:
             opened = time.monotonic()
             options.warn_dimensions(embedder, args.dimensions)
-            prompt = embedder.prompt(args.prompt_name) if args.prompt_name else args.prompt or ""
+            prompt = (
+                args.prompt or "" if args.prompt_name is None else embedder.prompt(args.prompt_name)
+            )
             with console.progress("embed", total, quiet=args.quiet) as progress:
                 flow = Flow(records, progress, keep_texts=args.with_text)
                 done = _embed(embedder, flow, writer, prompt, args, isolated=isolated)
@@ -266,7 +268,12 @@ def _embed(
             writer.write(rows, block.vectors, cut)
             for failed in block.failed:
                 record = rows[failed.row - block.start]
-                console.say(f"{place(record)}: {failed.n_tokens} tokens: {failed.reason}")
+                n = (
+                    ""
+                    if failed.n_tokens is None
+                    else f" {console.counted(failed.n_tokens, 'token')}:"
+                )
+                console.say(f"{place(record)}:{n} {failed.reason}")
             n_failed += len(block.failed)
             n_tokens += int(block.token_counts.sum())
             n_truncated += sum(cut)
@@ -277,12 +284,12 @@ def _embed(
     except TextTooLong as error:
         long = sorted(error.rows)
         for record, (_, n) in zip(flow.find([row for row, _ in long]), long, strict=True):
-            console.say(f"{place(record)}: {n} tokens")
+            console.say(f"{place(record)}: {console.counted(n, 'token')}")
         raise BadInput(
-            f"{len(long)} text(s) longer than the {error.n_ctx} tokens of {embedder.model_id}; "
-            f"{_name(args.output)} is {'incomplete' if args.output == '-' else 'not written'}; "
-            "cut them with --truncate end (keeps the start) or --truncate start (keeps the end), "
-            "or split them"
+            f"{console.counted(len(long), 'text')} longer than the {error.n_ctx} tokens of "
+            f"{embedder.model_id}; {_name(args.output)} is "
+            f"{'incomplete' if args.output == '-' else 'not written'}; cut them with "
+            "--truncate end (keeps the start) or --truncate start (keeps the end), or split them"
         ) from error
     return _Done(
         dim=dim,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gguf_embed.catalog import BUILTIN
@@ -14,11 +14,13 @@ from gguf_embed.errors import BadInput
 if TYPE_CHECKING:
     from gguf_embed.bundle.format import Licence
     from gguf_embed.engine.embedder import Embedder
-    from gguf_embed.io.sources import TextSources
+    from gguf_embed.engine.reranker import Reranker
+    from gguf_embed.io.sources import OnBad, TextSources
     from gguf_embed.plan.settings import Settings
     from gguf_embed.store.local import Source
     from gguf_embed.vectors import Pooling
 
+RERANKER = "qwen3-reranker:0.6b"
 POOLINGS = ("mean", "cls", "last")
 PREFERENCES = ("quality", "speed", "memory")
 
@@ -40,6 +42,25 @@ def open_embedder(
     for remark in () if quiet else embedder.remarks:
         console.say(remark)
     return embedder
+
+
+def open_reranker(
+    model: str, settings: Settings | None = None, *, quiet: bool = False, isolated: bool = False
+) -> Reranker:
+    """The same for a model that scores pairs."""
+    from gguf_embed.engine.reranker import Reranker
+
+    with console.transfer("fetch", quiet=quiet) as moved:
+        reranker = Reranker.open(
+            model,
+            settings=settings,
+            on_status=None if quiet else console.say,
+            on_download=moved,
+            isolated=isolated,
+        )
+    for remark in () if quiet else reranker.remarks:
+        console.say(remark)
+    return reranker
 
 
 def warn_dimensions(embedder: Embedder, dimensions: int | None) -> None:
@@ -66,7 +87,7 @@ def settings(args: argparse.Namespace) -> Settings:
 
     return Settings(
         **limits(args),
-        pooling=pooling(args.pooling),
+        pooling=pooling(getattr(args, "pooling", None)),
         n_threads=args.threads,
         tune=not args.no_tune,
         exact=args.exact,
@@ -113,17 +134,30 @@ def add_model(parser: argparse.ArgumentParser, *, several: bool = False) -> None
         choices=POOLINGS,
         help="how token vectors become one (default: what the model says)",
     )
+    _add_how(parser, group.add_argument)
+
+
+def add_reranker(parser: argparse.ArgumentParser) -> None:
+    """--model for a reranker, and how it is run."""
+    group = parser.add_argument_group("model")
     group.add_argument(
-        "--threads", type=positive, metavar="N", help="CPU threads (default: chosen)"
+        "--model",
+        default=RERANKER,
+        metavar="NAME|PATH",
+        help="a reranker of `gguf-embed models`, owner/repo on the Hub, or any .gguf file of one "
+        "(default: %(default)s)",
     )
-    group.add_argument(
+    _add_how(parser, group.add_argument)
+
+
+def _add_how(parser: argparse.ArgumentParser, add: Callable[..., object]) -> None:
+    add("--threads", type=positive, metavar="N", help="CPU threads (default: chosen)")
+    add(
         "--exact",
         action="store_true",
         help="compute each text alone: slower, and to the bit the same whatever else is embedded",
     )
-    group.add_argument(
-        "--no-tune", action="store_true", help="skip the short measuring on first use"
-    )
+    add("--no-tune", action="store_true", help="skip the short measuring on first use")
     add_limits(parser)
 
 
@@ -176,11 +210,17 @@ def add_include(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def find(inputs: Sequence[str], args: argparse.Namespace, *, quiet: bool = False) -> TextSources:
+def find(
+    inputs: Sequence[str],
+    args: argparse.Namespace,
+    *,
+    quiet: bool = False,
+    on_bad: OnBad | None = None,
+) -> TextSources:
     """The sources that `inputs` stand for; tells how many other files are passed over."""
     from gguf_embed.io import sources
 
-    here = sources.find(inputs, field=args.field, include=args.include)
+    here = sources.find(inputs, field=args.field, include=args.include, on_bad=on_bad)
     if here.remark and not quiet:
         console.say(here.remark)
     return here

@@ -44,9 +44,12 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Fetch and print the path; returns 0."""
+    from gguf_embed.gguf.header import read_header
     from gguf_embed.store import download
 
     source = _source(args)
+    if source.path is not None and source.where == "file":
+        read_header(source.path)  # any file has a name; this one must be a model
     with console.transfer(source.label, quiet=args.quiet) as moved:
         path = download.fetch(source, progress=moved, accept_licence=args.accept_licence)
     if args.json:

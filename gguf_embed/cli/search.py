@@ -6,7 +6,8 @@ import argparse
 import heapq
 import textwrap
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from gguf_embed.cli import console, layout, options
@@ -15,10 +16,13 @@ from gguf_embed.io.flow import Flow
 
 if TYPE_CHECKING:
     from gguf_embed.engine.embedder import Embedder
+    from gguf_embed.engine.reranker import Reranker
     from gguf_embed.io.read import Record
+    from gguf_embed.plan.settings import Settings
 
 # Models are trained on passages of about this length; longer ones answer less sharply.
 PASSAGE_TOKENS = 200
+MAX_NAMED = 5  # files that are passed over
 
 DESCRIPTION = """\
 Rank passages of files by meaning: the cosine of the question's vector and each passage's, the
@@ -28,13 +32,15 @@ query and document prompts of the model included. Nothing is stored.
   .txt             a passage per line; with --prose paragraphs, as .md
   .jsonl, .csv     a passage per row: --field
   DIR              all such files in it and below;   - is standard input
-Texts of more than 200 tokens are cut into several passages; blank ones are passed over."""
+Texts of more than 200 tokens are cut into several passages; blank ones are passed over. So is a
+file in a DIR that holds no such texts, such as a .jsonl of vectors; it is named."""
 
 EPILOG = """\
 examples:
   gguf-embed search "how do I use this without internet?" README.md docs/
   gguf-embed search "late delivery" tickets.csv --field body --id-field number --top 20
   gguf-embed search "who is to blame?" novel.txt --prose
+  gguf-embed search "how do refunds work?" handbook/ --rerank qwen3-reranker:0.6b
   git log --format=%s | gguf-embed search "memory leak" - --json"""
 
 
@@ -52,6 +58,19 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--prose", action="store_true", help="cut .txt and - into paragraphs, not lines"
     )
+    parser.add_argument(
+        "--rerank",
+        metavar="MODEL",
+        help=f"order the best passages anew by a reranker, such as {options.RERANKER}: slower, and "
+        "it judges better",
+    )
+    parser.add_argument(
+        "--candidates",
+        type=options.positive,
+        default=50,
+        metavar="N",
+        help="passages that --rerank judges (default: %(default)s)",
+    )
     parser.add_argument("--json", action="store_true", help="results as one JSON document")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     options.add_model(parser)
@@ -65,61 +84,107 @@ def run(args: argparse.Namespace) -> int:
     if not args.query.strip():
         raise BadOption("the question is empty; say what to look for")
     (query,) = given([args.query], source="QUERY")
-    sources = options.find(args.inputs, args, quiet=args.quiet)
+    bad: list[BadInput] = []  # what is wrong with files of directories
+    sources = options.find(args.inputs, args, quiet=args.quiet, on_bad=bad.append)
     reading = Reading(field=args.field, id_field=args.id_field, prose=args.prose)
-    records = read(sources, reading, stdin=console.stdin())
-    settings = options.settings(args)
-    with options.open_embedder(args.model, settings, quiet=args.quiet) as embedder:
-        try:
-            question = embedder.encode_query(query.text)
-        except TextTooLong as error:
-            raise BadInput(
-                f"the question has {error.rows[0][1]} tokens, {embedder.model_id} takes "
-                f"{error.n_ctx}; ask a shorter one"
-            ) from error
-        # (score, minus the order: among equals the first, the passage)
-        best: list[tuple[float, int, Record]] = []
-        n_passages = 0
+    records = read(sources, reading, stdin=console.stdin(), on_bad=bad.append)
+    with ExitStack() as held:
+        reranker: Reranker | None = None
+        if args.rerank:  # first: a wrong name is told before the work
+            reranker = held.enter_context(
+                options.open_reranker(args.rerank, _rerank_settings(args), quiet=args.quiet)
+            )
+        embedder = held.enter_context(
+            options.open_embedder(args.model, options.settings(args), quiet=args.quiet)
+        )
+        n_best = max(args.top, args.candidates) if reranker else args.top
         with console.progress("search", sources.total_bytes, quiet=args.quiet) as progress:
             flow = Flow(_passages(embedder, records), progress, keep_texts=True)
-            for block in embedder.stream(
-                flow.texts(), prompt=embedder.prompt("document"), on_progress=flow.advance
-            ):
-                scores = cast(list[float], (block.vectors @ question).tolist())
-                for score, record in zip(scores, flow.take(len(scores)), strict=True):
-                    n_passages += 1
-                    heapq.heappush(best, (score, -n_passages, record))
-                    if len(best) > args.top:
-                        heapq.heappop(best)
-        found = [(score, record) for score, _, record in sorted(best, reverse=True)]
+            found, n_passages = _nearest(embedder, query.text, flow, n_best)
+        for error in () if args.quiet else bad[:MAX_NAMED]:
+            console.say(f"passed over: {error}")
+        if len(bad) > MAX_NAMED and not args.quiet:
+            console.say(f"passed over: {console.counted(len(bad) - MAX_NAMED, 'other file')}")
+        judged = [Hit(score=score, similarity=score, record=record) for score, record in found]
+        if reranker is not None:
+            ranked = reranker.rank(query.text, [hit.record.text for hit in judged], top=args.top)
+            judged = [replace(judged[each.index], score=each.score) for each in ranked]
         if args.json:
-            results = [
-                {
-                    "score": round(score, 6),
-                    "id": record.id,
-                    "source": record.source,
-                    "position": record.position,
-                    "last_position": record.last_position,
-                    "text": record.text,
-                }
-                for score, record in found
-            ]
-            console.print_json(
-                "search",
-                {
-                    "query": args.query,
-                    "model": embedder.model_id,
-                    "quant": embedder.quant,
-                    "n_passages": n_passages,
-                    "results": results,
-                },
-            )
+            about: dict[str, object] = {
+                "query": args.query,
+                "model": embedder.model_id,
+                "quant": embedder.quant,
+            }
+            about |= {"reranker": reranker.model_id} if reranker else {}
+            results = [hit.as_dict(reranked=reranker is not None) for hit in judged]
+            console.print_json("search", {**about, "n_passages": n_passages, "results": results})
             return 0
-    for rank, (score, record) in enumerate(found, 1):
-        _print_hit(rank, score, record)
-    if not found:
+    for rank, hit in enumerate(judged, 1):
+        print_hit(rank, hit.score, hit.record)
+    if not judged:
         console.say(f"no passage with text in {', '.join(args.inputs)}")
     return 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hit:
+    """A passage with what it is ordered by."""
+
+    score: float
+    similarity: float  # the cosine
+    record: Record
+
+    def as_dict(self, *, reranked: bool) -> dict[str, object]:
+        """For programs; the cosine is the score where nothing reranked."""
+        similarity = {"similarity": round(self.similarity, 6)} if reranked else {}
+        return {
+            "score": round(self.score, 6),
+            **similarity,
+            "id": self.record.id,
+            "source": self.record.source,
+            "position": self.record.position,
+            "last_position": self.record.last_position,
+            "text": self.record.text,
+        }
+
+
+def _nearest(
+    embedder: Embedder, query: str, flow: Flow, n_best: int
+) -> tuple[list[tuple[float, Record]], int]:
+    """The passages nearest to the question with their cosines, and how many there are in all."""
+    try:
+        question = embedder.encode_query(query)
+    except TextTooLong as error:
+        raise BadInput(
+            f"the question has {error.rows[0][1]} tokens, {embedder.model_id} takes "
+            f"{error.n_ctx}; ask a shorter one"
+        ) from error
+    # (score, minus the order: among equals the first, the passage)
+    best: list[tuple[float, int, Record]] = []
+    n_passages = 0
+    for block in embedder.stream(
+        flow.texts(), prompt=embedder.prompt("document"), on_progress=flow.advance
+    ):
+        scores = cast(list[float], (block.vectors @ question).tolist())
+        for score, record in zip(scores, flow.take(len(scores)), strict=True):
+            n_passages += 1
+            heapq.heappush(best, (score, -n_passages, record))
+            if len(best) > n_best:
+                heapq.heappop(best)
+    return [(score, record) for score, _, record in sorted(best, reverse=True)], n_passages
+
+
+def _rerank_settings(args: argparse.Namespace) -> Settings:
+    """What is said of both models; what is said of one is said of the embedder."""
+    from gguf_embed.plan.settings import Settings
+
+    return Settings(
+        prefer=args.prefer,
+        memory_bytes=args.memory,
+        n_threads=args.threads,
+        tune=not args.no_tune,
+        exact=args.exact,
+    )
 
 
 def _passages(embedder: Embedder, records: Iterator[Record]) -> Iterator[Record]:
@@ -137,7 +202,8 @@ def _passages(embedder: Embedder, records: Iterator[Record]) -> Iterator[Record]
                 yield replace(record, text=text)
 
 
-def _print_hit(rank: int, score: float, record: Record) -> None:
+def print_hit(rank: int, score: float, record: Record) -> None:
+    """A passage for people: its place, and how it begins."""
     place = f"{record.source}:{record.position}"
     own_id = "" if record.id == place else f"  {record.id}"
     console.out(console.plain(f"{rank:>2}  {score:.3f}  {place}{own_id}"))

@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, cast, get_args
+from typing import Any, Final, Literal, TypeGuard, cast, get_args
 
 import numpy as np
 
-from gguf_embed.engine.options import EncodeOptions, OnError, Truncate
+from gguf_embed.engine.options import EncodeOptions, OnError, RerankOptions, Truncate
 from gguf_embed.engine.turns import Priority
 from gguf_embed.errors import BadInput, BadOption, kind_of, shown
 from gguf_embed.plan.settings import Settings
@@ -75,6 +75,12 @@ def check_texts(texts: object) -> Iterator[str]:
         raise BadInput(f"texts are {kind_of(texts)}; {_TEXTS}") from None
 
 
+def is_token_ids(text: object) -> TypeGuard[list[int]]:
+    """Whether one text came as token ids."""
+    ids = cast("list[object]", text) if isinstance(text, list) else []
+    return bool(ids) and all(type(each) is int for each in ids)
+
+
 def check_token_ids(texts: object) -> list[list[int]]:
     """Texts that came as lists of token ids. Raises BadInput."""
     rows: list[list[int]] = []
@@ -87,9 +93,12 @@ def check_token_ids(texts: object) -> list[list[int]]:
     return rows
 
 
-def check_names(options: Mapping[str, object]) -> None:
-    """Refuse options that do not exist. Raises BadOption."""
-    known = sorted(EncodeOptions.__required_keys__ | EncodeOptions.__optional_keys__)
+def check_names(
+    options: Mapping[str, object],
+    kind: type[EncodeOptions] | type[RerankOptions] = EncodeOptions,
+) -> None:
+    """Refuse options that the typed dictionary `kind` does not have. Raises BadOption."""
+    known = sorted(kind.__required_keys__ | kind.__optional_keys__)
     for name in options:
         if name not in known:
             raise BadOption(f"there is no option {name!r}; the options are {', '.join(known)}")
@@ -102,26 +111,18 @@ def check_string(name: str, value: object) -> str | None:
     return value
 
 
-def check_number(name: str, value: object, *, least: int) -> int:
-    """A whole number, also one of numpy's. Raises BadOption."""
-    whole = isinstance(cast("Any", value), (int, np.integer)) and not isinstance(value, bool)
-    if whole and (number := int(cast("int", value))) >= least:
-        return number
-    raise BadOption(f"{name}={shown(value)}: pass a whole number from {least}")
-
-
-def check_switch(name: str, value: object) -> bool:
-    """True or False. Raises BadOption."""
-    if isinstance(cast("Any", value), (bool, np.bool_)):
-        return bool(value)
-    raise BadOption(f"{name}={shown(value)}: pass True or False")
-
-
 def check_truncate(value: object) -> Truncate:
     """One of the three. Raises BadOption."""
     if isinstance(value, str) and value in _TRUNCATE:
         return cast("Truncate", value)
     raise BadOption(f"truncate={shown(value)}: choose 'error', 'end' or 'start'")
+
+
+def check_document_truncate(value: object) -> Literal["end", "error"]:
+    """One of the two. Raises BadOption."""
+    if value == "end" or value == "error":
+        return "end" if value == "end" else "error"
+    raise BadOption(f"truncate={shown(value)}: choose 'end' or 'error'")
 
 
 def check_on_error(value: object) -> OnError:

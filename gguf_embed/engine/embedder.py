@@ -8,27 +8,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, Unpack, cast
+from typing import Final, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
 from gguf_embed.catalog.catalog import BUILTIN
-from gguf_embed.engine import arguments
+from gguf_embed.engine import arguments, late
 from gguf_embed.engine.address import Address
 from gguf_embed.engine.backend import Head
 from gguf_embed.engine.fingerprint import Fingerprint, known_sha256
-from gguf_embed.engine.isolated import IsolatedModel
 from gguf_embed.engine.opening import Opened, open_model
 from gguf_embed.engine.options import Block, EncodeOptions, OnProgress, VectorOptions
-from gguf_embed.engine.pending import Pending
+from gguf_embed.engine.pending import Meter, Pending, prepared
 from gguf_embed.engine.running import Lifetime, Running
-from gguf_embed.engine.scheduler import OnComputed
 from gguf_embed.engine.stream import DIED, NO_VECTOR, Request, blocks, no_vector
 from gguf_embed.engine.turns import Caller, Priority
 from gguf_embed.errors import BadOption, TextTooLong
 from gguf_embed.plan.plan import Plan
 from gguf_embed.plan.settings import Settings
+from gguf_embed.plan.values import check_number, check_switch
 from gguf_embed.store import download
 from gguf_embed.system.closing import Closes
 from gguf_embed.system.files import printable
@@ -50,7 +49,7 @@ class Embedder(Closes):
         self.card = opened.card
         self.settings = opened.settings  # what the caller said
         self.run_settings = opened.run  # how it runs
-        self.meaning = opened.mode
+        self.mode = opened.mode
         self.pooling = opened.mode.pooling
         self.remarks = opened.remarks
         self.plan: Plan = opened.plan  # what was considered, and why this
@@ -62,6 +61,7 @@ class Embedder(Closes):
         self._isolated = opened.isolated
         self._remote = opened.remote
         self._lifetime = Lifetime(opened.backend, opened.reopen, n_ctx=self.n_ctx, shown=repr(self))
+        self.meter = Meter(self._lifetime)
         self._ready = True
 
     @classmethod
@@ -94,7 +94,7 @@ class Embedder(Closes):
         arguments.check_callback("on_download", on_download)
         settings = Settings() if settings is None else settings
         arguments.check_settings(settings)
-        isolated = arguments.check_switch("isolated", isolated)
+        isolated = check_switch("isolated", isolated)
         opened = open_model(
             name, settings, isolated=isolated, on_status=on_status, on_download=on_download
         )
@@ -233,7 +233,7 @@ class Embedder(Closes):
             return Fingerprint(
                 sha256=self._source.sha256 or known_sha256(self.path),
                 pooling=self.pooling.name.lower(),
-                causal=self.meaning.causal,
+                causal=self.mode.causal,
                 special_tokens=tuple(running.preparer.ids("", row=0).tolist()),
                 prompt=request.prompt,
                 dim=request.dim,
@@ -256,7 +256,7 @@ class Embedder(Closes):
         A model whose dense layers come after pooling (EmbeddingGemma) has them applied to each.
         """
         with self._lifetime.call() as running:
-            if isinstance(text, list):
+            if arguments.is_token_ids(text):
                 ids = arguments.check_token_ids([text])
                 prepared = running.preparer.given(ids, n_vocab=self.header.n_vocab)
             else:
@@ -273,6 +273,42 @@ class Embedder(Closes):
                 raise no_vector(0, len(prepared.tokens[0]), DIED if done.died else NO_VECTOR)
             return done.vectors
 
+    def encode_chunks(
+        self,
+        document: str,
+        spans: Sequence[tuple[int, int]],
+        *,
+        windows: bool = False,
+        **options: Unpack[EncodeOptions],
+    ) -> Vectors:
+        """Late chunking: vectors of parts of a document that went through the model whole.
+
+        `spans` are (start, end) in characters; the result has shape (len(spans), dim). See
+        engine/late.py for what a vector is. A document longer than `n_ctx` is an error; with
+        `windows` it goes through in parts, each of as many whole spans as fit.
+
+        Raises BadOption for a model that pools its first token, BadInput, BadText, TextTooLong,
+        NativeFailed.
+        """
+        late.check_pooling(self.pooling, self.model_id)
+        checked = late.check_spans(spans, len(arguments.check_text(document, "the document")))
+        windows = check_switch("windows", windows)
+        if options.get("truncate", "error") != "error":
+            raise BadOption("a document that is cut would lose chunks; pass windows=True")
+        with self._lifetime.call() as running:
+            request = self._request(running, options)
+            if not checked:
+                return np.empty((0, request.dim), np.float32)
+            return late.chunk_vectors(
+                running,
+                document,
+                checked,
+                request,
+                pooling=self.pooling,
+                n_ctx=self.n_ctx,
+                windows=windows,
+            )
+
     def stream(
         self,
         texts: Iterable[str],
@@ -286,7 +322,7 @@ class Embedder(Closes):
         Texts that are too long (truncate="error") stop the work at the first one, but the rest of
         the input is still read, so that the error names all of them.
         """
-        window = arguments.check_number("window", window, least=1)
+        window = check_number("window", window, least=1)
         arguments.check_callback("on_progress", on_progress)
         with self._lifetime.call() as running:
             request = self._request(running, options)
@@ -304,50 +340,11 @@ class Embedder(Closes):
     ) -> Pending:
         """A call that no thread waits for: tokenized and checked here, computed by its `submit`.
 
-        Texts may come as token ids of this model. See `EncodeOptions` for the options and `encode`
-        for what is raised.
+        Texts may come as token ids of this model. Options and errors are those of `encode`.
         """
         with self._lifetime.call() as running:
             request = self._request(running, options)
-            if all(isinstance(text, str) for text in texts):
-                prepared = running.preparer.rows(
-                    cast("Sequence[str]", texts),
-                    0,
-                    prompt=request.prompt,
-                    truncate=request.truncate,
-                )
-            else:
-                if request.prompt:
-                    raise BadOption(
-                        "a prompt goes in front of texts, not of token ids; pass the texts, or ids "
-                        "that hold the prompt"
-                    )
-                prepared = running.preparer.given(
-                    arguments.check_token_ids(texts),
-                    n_vocab=self.header.n_vocab,
-                    truncate=request.truncate,
-                )
-            if prepared.too_long:
-                raise TextTooLong(prepared.too_long, self.n_ctx)
-            return Pending(prepared, request, self._lifetime, running)
-
-    @property
-    def waiting_tokens(self) -> int:
-        """Tokens of all calls that no microbatch has taken yet."""
-        with self._lifetime.call() as running:
-            return running.scheduler.waiting_tokens
-
-    @property
-    def n_deaths(self) -> int:
-        """How often the child of an isolated engine has died."""
-        with self._lifetime.call() as running:
-            backend = running.backend
-            return backend.n_deaths if isinstance(backend, IsolatedModel) else 0
-
-    def watch(self, on_computed: OnComputed) -> None:
-        """Have each microbatch told once it is computed; for the meters of a server."""
-        with self._lifetime.call() as running:
-            running.scheduler.on_computed = on_computed
+            return prepared(self._lifetime, running, texts, request, self.header.n_vocab)
 
     def _request(self, running: Running, options: EncodeOptions) -> Request:
         """The options as they apply to this model. Raises BadOption."""
@@ -359,7 +356,7 @@ class Embedder(Closes):
         truncate = arguments.check_truncate(options.get("truncate", "error"))
         card, dimensions = self.card, options.get("dimensions")
         if dimensions is not None:
-            dimensions = arguments.check_number("dimensions", dimensions, least=1)
+            dimensions = check_number("dimensions", dimensions, least=1)
         check_dimensions(
             dimensions,
             dim=self.dim,
@@ -376,7 +373,7 @@ class Embedder(Closes):
             prompt=text,
             dim=dimensions or self.dim,
             dimensions=dimensions,
-            normalize=arguments.check_switch("normalize", options.get("normalize", True)),
+            normalize=check_switch("normalize", options.get("normalize", True)),
             truncate=truncate,
             priority=arguments.check_priority(options.get("priority", Priority.NORMAL)),
             on_error=arguments.check_on_error(options.get("on_error", "raise")),

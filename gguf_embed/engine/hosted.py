@@ -32,19 +32,21 @@ from gguf_embed.errors import GgufEmbedError
 from gguf_embed.native.model import Tokens
 from gguf_embed.system.child import take_job, tell
 
-# Tests let a text kill the child: "run:TEXT" or "tokenize:TEXT"; "load:" kills it at its start.
+# Tests let texts kill the child: "run:TEXT" or "tokenize:TEXT", with a line for each text; "load:"
+# kills it at its start.
 FAULT_VARIABLE = "GGUF_EMBED_ISOLATED_FAULT"
 
 
-class Host:
+class HostedModel:
     """Answers requests with one loaded model."""
 
     def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
         self._segments: dict[str, Segment] = {}
         self._mapping = threading.Lock()
-        self._stage, _, self._deadly = os.environ.get(FAULT_VARIABLE, "").partition(":")
-        self._deadly_ids = loaded.tokenize(self._deadly).tolist() if self._deadly else None
+        self._stage, _, deadly = os.environ.get(FAULT_VARIABLE, "").partition(":")
+        self._deadly = deadly.splitlines()
+        self._deadly_ids = [loaded.tokenize(text).tolist() for text in self._deadly]
 
     def answer(self, request: Mapping[str, Any]) -> None:
         """Compute, and tell what came out."""
@@ -58,7 +60,7 @@ class Host:
             tell({"id": request["id"], "error": name, "message": message})
 
     def _tokenize(self, request: Mapping[str, Any]) -> dict[str, object]:
-        if self._stage == "tokenize" and request["text"] == self._deadly:
+        if self._stage == "tokenize" and request["text"] in self._deadly:
             signal.raise_signal(signal.SIGSEGV)  # to this thread: os.kill may come late
         return {"ids": self._loaded.tokenize(request["text"]).tolist()}
 
@@ -67,7 +69,7 @@ class Host:
         lengths: Sequence[int] = request["lengths"]
         ids = segment.tokens(sum(lengths)).copy()
         sequences: list[Tokens] = np.split(ids, np.cumsum(lengths)[:-1])
-        if self._stage == "run" and any(each.tolist() == self._deadly_ids for each in sequences):
+        if self._stage == "run" and any(each.tolist() in self._deadly_ids for each in sequences):
             signal.raise_signal(signal.SIGSEGV)  # to this thread: os.kill may come late
         outcome = self._loaded.run(
             sequences,
@@ -100,7 +102,7 @@ def _main() -> None:
         return
     runner = loaded.runner
     opened = base64.b64encode(pickle.dumps((proved, runner.settings))).decode()
-    host = Host(loaded)
+    hosted = HostedModel(loaded)
     tell(
         {
             "ready": opened,
@@ -118,7 +120,7 @@ def _main() -> None:
     ):
         while (request := take_job()) is not None:
             threads = tokenizers if request["do"] == "tokenize" else contexts
-            threads.submit(host.answer, request)
+            threads.submit(hosted.answer, request)
     loaded.close()
 
 

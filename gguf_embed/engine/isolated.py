@@ -32,7 +32,7 @@ from gguf_embed.engine.gate import Gate
 from gguf_embed.engine.loaded import limits_of
 from gguf_embed.engine.proved import Proved
 from gguf_embed.engine.segments import Segments
-from gguf_embed.engine.tokenizer import RunTooLong
+from gguf_embed.engine.tokenizer import KillsTokenizer, RunTooLong
 from gguf_embed.errors import BadInput, BadModelFile, GgufEmbedError, NativeFailed
 from gguf_embed.native.model import Tokens
 from gguf_embed.plan.settings import RunSettings
@@ -190,14 +190,16 @@ class IsolatedModel(Closes):
         return self._n_contexts if own else 1
 
     def tokenize(self, text: str) -> Tokens:
-        """Token ids as the model's reference tokenizer gives them."""
+        """Token ids as the model's reference tokenizer gives them. Raises KillsTokenizer."""
         text.encode()  # UnicodeEncodeError here rather than there
         request: dict[str, object] = {"do": "tokenize", "text": text}
         with suppress(Died), self._gate.shared():
             return np.array(self._ask(request)["ids"], np.int32)
-        with self._gate.alone(), suppress(Died):
-            return np.array(_tried(lambda: self._ask(request))["ids"], np.int32)
-        raise NativeFailed(
+        with self._gate.alone():
+            with suppress(Died):
+                return np.array(_tried(lambda: self._ask(request))["ids"], np.int32)
+            self._still_works()
+        raise KillsTokenizer(
             f"llama.cpp dies when it tokenizes this text of {len(text):,} characters, also alone; "
             "leave it out or split it"
         )
@@ -249,6 +251,7 @@ class IsolatedModel(Closes):
                 _tried(lambda: compute(part)) if len(rows) == 1 else compute(part)
                 return []
             if len(rows) == 1:
+                self._still_works(compute)
                 return [rows[0]]
             half = len(rows) // 2
             return search(rows[:half]) + search(rows[half:])
@@ -256,6 +259,13 @@ class IsolatedModel(Closes):
         rows = range(len(sequences))
         half = len(rows) // 2
         return search(rows[:half]) + search(rows[half:]) if half else search(rows)
+
+    def _still_works(self, compute: Callable[[Sequence[Tokens]], Outcome] | None = None) -> None:
+        """Try an ordinary text after a culprit: deaths count in a row where it dies as well."""
+        with suppress(Died):
+            ids = np.array(self._ask({"do": "tokenize", "text": "a"})["ids"], np.int32)
+            if compute is not None and len(ids):
+                compute([ids])
 
     def _computed(
         self, sequences: Sequence[Tokens], head: Head, n_prefix: int, n_contexts: int

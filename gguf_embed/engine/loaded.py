@@ -28,7 +28,7 @@ class LoadedModel(Closes):
         self.runner = runner
         self.tokenizer = tokenizer
         settings = runner.settings
-        self._limits = limits_of(settings, runner.meaning, exact=exact)
+        self._limits = limits_of(settings, runner.mode, exact=exact)
         self._specials = model.special_tokens() | tokenizer.added
 
     @property
@@ -71,12 +71,12 @@ class LoadedModel(Closes):
         self.model.close()
 
 
-def limits_of(settings: RunSettings, meaning: EmbedMode, *, exact: bool) -> BatchLimits:
+def limits_of(settings: RunSettings, mode: EmbedMode, *, exact: bool) -> BatchLimits:
     """How microbatches are packed for a model that runs so; `exact`: each text alone."""
     return BatchLimits(
         max_tokens=settings.batch_tokens,
         max_seqs=1 if exact else settings.max_batch_seqs,
-        max_prefix=0 if exact else max_prefix(settings, meaning),
+        max_prefix=0 if exact else max_prefix(settings, mode),
         n_contexts=settings.n_contexts,
     )
 

@@ -7,8 +7,8 @@
       -> tuned -> loaded, here or in a child       loaded.load, isolated.IsolatedModel
       -> Opened
 
-Every caller comes in here: `Embedder.open`, the lab, bundles, `tune`. What fails on the way leaves
-nothing loaded behind.
+Every caller comes in here: `Embedder.open`, `Reranker.open`, the lab, bundles, `tune`. What fails
+on the way leaves nothing loaded behind.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from gguf_embed.gguf.header import Header
 from gguf_embed.machine import probe as hardware
 from gguf_embed.plan.mode import EmbedMode, check_no_reranker, embed_mode
 from gguf_embed.plan.plan import Plan
+from gguf_embed.plan.reranker import check_is_reranker, rerank_mode
 from gguf_embed.plan.settings import RunSettings, Settings
 from gguf_embed.store import download, hub
 from gguf_embed.store.local import Source
@@ -112,6 +113,21 @@ def open_model(
     return _opened(proved, isolated=isolated, on_status=on_status)
 
 
+def open_reranker(
+    name: str | Path,
+    settings: Settings,
+    *,
+    isolated: bool = False,
+    on_status: Status | None = None,
+    on_download: download.OnDownload | None = None,
+) -> Opened:
+    """`open_model` for a model that scores pairs. See `Reranker.open`."""
+    proved = prove_model(
+        name, settings, reranker=True, on_status=on_status, on_download=on_download
+    )
+    return _opened(proved, isolated=isolated, on_status=on_status)
+
+
 def open_file(
     path: Path,
     card: ModelCard | None,
@@ -125,7 +141,8 @@ def open_file(
     With `rerankers` a file that scores pairs is opened too: its vectors tell whether it is intact.
     """
     choice = choose_file(path, card, hardware.probe(), settings)
-    proved = prove_choice(choice, path, settings, on_status, rerankers=rerankers)
+    mode_of = partial(embed_mode, rerankers=rerankers)
+    proved = prove_choice(choice, path, settings, on_status, mode_of=mode_of)
     return _opened(proved, on_status=on_status)
 
 
@@ -133,21 +150,24 @@ def prove_model(
     name: str | Path,
     settings: Settings,
     *,
+    reranker: bool = False,
     on_status: Status | None = None,
     on_download: download.OnDownload | None = None,
 ) -> Proved:
     """The first part of the corridor: a file that is here and safe to load, and nothing loaded."""
+    mode_of = rerank_mode if reranker else embed_mode
+    check_kind = check_is_reranker if reranker else check_no_reranker
     if settings.n_threads and (remark := hardware.check_threads(settings.n_threads)):
         _log.warning("%s", remark)
     choice = choose(name, hardware.probe(), settings)
-    # What is no embedder is refused before gigabytes move.
+    # What is another kind of model is refused before gigabytes move.
     if choice.header is not None:
-        embed_mode(choice.header, choice.card, settings)
-    check_no_reranker(choice.card, choice.plan.model)
+        mode_of(choice.header, choice.card, settings)
+    check_kind(choice.card, choice.plan.model)
     if on_status is not None and choice.source.where != "package":
         on_status(choice.plan.in_short)
     path = _fetched(choice, on_status, on_download)
-    return prove_choice(choice, path, settings, on_status)
+    return prove_choice(choice, path, settings, on_status, mode_of=mode_of)
 
 
 def _fetched(

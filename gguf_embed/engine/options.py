@@ -45,12 +45,40 @@ class EncodeOptions(VectorOptions, total=False):
     on_error: OnError
 
 
+class RerankOptions(TypedDict, total=False):
+    """What `Reranker.score` and `Reranker.rank` take by keyword.
+
+    `task` replaces the instruction of a model that takes one. A document that does not fit beside
+    the query loses its end, which is logged; with `truncate="error"` it is an error. `raw` gives
+    logits in place of scores from 0 to 1. A document without a score (NaN on every path, or it
+    kills the child of an isolated engine) is an error; with `on_error="skip"` its score is NaN.
+    """
+
+    task: str | None
+    truncate: Literal["end", "error"]
+    raw: bool
+    priority: Priority
+    on_error: OnError
+    on_progress: OnProgress | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranked:
+    """A document with its score."""
+
+    index: int  # its position in the documents as given
+    score: float
+    document: str
+    n_tokens: int  # of the pair, as computed
+    truncated: bool  # its end was cut
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailedRow:
     """A text without a vector."""
 
     row: int
-    n_tokens: int
+    n_tokens: int | None  # None: it cannot be tokenized
     reason: str
 
 
@@ -60,6 +88,8 @@ class Block:
 
     start: int
     vectors: Vectors  # (n, dim)
-    token_counts: npt.NDArray[np.int32]  # (n,), after truncation
+    token_counts: npt.NDArray[
+        np.int32
+    ]  # (n,), after truncation; 0 of a text that cannot be tokenized
     truncated: npt.NDArray[np.bool_]  # (n,)
     failed: tuple[FailedRow, ...] = ()  # with on_error="skip"; their vectors are all NaN

@@ -12,17 +12,22 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
+from gguf_embed.engine import arguments
+from gguf_embed.engine.isolated import IsolatedModel
 from gguf_embed.engine.options import Block
 from gguf_embed.engine.prepare import Prepared
 from gguf_embed.engine.running import Lifetime, Running
+from gguf_embed.engine.scheduler import OnComputed
 from gguf_embed.engine.stream import Collecting, Request
 from gguf_embed.engine.turns import Caller, Done
+from gguf_embed.errors import BadOption, TextTooLong
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +70,7 @@ class Pending:
     @property
     def truncated(self) -> npt.NDArray[np.bool_]:
         """Which texts were cut, shape (n,)."""
-        return self._prepared.truncated[self._prepared.place]
+        return self._prepared.cut
 
     def submit(self, on_done: Callable[[], None]) -> None:
         """Have it computed. `on_done` is called once, in any thread, when `block` can be called."""
@@ -113,3 +118,58 @@ class Pending:
             self._done_at = time.monotonic()
         assert self._on_done is not None, "submitted"
         self._on_done()
+
+
+def prepared(
+    lifetime: Lifetime,
+    running: Running,
+    texts: Sequence[str] | Sequence[Sequence[int]],
+    request: Request,
+    n_vocab: int,
+) -> Pending:
+    """Texts, or token ids of a vocabulary of `n_vocab`, ready to be submitted. Raises BadInput."""
+    preparer = running.preparer
+    if all(isinstance(text, str) for text in texts):
+        rows = preparer.rows(
+            cast("Sequence[str]", texts),
+            0,
+            prompt=request.prompt,
+            truncate=request.truncate,
+            on_error=request.on_error,
+        )
+    elif request.prompt:
+        raise BadOption(
+            "a prompt goes in front of texts, not of token ids; pass the texts, or ids that hold "
+            "the prompt"
+        )
+    else:
+        ids = arguments.check_token_ids(texts)
+        rows = preparer.given(ids, n_vocab=n_vocab, truncate=request.truncate)
+    if rows.too_long:
+        raise TextTooLong(rows.too_long, preparer.n_ctx)
+    return Pending(rows, request, lifetime, running)
+
+
+class Meter:
+    """What a server reads of an engine."""
+
+    def __init__(self, lifetime: Lifetime) -> None:
+        self._lifetime = lifetime
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Tokens of all calls that no microbatch has taken yet."""
+        with self._lifetime.call() as running:
+            return running.scheduler.waiting_tokens
+
+    @property
+    def n_deaths(self) -> int:
+        """How often the child of an isolated engine has died."""
+        with self._lifetime.call() as running:
+            backend = running.backend
+            return backend.n_deaths if isinstance(backend, IsolatedModel) else 0
+
+    def watch(self, on_computed: OnComputed) -> None:
+        """Have each microbatch told once it is computed."""
+        with self._lifetime.call() as running:
+            running.scheduler.on_computed = on_computed

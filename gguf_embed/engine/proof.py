@@ -33,7 +33,7 @@ from gguf_embed.vectors import Pooling
 
 _log = logging.getLogger(__name__)
 
-VERSION = 2  # of what is tried; a new one proves every file again
+VERSION = 3  # of what is tried; a new one proves every file again
 TIMEOUT_S = 120.0
 SLOWEST_BYTES_PER_S = 10e6  # a disk on which a file takes longer than TIMEOUT_S
 SAID_BEFORE_BYTES = 1 << 30  # a file that takes a while is named before, not only after

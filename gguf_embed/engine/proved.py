@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
+from gguf_embed.catalog.card import ModelCard
 from gguf_embed.engine import proof
 from gguf_embed.engine.choice import Choice
 from gguf_embed.engine.tune_record import Target, safe_run
@@ -14,6 +16,8 @@ from gguf_embed.machine import selftest
 from gguf_embed.machine.selftest import SafePaths
 from gguf_embed.plan.mode import EmbedMode, SpecialTokens, embed_mode, special_tokens
 from gguf_embed.plan.settings import Settings
+
+ModeOf: TypeAlias = Callable[[Header, ModelCard | None, Settings], EmbedMode]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,15 +59,15 @@ def prove_choice(
     settings: Settings,
     on_status: Callable[[str], None] | None = None,
     *,
-    rerankers: bool = False,
+    mode_of: ModeOf = embed_mode,
 ) -> Proved:
     """Try the build and the file in child processes, once each; planned anew where the GPU or flash
-    attention fails here.
+    attention fails here. `mode_of` says how the file is run, or that it is another kind of model.
 
     Raises BadModelFile, BadOption, DoesNotFit, NativeFailed.
     """
     header = (choice.source.path and choice.header) or read_header(path)
-    mode = embed_mode(header, choice.card, settings, rerankers=rerankers)
+    mode = mode_of(header, choice.card, settings)
     tokens = special_tokens(header, choice.card, mode)
     safe = selftest.check(header.matrix_types, gpus=choice.gpus)
     if not safe.gpu or not safe.flash:

@@ -35,10 +35,10 @@ _log = logging.getLogger(__name__)
 class Runner(Closes):
     """A model with its contexts. `run` may be called from several threads."""
 
-    def __init__(self, model: Model, meaning: EmbedMode, settings: RunSettings) -> None:
+    def __init__(self, model: Model, mode: EmbedMode, settings: RunSettings) -> None:
         """Make the contexts; the model stays the caller's to close."""
         self.model = model
-        self.meaning = meaning
+        self.mode = mode
         self.settings = settings
         self._contexts: queue.SimpleQueue[Context] = queue.SimpleQueue()
         self._taking = threading.Lock()
@@ -46,10 +46,10 @@ class Runner(Closes):
         self._for_tokens: Context | None = None
         self._opened: list[Context] = []
         self._threads = ThreadPoolExecutor(settings.n_contexts, thread_name_prefix="gguf-embed-run")
-        params = ordinary_context(settings, meaning)
+        params = ordinary_context(settings, mode)
         try:
             for _ in range(settings.n_contexts):
-                context = Context(self.model, params, meaning.encoder)
+                context = Context(self.model, params, mode.encoder)
                 self._opened.append(context)
                 self._contexts.put(context)
         except BaseException:
@@ -77,7 +77,7 @@ class Runner(Closes):
     @property
     def max_prefix(self) -> int:
         """See `max_prefix`."""
-        return max_prefix(self.settings, self.meaning)
+        return max_prefix(self.settings, self.mode)
 
     def contexts_for(self, n_tokens: int, head: Head) -> int:
         """How many of the contexts a microbatch occupies.
@@ -102,10 +102,8 @@ class Runner(Closes):
 
         Rows that come back NaN are tried again alone.
         """
-        if head is not Head.TOKENS and (head is Head.RANK) != (
-            self.meaning.pooling is Pooling.RANK
-        ):
-            raise BadInput(f"{self.model.path} is run with {self.meaning.pooling}: no {head.value}")
+        if head is not Head.TOKENS and (head is Head.RANK) != (self.mode.pooling is Pooling.RANK):
+            raise BadInput(f"{self.model.path} is run with {self.mode.pooling}: no {head.value}")
         n_tokens = sum(map(len, sequences)) - n_prefix * (len(sequences) - 1)
         n_contexts = max(n_contexts, self.contexts_for(n_tokens, head))
         with self._taken(n_contexts) as context:
@@ -147,7 +145,7 @@ class Runner(Closes):
             context.forget()
             vectors[row] = context.run([sequences[row]])[0]
             if len(self._broken(vectors[row : row + 1])):
-                vectors[row] = self._last_resort(sequences[row], self.meaning.pooling)[0]
+                vectors[row] = self._last_resort(sequences[row], self.mode.pooling)[0]
             if len(self._broken(vectors[row : row + 1])):
                 bad.append(row)
         context.forget()
@@ -170,7 +168,7 @@ class Runner(Closes):
 
     def _broken(self, vectors: Vectors) -> npt.NDArray[np.intp]:
         """The rows that cannot be right; a score, unlike a vector, may be 0."""
-        if self.meaning.pooling is Pooling.RANK:
+        if self.mode.pooling is Pooling.RANK:
             return np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         return unusable(vectors)
 
@@ -182,16 +180,16 @@ class Runner(Closes):
             n_seq_max=1,
             n_threads=self.settings.n_threads,
             pooling=pooling,
-            causal=self.meaning.causal,
+            causal=self.mode.causal,
             flash_attn=False,
         )
-        with Context(self.model, params, self.meaning.encoder) as context:
+        with Context(self.model, params, self.mode.encoder) as context:
             return context.run([sequence])
 
     @property
     def ordinary_tokens(self) -> int:
         """Tokens that an ordinary context takes, prefix included."""
-        return longest_ordinary(self.settings, self.meaning)
+        return longest_ordinary(self.settings, self.mode)
 
     def long_context(self, n_tokens: int) -> Context:
         """A context large enough for one long microbatch; the last one is kept."""
@@ -199,8 +197,8 @@ class Runner(Closes):
             if self._long is not None:
                 self._long.close()
                 self._long = None
-            params = long_context(self.settings, self.meaning, n_tokens)
-            self._long = Context(self.model, params, self.meaning.encoder)
+            params = long_context(self.settings, self.mode, n_tokens)
+            self._long = Context(self.model, params, self.mode.encoder)
         return self._long
 
     def _token_context(self, n_tokens: int) -> Context:
@@ -212,24 +210,24 @@ class Runner(Closes):
             if kept is not None:
                 kept.close()
                 self._for_tokens = None
-            meaning = replace(self.meaning, pooling=Pooling.NONE)
-            params = long_context(self.settings, meaning, n_tokens)
-            kept = self._for_tokens = Context(self.model, params, meaning.encoder)
+            mode = replace(self.mode, pooling=Pooling.NONE)
+            params = long_context(self.settings, mode, n_tokens)
+            kept = self._for_tokens = Context(self.model, params, mode.encoder)
         return kept
 
 
-def max_prefix(settings: RunSettings, meaning: EmbedMode) -> int:
+def max_prefix(settings: RunSettings, mode: EmbedMode) -> int:
     """Tokens of a shared prefix that leave room for a full microbatch; 0: none can be shared.
 
     It takes a cache, causal attention and a tap.
     """
-    can_share = splits(settings, meaning) and meaning.pooling is Pooling.LAST
+    can_share = splits(settings, mode) and mode.pooling is Pooling.LAST
     return settings.max_batch_tokens if can_share else 0
 
 
-def tap_works(model: Model, meaning: EmbedMode, settings: RunSettings) -> bool:
+def tap_works(model: Model, mode: EmbedMode, settings: RunSettings) -> bool:
     """Whether two short texts come out of the tap as out of llama.cpp's own pooling."""
-    if meaning.encoder or meaning.pooling is Pooling.RANK:
+    if mode.encoder or mode.pooling is Pooling.RANK:
         return False
     rng = np.random.default_rng(0)
     texts = [rng.integers(0, model.n_vocab, n).astype(np.int32) for n in (5, 9)]
@@ -238,8 +236,8 @@ def tap_works(model: Model, meaning: EmbedMode, settings: RunSettings) -> bool:
         n_ubatch=64,
         n_seq_max=2,
         n_threads=settings.n_threads * settings.n_contexts,
-        pooling=meaning.pooling,
-        causal=meaning.causal,
+        pooling=mode.pooling,
+        causal=mode.causal,
         flash_attn=settings.flash_attn,
     )
     with Context(model, params, encoder=False) as context:

@@ -53,7 +53,11 @@ def blocks(
         while chunk := list(islice(texts, window)):
             with lifetime.call(running) as running:
                 prepared = running.preparer.rows(
-                    chunk, start, prompt=request.prompt, truncate=request.truncate
+                    chunk,
+                    start,
+                    prompt=request.prompt,
+                    truncate=request.truncate,
+                    on_error=request.on_error,
                 )
                 start += len(chunk)
                 too_long += prepared.too_long
@@ -80,6 +84,8 @@ def _collect(
 ) -> Block:
     """Wait for the rows of a window and put them back in order."""
     collecting = Collecting(prepared, request)
+    if prepared.untokenized and on_progress is not None:
+        on_progress(len(prepared.untokenized), 0)
     for done in ticket.results():
         n_texts = collecting.add(done)
         if on_progress is not None:
@@ -93,9 +99,14 @@ class Collecting:
     def __init__(self, prepared: Prepared, request: Request) -> None:
         self._prepared = prepared
         self._request = request
-        self._n_same = np.bincount(prepared.place, minlength=len(prepared.tokens))
-        self._vectors = np.empty((len(prepared.tokens), request.dim), np.float32)
-        self._failed: list[FailedRow] = []
+        place, n_different = prepared.place, len(prepared.tokens)
+        self._n_same = np.bincount(place[place >= 0], minlength=n_different)
+        # One row more than there are texts, the last: it is that of the place -1.
+        self._vectors = np.empty((n_different + 1, request.dim), np.float32)
+        self._vectors[-1] = np.nan
+        self._failed = [
+            FailedRow(row=row, n_tokens=None, reason=reason) for row, reason in prepared.untokenized
+        ]
 
     def add(self, done: Done) -> int:
         """Finish some rows; returns how many texts they are. Raises NativeFailed."""
@@ -123,7 +134,7 @@ class Collecting:
             start=prepared.start,
             vectors=self._vectors[prepared.place],
             token_counts=prepared.token_counts,
-            truncated=prepared.truncated[prepared.place],
+            truncated=prepared.cut,
             failed=tuple(sorted(self._failed, key=lambda each: each.row)),
         )
 

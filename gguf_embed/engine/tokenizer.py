@@ -55,6 +55,10 @@ _DIGITS_OF: Mapping[str, int] = {"superbpe": 4096}
 _DIGITS: Final = re.compile(r"\d+")
 
 
+class KillsTokenizer(Exception):
+    """A text of which llama.cpp's tokenizer dies; it did so in a child process."""
+
+
 class RunTooLong(ValueError):
     """A text with a run of characters that llama.cpp's pre-tokenizer cannot take safely."""
 

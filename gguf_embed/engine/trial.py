@@ -52,7 +52,7 @@ HARD = (
 )
 
 
-class Trial:
+class TriedFile:
     """One file, loaded as it will run."""
 
     def __init__(self, job: dict[str, Any]) -> None:
@@ -83,34 +83,47 @@ class Trial:
                 continue
             last = self.model.n_vocab - 1
             if len(ids[text]) and not 0 <= ids[text].min() <= ids[text].max() <= last:
-                return f"its vocabulary gives token ids that are not within 0..{last}"
+                return f"its vocabulary gives token ids that are not within 0..{last}; {_NEXT}"
         ordinary = {ids[text].tobytes(): ids[text] for text in canaries.ALL if len(ids[text])}
         if len(ordinary) < 2:
-            return "its vocabulary gives different texts the same token ids"
+            return f"its vocabulary gives different texts the same token ids; {_NEXT}"
         return list(ordinary.values())
 
     def decode(self, ids: Sequence[Tokens]) -> str:
         """What is wrong with the vectors of a short batch and of a longer one, "" for nothing."""
         n_short = min(3, self.n_long, len(ids))  # all of them fit into one batch, be it of 1 token
         short = [sequence[: self.n_long // n_short] for sequence in ids[:n_short]]
+        if n_short > 1:  # positions alone must not be what tells texts apart
+            twins = (_of_equal_length(short[0], other) for other in ids[1:])
+            short[1] = next((t for t in twins if not np.array_equal(t, short[0])), short[1])
         long = np.resize(np.concatenate(ids), self.n_long)
         flash: bool = self.job["flash_attn"]
         vectors = np.concatenate([self._run(short, flash=flash), self._run([long], flash=flash)])
         plain = self._run([*short[:1]], flash=False)  # the way out where the fast one gives NaN
         self._run(short[:1], pooling=Pooling.NONE, flash=flash)  # token vectors
         if not np.isfinite(plain).all():
-            return "it gives NaN, or numbers too large, for ordinary text"
+            return f"it gives NaN, or numbers too large, for ordinary text; {_NEXT}"
+        sequences = [*short, long]
         if self.pooling is Pooling.RANK:
-            return ""
+            differ = len({sequence.tobytes() for sequence in sequences}) > 1
+            same = differ and bool((vectors == vectors[0]).all())
+            return f"it gives different texts the same score; {_NEXT}" if same else ""
         norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
         if not np.isfinite(vectors).all():
             return "" if np.linalg.norm(plain) > 0 else _ZERO
         if not (norms > 0).all() or not np.linalg.norm(plain) > 0:
             return _ZERO
-        cosines = (vectors / norms[:, None]) @ (vectors / norms[:, None]).T
-        differ = len({sequence.tobytes() for sequence in (*short, long)}) > 1
-        if differ and not (cosines < SAME).any():
-            return "it gives different texts the same vector"
+        pairs = [(0, 1), *((a, b) for b in range(len(sequences)) for a in range(b))]
+        directions = vectors / norms[:, None]
+        # Of equal length, and of any length.
+        for compared in (pairs[:1], pairs):
+            different = [
+                float(directions[a] @ directions[b])
+                for a, b in compared
+                if sequences[a].tobytes() != sequences[b].tobytes()
+            ]
+            if different and not min(different) < SAME:
+                return f"it gives different texts the same vector; {_NEXT}"
         return ""
 
     def tap(self, ids: Sequence[Tokens]) -> None:
@@ -143,7 +156,19 @@ class Trial:
             return context.run(sequences)
 
 
-_ZERO = "it gives vectors of length 0 for ordinary text"
+def _of_equal_length(text: Tokens, other: Tokens) -> Tokens:
+    """The text with the middle of another: as many tokens, and the same at both ends."""
+    if len(text) < 3:
+        return other[: len(text)]
+    middle = other[1:-1] if len(other) > 2 else other
+    return np.concatenate([text[:1], np.resize(middle, len(text) - 2), text[-1:]])
+
+
+_NEXT = (
+    "fetch the file again or take another quantization of the model; if neither helps, report it "
+    "to those who made the file"
+)
+_ZERO = f"it gives vectors of length 0 for ordinary text; {_NEXT}"
 
 
 def _enter(stage: str) -> None:
@@ -156,18 +181,18 @@ def _enter(stage: str) -> None:
 def _verdict(job: dict[str, Any]) -> str:
     _enter("load")
     try:
-        trial = Trial(job)
+        tried = TriedFile(job)
     except BadModelFile as error:
         return _reason(error, job)
     _enter("tokenize")
-    ids = trial.tokenize()
+    ids = tried.tokenize()
     if isinstance(ids, str):
         return ids
     _enter("decode")
-    if fault := trial.decode(ids):
+    if fault := tried.decode(ids):
         return fault
     _enter("tap")
-    trial.tap(ids)
+    tried.tap(ids)
     return ""
 
 

@@ -26,7 +26,7 @@ from typing import IO, cast
 
 from gguf_embed.errors import BadInput, BadOption
 from gguf_embed.io.chunks import split_markdown
-from gguf_embed.io.sources import TextSource, TextSources, readable
+from gguf_embed.io.sources import OnBad, TextSource, TextSources, readable
 
 DEFAULT_FIELD = "text"
 _NO_FIELDS: Mapping[str, object] = MappingProxyType({})  # one for all records without any
@@ -70,15 +70,29 @@ def given(texts: Sequence[str], *, source: str = "--text") -> Iterator[Record]:
 
 
 def read(
-    sources: Iterable[TextSource], reading: Reading, *, stdin: IO[bytes] | None = None
+    sources: Iterable[TextSource],
+    reading: Reading,
+    *,
+    stdin: IO[bytes] | None = None,
+    on_bad: OnBad | None = None,
 ) -> Iterator[Record]:
-    """The texts of all sources, lazily and in order; raises BadInput with file, line and byte."""
+    """The texts of all sources, lazily and in order; raises BadInput with file, line and byte.
+
+    `on_bad` takes what is wrong with a file that lies in a directory, of which the rest is left.
+    """
     done_bytes = 0
     for source in sources:
-        with readable(source.name), _opened(source, stdin) as stream:
-            lines = _Lines(stream, source.name, done_bytes)
-            yield from _records(source, lines, reading)
-            done_bytes = lines.read_bytes
+        start_bytes = done_bytes
+        try:
+            with readable(source.name), _opened(source, stdin) as stream:
+                lines = _Lines(stream, source.name, done_bytes)
+                yield from _records(source, lines, reading)
+                done_bytes = lines.read_bytes
+        except BadInput as error:
+            if on_bad is None or not source.in_folder:
+                raise
+            on_bad(error)
+            done_bytes = start_bytes + (source.n_bytes or 0)
 
 
 def check_keep(sources: TextSources, reading: Reading) -> None:

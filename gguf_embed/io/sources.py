@@ -13,15 +13,16 @@ import os
 import shlex
 import stat
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, cast
+from typing import Final, Literal, TypeAlias, cast
 
-from gguf_embed.errors import BadInput, BadOption
+from gguf_embed.errors import BadInput, BadOption, counted
 from gguf_embed.system.files import printable
 
+OnBad: TypeAlias = Callable[[BadInput], None]
 FileKind = Literal[".txt", ".md", ".jsonl", ".csv"]
 
 KINDS: Final[tuple[FileKind, ...]] = (".txt", ".md", ".jsonl", ".csv")
@@ -36,6 +37,7 @@ class TextSource:
     path: Path | None
     kind: FileKind
     n_bytes: int | None  # None: not known before the end (a pipe)
+    in_folder: bool = False  # nobody named it: it lies in a directory that was named
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,24 +71,29 @@ class TextSources:
         pattern = f"*{example}" if example else "*"
         n = len(self.passed_over)
         return (
-            f"{n:,} other {'file' if n == 1 else 'files'} passed over ({shown}{more}); "
+            f"{counted(n, 'other file')} passed over ({shown}{more}); "
             f"--include {shlex.quote(pattern)} takes such files as text"
         )
 
 
 def find(
-    inputs: Sequence[str], *, field: str | None = None, include: Sequence[str] = ()
+    inputs: Sequence[str],
+    *,
+    field: str | None = None,
+    include: Sequence[str] = (),
+    on_bad: OnBad | None = None,
 ) -> TextSources:
     """The sources that `inputs` (files, directories, "-") stand for, in reading order.
 
     Directories are searched to any depth, in sorted order, for the endings above; names that
     begin with a dot are passed over without a word, other files are counted. A file that matches
     a pattern of `include` and has another ending is read as .md is. Raises BadInput for what is
-    missing, unreadable or no text, before anything is read.
+    missing, unreadable or no text, before anything is read; `on_bad` takes what is wrong with a
+    file in a directory instead, which is left out.
     """
     if unusable := [pattern for pattern in include if not pattern.strip("/.")]:
         raise BadOption(f"--include {unusable[0]!r}: is no pattern; write one such as '*.rst'")
-    finder = _Finder(field=field, include=tuple(include))
+    finder = _Finder(field=field, include=tuple(include), on_bad=on_bad)
     for name in inputs:
         finder.add(name)
     if unused := [pattern for pattern in include if pattern not in finder.used]:
@@ -113,11 +120,15 @@ def readable(name: str) -> Generator[None]:
 class _Finder:
     """Collects sources, and counts what is passed over."""
 
-    def __init__(self, *, field: str | None, include: tuple[str, ...]) -> None:
+    def __init__(
+        self, *, field: str | None, include: tuple[str, ...], on_bad: OnBad | None
+    ) -> None:
         self.files: list[TextSource] = []
         self.passed_over: list[str] = []
         self.used: set[str] = set()  # patterns that matched a file
         self._include = include
+        self._on_bad = on_bad
+        self._bad: BadInput | None = None  # the last of the directory
         # What has no ending of ours is read line by line: as texts, or as objects with fields.
         self._stream_kind: FileKind = ".txt" if field is None else ".jsonl"
 
@@ -130,6 +141,8 @@ class _Finder:
                 TextSource(name=STDIN, path=None, kind=self._stream_kind, n_bytes=None)
             )
             return
+        if not name:  # as a path it would be this directory
+            raise BadOption("an input is empty; name a file or a directory, such as .")
         path = Path(name)
         with readable(printable(path)):
             mode = path.stat().st_mode
@@ -153,6 +166,7 @@ class _Finder:
 
     def _add_directory(self, root: Path) -> None:
         before = len(self.files), len(self.passed_over)
+        self._bad = None
 
         def refuse(error: OSError) -> None:
             raise error
@@ -168,14 +182,26 @@ class _Finder:
                     if kind is None or _is_special(path):
                         self.passed_over.append(path.suffix.lower() or "no ending")
                     else:
-                        self.files.append(_file(path, kind))
+                        self._add_found(path, kind)
+        if len(self.files) == before[0] and self._bad is not None:
+            raise self._bad
         if len(self.files) == before[0]:
             others = len(self.passed_over) - before[1]
             raise BadInput(
                 f"{printable(root)}: no {', '.join(KINDS)} file in this directory or below "
-                f"({others} other files); name the files, or another directory, or take other "
-                "files as text with --include PATTERN"
+                f"({counted(others, 'other file')}); name the files, or another directory, or "
+                "take other files as text with --include PATTERN"
             )
+
+    def _add_found(self, path: Path, kind: FileKind) -> None:
+        """A file that nobody named."""
+        try:
+            self.files.append(_file(path, kind, in_folder=True))
+        except BadInput as error:
+            if self._on_bad is None:
+                raise
+            self._on_bad(error)
+            self._bad = error
 
     def _kind(self, path: Path) -> FileKind | None:
         matched = {pattern for pattern in self._include if path.match(pattern)}
@@ -186,10 +212,12 @@ class _Finder:
         return ".md" if matched else None
 
 
-def _file(path: Path, kind: FileKind) -> TextSource:
+def _file(path: Path, kind: FileKind, *, in_folder: bool = False) -> TextSource:
     with readable(printable(path)), path.open("rb") as stream:
         n_bytes = os.fstat(stream.fileno()).st_size
-    return TextSource(name=printable(path), path=path, kind=kind, n_bytes=n_bytes)
+    return TextSource(
+        name=printable(path), path=path, kind=kind, n_bytes=n_bytes, in_folder=in_folder
+    )
 
 
 def _is_special(path: Path) -> bool:

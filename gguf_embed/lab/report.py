@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from gguf_embed.errors import OutputFailed
+from gguf_embed.errors import OutputFailed, counted
 from gguf_embed.lab.levels import Level
 from gguf_embed.lab.metrics import AS_GOOD, MIN_PASSAGES, MOSTLY_SAME, SAME_RESULTS
 from gguf_embed.lab.quality import Quality
@@ -240,7 +240,7 @@ def _quality_table(report: Report, judged: Sequence[tuple[str, Quality]]) -> Tab
     if first.matching is not None:
         notes += ["translations: share found first among 125 sentences, mean over 42 directions"]
     if any(quality.n_truncated for _, quality in judged):
-        notes += [f"{first.n_truncated:,} texts are longer than the model takes and were cut"]
+        notes += [f"longer than the model takes, and cut: {counted(first.n_truncated, 'text')}"]
     return Table(title="Quality", columns=tuple(columns), rows=tuple(rows), notes=tuple(notes))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,13 +52,14 @@ def stored(path: Path) -> Stored:
     about: dict[str, object] = {}
     if meta.exists():
         try:
-            about = cast("dict[str, object]", dict(json.loads(meta.read_text("utf-8"))))
-        except (OSError, ValueError, TypeError, RecursionError) as error:
+            about = dict(json_object(meta.read_text("utf-8"), str(meta)))
+        except (OSError, ValueError, BadInput) as error:
             raise BadInput(f"{meta}: cannot be read: {error}; remove it or repair it") from error
-        if about.get("texts", shape[0]) != shape[0]:
+        n_texts = about.get("n_texts", shape[0])
+        if n_texts != shape[0]:
             raise BadInput(
-                f"{meta} describes {about['texts']} vectors, {path.name} holds {shape[0]}; they "
-                "do not belong together"
+                f"{meta} describes {n_texts} vectors, {path.name} holds {shape[0]}; they do not "
+                "belong together"
             )
     return Stored(path=path, shape=shape, about=about)
 
@@ -124,7 +124,10 @@ def _vector(path: Path, number: int, line: str) -> Vectors:
     where = f"{printable(path)}, line {number}"
     fields = json_object(line, where)
     try:
-        vector = np.array(fields["vector"], np.float64)
+        values = cast("Any", fields["vector"])
+        vector = np.array(values, np.float64)
+        if any(isinstance(value, (bool, str)) for value in values):  # numpy would take them
+            vector = np.empty(0)
     except (KeyError, ValueError, TypeError, OverflowError):
         vector = np.empty(0)
     if vector.ndim != 1 or not len(vector):

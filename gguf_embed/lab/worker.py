@@ -93,7 +93,7 @@ def _do_open(job: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, An
         return {
             "dim": embedder.dim,
             "shape": shape_key(
-                shape_of(embedder.header), embedder.pooling, causal=embedder.meaning.causal
+                shape_of(embedder.header), embedder.pooling, causal=embedder.mode.causal
             ),
             "texts_per_s": rough,
             "settings": asdict(tuned.settings) if tuned else None,

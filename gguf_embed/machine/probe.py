@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from gguf_embed.errors import BadOption
+from gguf_embed.errors import BadOption, counted
 from gguf_embed.machine import linux, macos
 from gguf_embed.machine.build import Native, backends, read_native
 from gguf_embed.machine.host import Cores, Cpu, Host, Ram, this_host
@@ -97,15 +97,15 @@ def check_threads(
     cores = read_cores(root, host)
     if n_threads > n_cpus:
         raise BadOption(
-            f"{n_threads} threads are more than the {n_cpus} CPUs of this machine; "
+            f"{n_threads} threads are more than the {counted(n_cpus, 'CPU')} of this machine; "
             f"give at most {n_cpus}, or leave it out"
         )
     if cores.quota is not None:
         n_allowed = min(n_allowed, math.ceil(cores.quota))
     if n_threads > n_allowed:
         return (
-            f"{n_threads} threads share the {n_allowed} CPUs that this process may use of "
-            f"{n_cpus} (affinity or the limit of a container): more than {n_allowed} are slower"
+            f"{n_threads} threads share the {counted(n_allowed, 'CPU')} that this process may use "
+            f"of {n_cpus} (affinity or the limit of a container): more than {n_allowed} are slower"
         )
     return None
 

@@ -70,6 +70,13 @@ def embed_mode(
     return EmbedMode(pooling=pooling, causal=causal and not encoder, encoder=encoder)
 
 
+def layers_pooling(pooling: Pooling, *, encoder: bool) -> Pooling:
+    """How the layers of a model are pooled: a reranker's head reads one token's vector."""
+    if pooling is not Pooling.RANK:
+        return pooling
+    return Pooling.CLS if encoder else Pooling.LAST
+
+
 def check_no_reranker(card: ModelCard | None, name: str) -> None:
     """Raise BadModelFile for a model that the catalog knows as a reranker."""
     if card is not None and card.kind == "reranker":

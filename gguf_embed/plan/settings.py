@@ -14,6 +14,7 @@ from typing import Final, Literal, TypeAlias
 
 from gguf_embed.errors import BadOption, shown
 from gguf_embed.native.context import MAX_SEQS
+from gguf_embed.plan.values import check_number, check_switch
 from gguf_embed.vectors import Pooling
 
 Prefer: TypeAlias = Literal["quality", "speed", "memory"]
@@ -53,32 +54,20 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse what llama.cpp would abort for, whoever said it."""
-        # A text has a start token, one token of its own and an end token.
-        _check_number("n_ctx", self.n_ctx, 3)
-        _check_number("n_gpu_layers", self.n_gpu_layers)
-        _check_number("memory_bytes", self.memory_bytes, 0)
-        _check_number("margin_bytes", self.margin_bytes, 0)
-        _check_number("max_batch_tokens", self.max_batch_tokens, 1)
-        # A shared prefix is one of the sequences that llama.cpp takes.
-        _check_number("max_batch_seqs", self.max_batch_seqs, 1, MAX_SEQS - 1)
-        _check_number("n_contexts", self.n_contexts, 1)
-        _check_number("n_threads", self.n_threads, 1)
-        for name, value in (
-            ("causal", self.causal),
-            ("flash_attn", self.flash_attn),
-            ("repack", self.repack),
-            ("tap", self.tap),
-        ):
-            _check_switch(name, value, may_be_open=True)
-        for name, value in (
-            ("allow_smaller", self.allow_smaller),
-            ("tune", self.tune),
-            ("exact", self.exact),
-        ):
-            _check_switch(name, value)
+        for name, (least, most) in _NUMBERS.items():
+            if (value := getattr(self, name)) is not None:
+                number = check_number(name, value, least=least, most=most, may_be_open=True)
+                object.__setattr__(self, name, number)
+        for name in _SWITCHES:
+            value, may_be_open = getattr(self, name), name in _OPEN_SWITCHES
+            if value is not None or not may_be_open:
+                switch = check_switch(name, value, may_be_open=may_be_open)
+                object.__setattr__(self, name, switch)
         if not isinstance(self.prefer, str) or self.prefer not in PREFERENCES:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise BadOption(f"prefer={shown(self.prefer)}: choose {', '.join(PREFERENCES)}")
         _check_type("quant", self.quant, str, "a name such as 'Q8_0'")
+        if not (self.quant is None or self.quant.strip()):
+            raise BadOption("quant='': pass a name such as 'Q8_0', or leave it out")
         _check_type("pooling", self.pooling, Pooling, "one such as Pooling.MEAN")
 
     @property
@@ -98,27 +87,24 @@ class Settings:
         )
 
 
-def _check_number(
-    name: str, value: object, low: int | None = None, high: int | None = None
-) -> None:
-    if value is None:
-        return
-    # To Python a bool is an int.
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise BadOption(f"{name}={shown(value)}: give a whole number, or leave it out")
-    if (low is not None and value < low) or (high is not None and value > high):
-        allowed = f"at least {low}" if high is None else f"{low}..{high}"
-        raise BadOption(f"{name}={shown(value)}: give {allowed}, or leave it out")
-
-
-def _check_switch(name: str, value: object, *, may_be_open: bool = False) -> None:
-    if not isinstance(value, bool) and not (value is None and may_be_open):
-        raise BadOption(f"{name}={shown(value)}: give True or False, or leave it out")
+# Least and most of each number.
+_NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
+    "n_ctx": (3, None),  # a text has a start token, one token of its own and an end token
+    "n_gpu_layers": (None, None),
+    "memory_bytes": (0, None),
+    "margin_bytes": (0, None),
+    "max_batch_tokens": (1, None),
+    "max_batch_seqs": (1, MAX_SEQS - 1),  # a shared prefix is one of llama.cpp's sequences
+    "n_contexts": (1, None),
+    "n_threads": (1, None),
+}
+_OPEN_SWITCHES: Final = ("causal", "flash_attn", "repack", "tap")
+_SWITCHES: Final = (*_OPEN_SWITCHES, "allow_smaller", "tune", "exact")
 
 
 def _check_type(name: str, value: object, kind: type, such: str) -> None:
     if value is not None and not isinstance(value, kind):
-        raise BadOption(f"{name}={shown(value)}: give {such}, or leave it out")
+        raise BadOption(f"{name}={shown(value)}: pass {such}, or leave it out")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

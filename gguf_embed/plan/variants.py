@@ -13,7 +13,7 @@ from gguf_embed.gguf import layout, quants
 from gguf_embed.gguf.header import ENCODERS, Header
 from gguf_embed.gguf.layout import Shape
 from gguf_embed.gguf.tensors import TensorInfo
-from gguf_embed.plan.mode import EmbedMode
+from gguf_embed.plan.mode import EmbedMode, layers_pooling
 from gguf_embed.plan.settings import Settings
 from gguf_embed.vectors import Pooling
 
@@ -135,7 +135,11 @@ def _variant(
         quant=quant,
         file=file,
         shape=shape,
-        mode=EmbedMode(pooling=pooling, causal=causal and not encoder, encoder=encoder),
+        mode=EmbedMode(
+            pooling=layers_pooling(pooling, encoder=encoder),
+            causal=causal and not encoder,
+            encoder=encoder,
+        ),
         input_bytes=input_bytes,
         layer_bytes=tuple(layer_bytes),
         output_bytes=output_bytes + copy_bytes,

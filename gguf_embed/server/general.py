@@ -96,7 +96,7 @@ def general(meters: Meters, pages: Callable[[str], Answer]) -> Dialect:
 
 def _state(loaded: Loaded) -> tuple[int, int]:
     """Tokens that wait, and deaths of the child."""
-    return loaded.embedder.waiting_tokens, loaded.embedder.n_deaths
+    return loaded.embedder.meter.waiting_tokens, loaded.embedder.meter.n_deaths
 
 
 def _status(call: Call, meters: Meters) -> dict[str, object]:
@@ -115,7 +115,7 @@ def _status(call: Call, meters: Meters) -> dict[str, object]:
                 "prompts": dict(loaded.embedder.prompts),
                 "memory_bytes": loaded.used_bytes,
                 "tokens_per_s": round(loaded.tokens_per_s, 1),
-                "waiting_tokens": loaded.embedder.waiting_tokens,
+                "waiting_tokens": loaded.embedder.meter.waiting_tokens,
                 "expires_at": loaded.expires_at,
             }
             for loaded in service.models.loaded

@@ -174,7 +174,7 @@ class Models:
                 used_at=time.monotonic(),
             )
             loaded.idle.set()
-            embedder.watch(self._meter(loaded))
+            embedder.meter.watch(self._meter(loaded))
             self._loaded[offer.id] = loaded
             self._start_timer(loaded)
             _log.info("%s: loaded in %.1f s", offer.id, loaded.load_s)

@@ -48,7 +48,7 @@ async def about(call: Call) -> Answer:
     offer = await call.service.in_thread(lambda: call.service.models.offers.find(body.model))
 
     def facts(embedder: Embedder) -> dict[str, Any]:
-        header, meaning = embedder.header, embedder.meaning
+        header, mode = embedder.header, embedder.mode
         file_type = header.metadata.get("general.file_type")
         return {
             "id": offer.id,
@@ -62,8 +62,8 @@ async def about(call: Call) -> Answer:
             "dim": embedder.dim,
             "n_ctx": embedder.n_ctx,
             "pooling": embedder.pooling.name.lower(),
-            "causal": meaning.causal,
-            "encoder": meaning.encoder,
+            "causal": mode.causal,
+            "encoder": mode.encoder,
             "specials": list(embedder.fingerprint().special_tokens),
             "prompts": dict(embedder.prompts),
         }

@@ -106,9 +106,9 @@ class Service:
     ) -> Pending:
         """Tokenized and on its way; in a thread. Raises Refused where too much waits."""
         embedder, speed = loaded.embedder, loaded.tokens_per_s
-        self.limits.check_queue(embedder.waiting_tokens, 0, speed)
+        self.limits.check_queue(embedder.meter.waiting_tokens, 0, speed)
         pending = embedder.prepare(asked.texts, **options)
-        self.limits.check_queue(embedder.waiting_tokens, pending.n_tokens, speed)
+        self.limits.check_queue(embedder.meter.waiting_tokens, pending.n_tokens, speed)
         pending.submit(on_done)
         started.begin(pending)
         return pending

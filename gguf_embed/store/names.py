@@ -48,6 +48,7 @@ def sources(name: str | Path, *, at: Places | None = None) -> tuple[Source, ...]
     Asks the Hub only for the files of a repository that the catalog does not know, and only when
     online. Raises ModelNotFound, which names what is near.
     """
+    _check_not_empty(name)
     if isinstance(name, Path) or _is_path(name):
         return (_local_file(Path(name)),)
     at = at or hub.places()
@@ -80,6 +81,7 @@ def offered(
     file is here is not asked again: what was fetched stays what is used, and another state of it
     is had by naming the revision; unless `here` is False. Raises ModelNotFound, BadOption.
     """
+    _check_not_empty(name)
     if isinstance(name, Path) or _is_path(name):
         if quant:
             raise BadOption(f"{name} is one file; it cannot be had as {quant}, leave that out")
@@ -128,6 +130,12 @@ def _fitting(found: tuple[Source, ...], quant: str | None) -> tuple[Source, ...]
     if quant is None:
         return found
     return tuple(source for source in found if source.quant == quants.parse(quant))
+
+
+def _check_not_empty(name: str | Path) -> None:
+    """Refuse what a variable without a value gives: as a path it would be this folder."""
+    if isinstance(name, str) and not name.strip():
+        raise BadOption("the name of the model is empty; give one of `gguf-embed models`")
 
 
 def _is_path(name: str) -> bool:
@@ -221,10 +229,10 @@ def _card_sources(card: ModelCard, name: str, at: Places) -> tuple[Source, ...]:
             found.append(model)
     in_repo = [source for source in found if (source.repo or "").lower() == name.lower()]
     if not found:
+        way = card.build or f"llama.cpp's convert_hf_to_gguf.py from {card.source_repo}"
         raise ModelNotFound(
-            f"{card.id} is known, but no GGUF of it is; make one from {card.source_repo} with "
-            "llama.cpp's convert_hf_to_gguf.py and pass its path, or name one that you trust as "
-            "hf:owner/repo/file.gguf"
+            f"{card.id} is known, but no GGUF of it is; make one with {way} and pass its path, or "
+            "name one that you trust as hf:owner/repo/file.gguf"
         )
     return tuple(in_repo or found)
 

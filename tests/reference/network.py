@@ -63,6 +63,16 @@ class Network:
         causal: bool | None = None,
     ) -> Array:
         """The pooled vector (dim,) of one text; `positions` count from 0."""
+        return self._pool(self.hidden(ids, positions=positions, causal=causal))
+
+    def hidden(
+        self,
+        ids: Sequence[int],
+        *,
+        positions: Sequence[int] | None = None,
+        causal: bool | None = None,
+    ) -> NDArray[np.float32]:
+        """The vector of each token, shape (n, dim)."""
         import torch
 
         n = len(ids)
@@ -74,7 +84,7 @@ class Network:
                 attention_mask=self._mask(n, causal),
                 position_ids=torch.tensor([[self.first_position + p for p in positions]]),
             ).last_hidden_state[0]
-        return self._pool(hidden.numpy())
+        return hidden.numpy()
 
     def _mask(self, n: int, causal: bool | None) -> Any:
         """An explicit mask over (batch, head, query, key), so that nothing is left to a default,

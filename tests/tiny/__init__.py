@@ -18,7 +18,7 @@ from tiny.decoders import (
     write_qwen3,
     write_qwen3_reranker,
 )
-from tiny.encoders import write_bert, write_xlmr
+from tiny.encoders import write_bert, write_xlmr, write_xlmr_reranker
 from tiny.file import WRITABLE, Array, Pooling, TinyModel
 from tiny.gemma import write_embeddinggemma
 from tiny.llama import write_eurobert, write_llama_embed
@@ -45,4 +45,5 @@ __all__ = [
     "write_qwen3",
     "write_qwen3_reranker",
     "write_xlmr",
+    "write_xlmr_reranker",
 ]

@@ -22,15 +22,18 @@ def write_qwen3(
     add_eos: bool = True,
     n_ctx: int = 2048,
     pre: str = "qwen2",
+    untied: bool = False,
 ) -> TinyModel:
     """A causal Qwen3 embedder. `pooling=None` writes no pooling key, as a chat model has.
+
+    `untied` writes the language-model head beside the token table, with the same numbers.
 
     Every row is a multiple of 256 elements long, so that K-quants apply to all matrices.
     """
     shape = DecoderShape(n_embd=256, n_head=8, n_head_kv=2, head_dim=64, n_ff=256, n_ctx=n_ctx)
     writer = decoder_writer(path, "qwen3", shape, outtype)
     return _write_decoder(
-        writer, path, shape, seed, outtype, pooling=pooling, add_eos=add_eos, pre=pre
+        writer, path, shape, seed, outtype, pooling=pooling, add_eos=add_eos, pre=pre, untied=untied
     )
 
 
@@ -91,6 +94,7 @@ def _write_decoder(
     pooling: Pooling | None,
     add_eos: bool,
     pre: str = "qwen2",
+    untied: bool = False,
 ) -> TinyModel:
     is_qwen3 = writer.arch == "qwen3"
     kind = replace(QWEN, pre=pre, add_eos=add_eos)
@@ -105,6 +109,8 @@ def _write_decoder(
         writer.add_chat_template([{"name": "rerank", "template": RERANK_TEMPLATE}])
         yes_no = [vocab.tokens.index("yes"), vocab.tokens.index("no")]
         extra["cls.output.weight"] = weights["embed_tokens.weight"][yes_no]
+    if untied:
+        extra["output.weight"] = weights["embed_tokens.weight"]
     write_tensors(writer, path, weights, outtype, extra=extra)
     config = {
         "model_type": writer.arch,

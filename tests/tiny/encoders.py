@@ -39,6 +39,11 @@ def write_xlmr(
     return _write_encoder(writer, path, shape, vocab, seed, outtype, pooling=pooling)
 
 
+def write_xlmr_reranker(path: Path, *, seed: int = 0, outtype: str = "F32") -> TinyModel:
+    """An XLM-RoBERTa with the head of bge-reranker-v2-m3: a dense layer, a tanh, one row."""
+    return write_xlmr(path, seed=seed, outtype=outtype, pooling=Pooling.RANK)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _EncoderShape:
     n_types: int
@@ -63,7 +68,7 @@ def _write_encoder(
     pooling: Pooling,
 ) -> TinyModel:
     writer.add_pooling_type(pooling)
-    weights = _encoder_weights(shape, vocab, seed)
+    weights = _encoder_weights(shape, vocab, seed, ranks=pooling is Pooling.RANK)
     positions = "embeddings.position_embeddings.weight"
     stored = weights | {positions: weights[positions][shape.first_position :]}
     write_tensors(writer, path, stored, outtype)
@@ -85,7 +90,9 @@ def _write_encoder(
     )
 
 
-def _encoder_weights(shape: _EncoderShape, vocab: Vocabulary, seed: int) -> dict[str, Array]:
+def _encoder_weights(
+    shape: _EncoderShape, vocab: Vocabulary, seed: int, *, ranks: bool
+) -> dict[str, Array]:
     draw, n_embd = Draw(seed), shape.n_embd
 
     def norm(name: str) -> None:
@@ -113,6 +120,9 @@ def _encoder_weights(shape: _EncoderShape, vocab: Vocabulary, seed: int) -> dict
         dense(f"{block}.intermediate.dense", shape.n_ff, n_embd)
         dense(f"{block}.output.dense", n_embd, shape.n_ff, gain=1.5)
         norm(f"{block}.output")
+    if ranks:
+        dense("classifier.dense", n_embd, n_embd)
+        dense("classifier.out_proj", 1, n_embd, gain=4.0)
     return draw.weights
 
 

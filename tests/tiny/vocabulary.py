@@ -326,7 +326,7 @@ def unigram() -> Vocabulary:
             "type": "Sequence",
             "pretokenizers": [{"type": "WhitespaceSplit"}, metaspace | {"split": True}],
         },
-        "post_processor": _template(tokens, ["<s>"], ["</s>"]),
+        "post_processor": _template(tokens, ["<s>"], ["</s>"], between=["</s>", "</s>"]),
         "decoder": metaspace | {"split": True},
         "model": {
             "type": "Unigram",
@@ -363,9 +363,16 @@ def _added(token_id: int, content: str, special: bool) -> dict[str, object]:
 
 
 def _template(
-    tokens: Sequence[str], before: Sequence[str], after: Sequence[str]
+    tokens: Sequence[str],
+    before: Sequence[str],
+    after: Sequence[str],
+    *,
+    between: Sequence[str] = (),
 ) -> dict[str, object]:
-    """tokenizers' TemplateProcessing: `before`, the text, `after`."""
+    """tokenizers' TemplateProcessing: `before`, the text, `after`.
+
+    With `between` a pair is `before`, the first, `between`, the second, `after`.
+    """
     parts = [{"SpecialToken": {"id": token, "type_id": 0}} for token in (*before, *after)]
     text = {"Sequence": {"id": "A", "type_id": 0}}
     single = [*parts[: len(before)], text, *parts[len(before) :]]
@@ -373,7 +380,11 @@ def _template(
         token: {"id": token, "ids": [tokens.index(token)], "tokens": [token]}
         for token in (*before, *after)
     }
-    pair = [*single, {"Sequence": {"id": "B", "type_id": 0}}]
+    second = {"Sequence": {"id": "B", "type_id": 0}}
+    pair = [*single, second]
+    if between:
+        middle = [{"SpecialToken": {"id": token, "type_id": 0}} for token in between]
+        pair = [*parts[: len(before)], text, *middle, second, *parts[len(before) :]]
     return {
         "type": "TemplateProcessing",
         "single": single,

@@ -1,0 +1,176 @@
+"""`gguf-embed rerank`: the texts of files in the order in which they answer a question."""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from gguf_embed.cli import console, options
+from gguf_embed.cli.search import print_hit
+from gguf_embed.errors import BadInput, BadOption, BadText, NativeFailed, TextTooLong
+from gguf_embed.io.flow import Flow, place
+
+if TYPE_CHECKING:
+    from gguf_embed.engine.options import Ranked
+    from gguf_embed.engine.reranker import Reranker
+    from gguf_embed.io.read import Record
+
+WINDOW = 1024  # texts scored together
+BULK_BYTES = 1 << 20  # of files: work of minutes, beside which a child's start is nothing
+
+DESCRIPTION = """\
+Order texts by how well they answer a question. A reranker reads question and text together: it
+judges better than a comparison of vectors, and takes much longer for each text. Give it what a
+search has found, or use `gguf-embed search --rerank`.
+
+Files are read as `gguf-embed embed` reads them: a line of .txt, a passage of .md, a row of .jsonl
+or .csv is a text. Scores are from 0 to 1. A text that does not fit beside the question loses its
+end, and is counted.
+
+With --isolated the model runs in a child process, and a text that llama.cpp dies of costs itself
+only. It is the default from 1 MiB of files on."""
+
+EPILOG = """\
+examples:
+  gguf-embed rerank "how do refunds work?" candidates.txt
+  gguf-embed rerank "late delivery" tickets.csv --field body --id-field number --top 20
+  gguf-embed rerank "who wrote this?" found.jsonl --model bge-reranker-v2-m3 --json
+  gguf-embed rerank "is it a bug?" issues.txt --task "Decide whether the text reports a bug\""""
+
+
+def add(commands: Any) -> None:
+    """The parser of `rerank`."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "rerank", help="texts by how well they answer", description=DESCRIPTION, epilog=EPILOG
+    )
+    parser.add_argument("query", metavar="QUERY", help="the question, in the words of a person")
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="file, directory or -")
+    parser.add_argument(
+        "--top", type=options.positive, default=10, metavar="N", help="results (default: 10)"
+    )
+    options.add_fields(parser)
+    parser.add_argument(
+        "--prose", action="store_true", help="cut .txt and - into paragraphs, not lines"
+    )
+    parser.add_argument(
+        "--task", metavar="TEXT", help="what the text is judged by, for a model that is told"
+    )
+    parser.add_argument(
+        "--truncate",
+        choices=("end", "error"),
+        default="end",
+        help="a text that does not fit beside the question: end (default) cuts its end off, error "
+        "names every such text",
+    )
+    options.add_reranker(parser)
+    parser.add_argument(
+        "--isolated",
+        action=argparse.BooleanOptionalAction,
+        help="the model in a child process (default: from 1 MiB of files on)",
+    )
+    group = parser.add_argument_group("report")
+    group.add_argument("--json", action="store_true", help="results as one JSON document")
+    group.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the best texts; returns 0, or the code of NativeFailed where texts have no score."""
+    from gguf_embed.io.read import Reading, check_unicode, given, read
+
+    if not args.query.strip():
+        raise BadOption("the question is empty; say what to look for")
+    (query,) = given([args.query], source="QUERY")
+    check_unicode(args.task or "", "--task")
+    sources = options.find(args.inputs, args, quiet=args.quiet)
+    reading = Reading(field=args.field, id_field=args.id_field, prose=args.prose)
+    records = read(sources, reading, stdin=console.stdin())
+    total = sources.total_bytes
+    isolated: bool = (total or 0) >= BULK_BYTES if args.isolated is None else args.isolated
+    with options.open_reranker(
+        args.model, options.settings(args), quiet=args.quiet, isolated=isolated
+    ) as reranker:
+        # (score, minus the order: among equals the first, the text, its score)
+        best: list[tuple[float, int, Record, Ranked]] = []
+        n_documents = n_truncated = n_scored = 0
+        with console.progress("rerank", total, quiet=args.quiet) as progress:
+            flow = Flow((each for each in records if each.text.strip()), progress, keep_texts=True)
+            texts = flow.texts()
+            while window := list(islice(texts, WINDOW)):
+                for ranked, record in _scored(reranker, query.text, window, flow, args):
+                    n_truncated += ranked.truncated
+                    n_scored += 1
+                    order = -n_documents - ranked.index
+                    heapq.heappush(best, (ranked.score, order, record, ranked))
+                    if len(best) > args.top:
+                        heapq.heappop(best)
+                n_documents += len(window)
+        found = sorted(best, reverse=True)
+        code = 0 if n_scored == n_documents else NativeFailed.exit_code
+        if args.json:
+            results = [
+                {
+                    "score": round(score, 6),
+                    "id": record.id,
+                    "source": record.source,
+                    "position": record.position,
+                    "last_position": record.last_position,
+                    "n_tokens": ranked.n_tokens,
+                    "truncated": ranked.truncated,
+                    "text": record.text,
+                }
+                for score, _, record, ranked in found
+            ]
+            console.print_json(
+                "rerank",
+                {
+                    "query": args.query,
+                    "model": reranker.model_id,
+                    "quant": reranker.quant,
+                    "task": args.task or reranker.default_task,
+                    "n_documents": n_documents,
+                    "n_failed": n_documents - n_scored,
+                    "n_truncated": n_truncated,
+                    "results": results,
+                },
+            )
+            return code
+    for rank, (score, _, record, _ranked) in enumerate(found, 1):
+        print_hit(rank, score, record)
+    if not found:
+        console.say(f"no text in {', '.join(args.inputs)}")
+    return code
+
+
+def _scored(
+    reranker: Reranker, query: str, texts: list[str], flow: Flow, args: argparse.Namespace
+) -> list[tuple[Ranked, Record]]:
+    """The texts of a window with their scores; what cannot be scored is told by file and line."""
+    try:
+        ranked = reranker.rank(
+            query,
+            texts,
+            top=None,
+            task=args.task,
+            truncate=args.truncate,
+            on_progress=flow.advance,
+            on_error="skip",
+        )
+    except BadText as error:
+        raise BadInput(f"{place(flow.find([error.row])[0])}: {error}") from error
+    except TextTooLong as error:
+        long = sorted(error.rows)
+        for record, (_, n) in zip(flow.find([row for row, _ in long]), long, strict=True):
+            console.say(f"{place(record)}: {n} tokens with the question")
+        raise BadInput(
+            f"{len(long)} text(s) do not fit beside the question into the {error.n_ctx} tokens of "
+            f"{reranker.model_id}; cut them with --truncate end, or split them"
+        ) from error
+    records = flow.take(len(texts))
+    scored = {each.index for each in ranked}
+    for index, record in enumerate(records):
+        if index not in scored:
+            console.say(f"{place(record)}: no score: llama.cpp gives NaN for it, or dies of it")
+    return [(each, records[each.index]) for each in ranked]
