@@ -196,3 +196,17 @@ def test_tokens_are_found_whatever_they_hang_on(text: str, data: st.DataObject):
     for place in places:
         cut = place if place in (0, len(text)) else len(text[:place].rstrip(" \t"))
         assert found[place] == sum(end <= cut for end in ends)
+
+
+def test_a_place_that_only_seems_to_begin_anew():
+    """Tokens that change 70 characters after a "q": what follows it looks as it does by itself."""
+
+    def tokenize(text: str) -> Tokens:
+        ids = [
+            ord(each) + 1000 * text[: max(at - 70, 0)].count("q") for at, each in enumerate(text)
+        ]
+        return np.array(ids, np.int32)
+
+    text = "q" + "abcdefgh" * 20
+    found = token_places(tokenize(text), text, [5, 100], tokenize)
+    assert (found[5], found[100]) == (5, 100)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from gguf_embed import __version__
 from gguf_embed.catalog import BUILTIN
-from gguf_embed.cli import console, options
+from gguf_embed.cli import chunking, console, options
 from gguf_embed.errors import BadInput, BadOption, BadText, NativeFailed, TextTooLong
-from gguf_embed.io.flow import Flow, place
+from gguf_embed.io.flow import Flow, Progress, place
 
 if TYPE_CHECKING:
     from gguf_embed.engine.embedder import Embedder
+    from gguf_embed.io.read import Record
     from gguf_embed.io.write import Writer
     from gguf_embed.plan.plan import Plan
     from gguf_embed.plan.settings import Settings
@@ -33,6 +35,9 @@ what is one text:
   .csv      a row under a header line, --field names its column
   DIR       all such files in it and below, sorted; names that begin with a dot are passed over
   -         standard input: as .txt, or as .jsonl where --field is given
+With --chunk-tokens a file, or the text of a row, is split into several texts; blank ones are left
+out. Each line of .jsonl then says where its chunk stands: position and last_position (lines),
+start and end (characters), headings (those above it).
 Files are UTF-8. Nothing is skipped: a row that cannot be used stops the run and is named.
 
 With --isolated the model runs in a child process, and a text that llama.cpp dies of costs itself
@@ -58,6 +63,8 @@ examples:
   gguf-embed embed rows.csv --field body --id-field id -o rows.jsonl --prompt-name document
   gguf-embed embed rows.csv --field body --keep author,year --with-text -o rows.jsonl
   gguf-embed embed manual/ --include '*.rst' -o manual.jsonl
+  gguf-embed embed manual/ --chunk-tokens 256 --overlap 32 --with-text -o chunks.jsonl
+  gguf-embed embed manual/ --late-chunking --model qwen3-embedding:0.6b -o chunks.jsonl
   gguf-embed embed letters/ --whole-file --truncate end -o letters.npy
   gguf-embed embed notes.txt -o notes.npy --server http://127.0.0.1:11434
   gguf-embed embed --text "one text" --text "another"
@@ -86,6 +93,7 @@ def add(commands: Any) -> None:
         help="put these fields of .jsonl or .csv, or all, into the .jsonl output",
     )
     parser.add_argument("--whole-file", action="store_true", help="a .txt or .md file is one text")
+    chunking.add_options(parser)
     group = parser.add_argument_group("vectors")
     prompt = group.add_mutually_exclusive_group()
     prompt.add_argument(
@@ -140,12 +148,13 @@ def run(args: argparse.Namespace) -> int:
     if not args.inputs and not args.text:
         raise BadOption("nothing to embed: name files or directories, - or --text TEXT")
     check_unicode(args.prompt or "", "--prompt")
+    chunks = chunking.wanted(args)
     begin = time.monotonic()
     sources = options.find(args.inputs, args, quiet=args.quiet)
     reading = Reading(
         field=args.field,
         id_field=args.id_field,
-        whole_file=args.whole_file,
+        whole_file=args.whole_file or chunks,
         keep=() if args.keep == "all" else tuple(filter(None, (args.keep or "").split(","))),
         keep_all=args.keep == "all",
     )
@@ -166,11 +175,25 @@ def run(args: argparse.Namespace) -> int:
                 args.prompt or "" if args.prompt_name is None else embedder.prompt(args.prompt_name)
             )
             with console.progress("embed", total, quiet=args.quiet) as progress:
-                flow = Flow(records, progress, keep_texts=args.with_text)
-                done = _embed(embedder, flow, writer, prompt, args, isolated=isolated)
+                if args.late_chunking:
+                    done = _embed_late(
+                        embedder, records, writer, prompt, args, progress, isolated=isolated
+                    )
+                else:
+                    rows = records
+                    if chunks:
+                        rows = (
+                            part
+                            for each in records
+                            for part in chunking.parts(embedder, each, prompt, args)
+                        )
+                    flow = Flow(rows, progress, keep_texts=args.with_text)
+                    done = _embed(embedder, flow, writer, prompt, args, isolated=isolated)
             fingerprint = embedder.fingerprint(
                 prompt=prompt, dimensions=args.dimensions, normalize=not args.no_normalize
             )
+            if args.late_chunking:  # another space than that of texts alone
+                fingerprint = replace(fingerprint, pooling=f"late-{fingerprint.pooling}")
             about = {
                 "format": "gguf-embed-vectors/1",
                 "fingerprint": fingerprint.id,
@@ -186,6 +209,7 @@ def run(args: argparse.Namespace) -> int:
                 "plan": _plan(embedder.plan),
                 "exact": args.exact,
                 "truncate": args.truncate,
+                **(chunking.about(embedder, args) if chunks else {}),
                 "n_texts": writer.n_rows,
                 "n_truncated": done.n_truncated,
                 "n_failed": done.n_failed,
@@ -238,6 +262,35 @@ class _Done:
     n_truncated: int
     first_truncated: list[str]  # places, at most five
     n_failed: int
+
+
+def _embed_late(
+    embedder: Embedder,
+    records: Iterator[Record],
+    writer: Writer,
+    prompt: str,
+    args: argparse.Namespace,
+    progress: Progress,
+    *,
+    isolated: bool,
+) -> _Done:
+    """Every chunk of every document to its row."""
+    done = chunking.embed_late(
+        embedder,
+        records,
+        writer,
+        prompt,
+        args,
+        progress=progress,
+        on_error="skip" if isolated else "raise",
+    )
+    return _Done(
+        dim=args.dimensions or embedder.dim,
+        n_tokens=done.n_tokens,
+        n_truncated=0,
+        first_truncated=[],
+        n_failed=done.n_failed,
+    )
 
 
 def _embed(

@@ -29,6 +29,7 @@ from gguf_embed.io.chunks import split_markdown
 from gguf_embed.io.sources import OnBad, TextSource, TextSources, readable
 
 DEFAULT_FIELD = "text"
+GIVEN = "--text"  # the source of texts on the command line
 _NO_FIELDS: Mapping[str, object] = MappingProxyType({})  # one for all records without any
 
 
@@ -45,6 +46,16 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Where a chunk stands in its document."""
+
+    start: int  # characters
+    end: int
+    headings: tuple[str, ...]  # above it, the outermost first
+    n_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """One text and where it came from."""
 
@@ -55,9 +66,10 @@ class Record:
     last_position: int  # line on which it ends
     fields: Mapping[str, object] = field(default_factory=lambda: _NO_FIELDS)  # that are kept
     read_bytes: int = 0  # of all sources together, up to the end of this text
+    part: Part | None = None  # of a chunk
 
 
-def given(texts: Sequence[str], *, source: str = "--text") -> Iterator[Record]:
+def given(texts: Sequence[str], *, source: str = GIVEN) -> Iterator[Record]:
     """Records of texts that are no files; `position` counts from 1."""
     for position, text in enumerate(texts, 1):
         yield Record(

@@ -16,12 +16,16 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
-from typing import Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from gguf_embed.errors import BadInput, BadOption
 
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
 # Tokens of each text, special tokens included: `Embedder.count_tokens`.
-CountTokens: TypeAlias = Callable[[list[str]], Sequence[int]]
+CountTokens: TypeAlias = "Callable[[list[str]], Sequence[int] | npt.NDArray[np.int32]]"
 Kind: TypeAlias = Literal["markdown", "rst", "text", "code"]
 
 LEAST_TOKENS: Final = 16  # of a chunk, beside special tokens: a character may have several

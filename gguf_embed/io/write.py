@@ -233,6 +233,9 @@ def _json_line(record: Record, vector: Vectors, truncated: bool, content: RowCon
         "last_position": record.last_position,
         "truncated": truncated,
     }
+    if record.part is not None:
+        row |= {"start": record.part.start, "end": record.part.end}
+        row["headings"] = list(record.part.headings)
     if content.text:
         row["text"] = record.text
     if content.fields:
