@@ -5,7 +5,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-# Warm: `python3 install.py --extras cli,dev,plots` has been run.
+# Warm: `python3 install.py --extras cli,dev,plots,server` has been run.
 QUICK := not native and not network and not slow and not minutes and not reference and not mteb
 
 # Least share of branches, in per cent, that the tests reach in each room without side effects.
@@ -30,7 +30,7 @@ types:
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 test:
-	$(PYTHON) install.py --extras cli,dev,plots
+	$(PYTHON) install.py --extras cli,dev,plots,server
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python

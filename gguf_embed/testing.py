@@ -241,7 +241,11 @@ def _opened(
     header = Header(
         source=f"{NAME}.gguf",
         version=3,
-        metadata={"general.architecture": card.architecture, "general.file_type": 0},
+        metadata={
+            "general.architecture": card.architecture,
+            "general.file_type": 0,
+            f"{card.architecture}.vocab_size": 2**31 - 1,
+        },
         tensors=(),
         header_bytes=0,
         file_bytes=0,

@@ -53,6 +53,14 @@ def _interruptible() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _no_terminal() -> Iterator[None]:
+    """Output is as wide as into a pipe; what runs the tests in parallel may say otherwise."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("COLUMNS", raising=False)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _home_for_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test reads or writes what the user's own runs have learnt about this machine."""
     with pytest.MonkeyPatch.context() as patch:

@@ -55,6 +55,7 @@ def test_python_blocks_run(code: str, tmp_path: Path, monkeypatch: pytest.Monkey
         return FakeEmbedder.open(model or "fake", dim=1024, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Embedder, "open", open_fake)
+    monkeypatch.setattr(Embedder, "connect", lambda url, model="": open_fake(model))
     monkeypatch.setattr(Reranker, "open", FakeReranker.open)
     code = code.replace('open("huge.txt")', 'Path("huge.txt").read_text().splitlines()')
     exec(compile(code, "<docs>", "exec"), {"texts": ["one", "two"], "Path": Path})
@@ -153,7 +154,7 @@ def test_the_architecture_is_that_of_the_package():
         folder = "" if room == "ground" else f"{room}/"
         for file in re.findall(r"`(\w+\.py)`", row):
             assert folder + file in FILES
-    assert len(journeys) == 2
+    assert len(journeys) == 3
     for journey in journeys:
         files = re.findall(r"[\w/]+\.py", journey)
         assert len(files) > 5

@@ -32,6 +32,10 @@ ONLY_IN = {
     "rich": "cli/console.py",
     "matplotlib": "lab/plots.py",
     "mteb": "integrations/mteb.py",
+    "starlette": "server/",
+    "msgspec": "server/",
+    "orjson": "server/",
+    "prometheus_client": "server/meters.py",
 }
 
 MAX_LINES = 400

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from gguf_embed import __version__
+from gguf_embed.catalog import BUILTIN
 from gguf_embed.cli import chunking, console, options
 from gguf_embed.errors import BadInput, BadOption, BadText, NativeFailed, TextTooLong
 from gguf_embed.io.flow import Flow, Progress, place
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from gguf_embed.io.read import Record
     from gguf_embed.io.write import Writer
     from gguf_embed.plan.plan import Plan
+    from gguf_embed.plan.settings import Settings
 
 BULK_BYTES = 1 << 20  # of files: work of many seconds, beside which a child's start is nothing
 
@@ -64,6 +66,7 @@ examples:
   gguf-embed embed manual/ --chunk-tokens 256 --overlap 32 --with-text -o chunks.jsonl
   gguf-embed embed manual/ --late-chunking --model qwen3-embedding:0.6b -o chunks.jsonl
   gguf-embed embed letters/ --whole-file --truncate end -o letters.npy
+  gguf-embed embed notes.txt -o notes.npy --server http://127.0.0.1:11434
   gguf-embed embed --text "one text" --text "another"
   sort -u words.txt | gguf-embed embed - -o words.npy --json"""
 
@@ -114,6 +117,13 @@ def add(commands: Any) -> None:
         "end cuts its end off, start its start; cuts are counted",
     )
     options.add_model(parser)
+    parser.set_defaults(model=None)
+    parser.add_argument(
+        "--server",
+        metavar="URL",
+        help="the model that `gguf-embed serve` has there, without --model its default one; a key "
+        "is taken from GGUF_EMBED_API_KEY",
+    )
     parser.add_argument(
         "--isolated",
         action=argparse.BooleanOptionalAction,
@@ -158,9 +168,7 @@ def run(args: argparse.Namespace) -> int:
     ) as writer:
         settings = options.settings(args)
         isolated: bool = (total or 0) >= BULK_BYTES if args.isolated is None else args.isolated
-        with options.open_embedder(
-            args.model, settings, quiet=args.quiet, isolated=isolated
-        ) as embedder:
+        with _open(args, settings, isolated=isolated) as embedder:
             opened = time.monotonic()
             options.warn_dimensions(embedder, args.dimensions)
             prompt = (
@@ -235,6 +243,16 @@ def run(args: argparse.Namespace) -> int:
         )
         return NativeFailed.exit_code
     return 0
+
+
+def _open(args: argparse.Namespace, settings: Settings, *, isolated: bool) -> Embedder:
+    """The model here, or the one that is served elsewhere."""
+    if args.server is not None:
+        from gguf_embed.engine.embedder import Embedder
+
+        return Embedder.connect(args.server, args.model)
+    model: str = args.model or BUILTIN
+    return options.open_embedder(model, settings, quiet=args.quiet, isolated=isolated)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -113,15 +113,21 @@ def pooling(name: str | None) -> Pooling | None:
     return None if name is None else Pooling[name.upper()]
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """--model and how it is run."""
+def add_model(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """--model and how it is run; `several`: it may be repeated, and is a list or None."""
     group = parser.add_argument_group("model")
+    which = (
+        "a name of `gguf-embed models`, owner/repo on the Hub, any .gguf file, or auto: the best "
+        f"Qwen3-Embedding that runs well here (default: {BUILTIN}, built in)"
+    )
+    if several:
+        which += "; may be repeated"
     group.add_argument(
         "--model",
-        default=BUILTIN,
+        action="append" if several else "store",
+        default=None if several else BUILTIN,
         metavar="NAME|PATH",
-        help="a name of `gguf-embed models`, owner/repo on the Hub, any .gguf file, or auto: the "
-        "best Qwen3-Embedding that runs well here (default: %(default)s, built in)",
+        help=which,
     )
     group.add_argument(
         "--pooling",

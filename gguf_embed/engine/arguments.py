@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, Literal, cast, get_args
+from typing import Any, Final, Literal, TypeGuard, cast, get_args
 
 import numpy as np
 
@@ -73,6 +73,24 @@ def check_texts(texts: object) -> Iterator[str]:
         return iter(cast("Iterable[str]", texts))
     except TypeError:
         raise BadInput(f"texts are {kind_of(texts)}; {_TEXTS}") from None
+
+
+def is_token_ids(text: object) -> TypeGuard[list[int]]:
+    """Whether one text came as token ids."""
+    ids = cast("list[object]", text) if isinstance(text, list) else []
+    return bool(ids) and all(type(each) is int for each in ids)
+
+
+def check_token_ids(texts: object) -> list[list[int]]:
+    """Texts that came as lists of token ids. Raises BadInput."""
+    rows: list[list[int]] = []
+    for row, text in enumerate(cast("Iterable[object]", texts)):
+        ids = [*cast("list[object]", text)] if isinstance(text, (list, tuple)) else []
+        if not ids or not all(type(each) is int and abs(each) < 2**31 for each in ids):
+            said = shown(cast("object", text))
+            raise BadInput(f"row {row} is {said}; pass all texts as str, or all as token ids")
+        rows.append(cast("list[int]", ids))
+    return rows
 
 
 def check_names(

@@ -15,10 +15,12 @@ import numpy.typing as npt
 
 from gguf_embed.catalog.catalog import BUILTIN
 from gguf_embed.engine import arguments, late
+from gguf_embed.engine.address import Address
 from gguf_embed.engine.backend import Head
 from gguf_embed.engine.fingerprint import Fingerprint, known_sha256
 from gguf_embed.engine.opening import Opened, open_model
 from gguf_embed.engine.options import Block, EncodeOptions, OnProgress, VectorOptions
+from gguf_embed.engine.pending import Meter, Pending, prepared
 from gguf_embed.engine.running import Lifetime, Running
 from gguf_embed.engine.stream import DIED, NO_VECTOR, Request, blocks, no_vector
 from gguf_embed.engine.turns import Caller, Priority
@@ -57,7 +59,9 @@ class Embedder(Closes):
         self.prompts = opened.prompts
         self._source = opened.source
         self._isolated = opened.isolated
+        self._remote = opened.remote
         self._lifetime = Lifetime(opened.backend, opened.reopen, n_ctx=self.n_ctx, shown=repr(self))
+        self.meter = Meter(self._lifetime)
         self._ready = True
 
     @classmethod
@@ -100,6 +104,15 @@ class Embedder(Closes):
             opened.close()
             raise
 
+    @classmethod
+    def connect(cls, url: str, model: str | None = None, *, api_key: str | None = None) -> Embedder:
+        """A model that `gguf-embed serve` has at an address: the same calls, the same vectors.
+
+        Without `model` its default one; without `api_key` that of $GGUF_EMBED_API_KEY. Raises
+        FetchFailed where the server is not reached.
+        """
+        return _open_remote(cls, Address.of(url, model, api_key))
+
     def __repr__(self) -> str:
         return (
             f"Embedder({self.model_id!r}, quant={self.quant!r}, dim={self.dim}, "
@@ -118,6 +131,8 @@ class Embedder(Closes):
     def __reduce__(self) -> tuple[object, ...]:
         """Pickled and copied as what opens the same file again, there: no weights travel."""
         source = self._source
+        if self._remote is not None:  # its key stays here
+            return _open_remote, (type(self), replace(self._remote, api_key=None))
         if source.where in (None, "file"):
             return _open_again, (type(self), self.path, self.settings, self._isolated)
         settings = replace(self.settings, quant=self.plan.quant)
@@ -235,13 +250,17 @@ class Embedder(Closes):
         with self._lifetime.call() as running:
             return running.preparer.count(list(arguments.check_texts(texts)))
 
-    def token_vectors(self, text: str) -> Vectors:
-        """One vector per token of a text, shape (n tokens, dim), before any pooling.
+    def token_vectors(self, text: str | Sequence[int]) -> Vectors:
+        """One vector per token of a text, or of its ids, shape (n tokens, dim), before any pooling.
 
         A model whose dense layers come after pooling (EmbeddingGemma) has them applied to each.
         """
         with self._lifetime.call() as running:
-            prepared = running.preparer.rows([arguments.check_text(text)], 0)
+            if arguments.is_token_ids(text):
+                ids = arguments.check_token_ids([text])
+                prepared = running.preparer.given(ids, n_vocab=self.header.n_vocab)
+            else:
+                prepared = running.preparer.rows([arguments.check_text(text)], 0)
             if prepared.too_long:
                 raise TextTooLong(prepared.too_long, self.n_ctx)
             caller = Caller()
@@ -316,6 +335,17 @@ class Embedder(Closes):
             on_progress=on_progress,
         )
 
+    def prepare(
+        self, texts: Sequence[str] | Sequence[Sequence[int]], **options: Unpack[EncodeOptions]
+    ) -> Pending:
+        """A call that no thread waits for: tokenized and checked here, computed by its `submit`.
+
+        Texts may come as token ids of this model. Options and errors are those of `encode`.
+        """
+        with self._lifetime.call() as running:
+            request = self._request(running, options)
+            return prepared(self._lifetime, running, texts, request, self.header.n_vocab)
+
     def _request(self, running: Running, options: EncodeOptions) -> Request:
         """The options as they apply to this model. Raises BadOption."""
         arguments.check_names(options)
@@ -348,6 +378,13 @@ class Embedder(Closes):
             priority=arguments.check_priority(options.get("priority", Priority.NORMAL)),
             on_error=arguments.check_on_error(options.get("on_error", "raise")),
         )
+
+
+def _open_remote(kind: type[Embedder], address: Address) -> Embedder:
+    """Connect; also undoes `Embedder.__reduce__`."""
+    from gguf_embed.engine.remote import open_remote
+
+    return kind(open_remote(address))
 
 
 def _open_again(

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from gguf_embed.catalog.card import ModelCard
+from gguf_embed.engine.address import Address
 from gguf_embed.engine.backend import Backend
 from gguf_embed.engine.choice import Choice, choose, choose_file
 from gguf_embed.engine.isolated import IsolatedModel
@@ -57,6 +58,7 @@ class Opened:
     target: Target  # what a measurement would start from
     backend: Backend
     reopen: Callable[[], Backend]  # the same one again, in the child of a fork
+    remote: Address | None = None  # of a model that is served elsewhere
 
     @classmethod
     def of(

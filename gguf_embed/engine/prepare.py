@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import repeat
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from gguf_embed.engine.options import OnError, Truncate
 from gguf_embed.engine.tokenizer import KillsTokenizer, RunTooLong
-from gguf_embed.errors import BadText, NativeFailed
+from gguf_embed.errors import BadInput, BadText, NativeFailed
 from gguf_embed.native.model import Tokens
+
+_Row = TypeVar("_Row", str, bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +32,18 @@ class Prepared:
     too_long: tuple[tuple[int, int], ...]  # (row, tokens) of those that may not be cut
     untokenized: tuple[tuple[int, str], ...] = ()  # (row, reason) of those without tokens
 
+    @property
+    def token_counts(self) -> npt.NDArray[np.int32]:
+        """Of each row, after the cut, shape (n rows,); 0 where it has no tokens."""
+        counts = np.zeros(len(self.tokens) + 1, np.int32)  # the last is that of the place -1
+        counts[:-1] = list(map(len, self.tokens))
+        return counts[self.place]
+
+    @property
+    def cut(self) -> npt.NDArray[np.bool_]:
+        """Which rows were cut, shape (n rows,)."""
+        return np.append(self.truncated, False)[self.place]
+
 
 class Preparer:
     """Turns texts into rows of tokens. Safe to use from several threads."""
@@ -39,11 +55,16 @@ class Preparer:
         specials: frozenset[int],
         n_ctx: int,
         threads: Executor,
+        tokenize_many: Callable[[Sequence[str]], list[Tokens]] | None = None,
     ) -> None:
-        """`tokenize` gives token ids with the special tokens; `threads` is where it is called."""
+        """`tokenize` gives token ids with the special tokens; `threads` is where it is called.
+
+        `tokenize_many` does so for several texts, where that is faster.
+        """
+        self._tokenize_many = tokenize_many
         self._tokenize = tokenize
         self._specials = specials
-        self._n_ctx = n_ctx
+        self.n_ctx = n_ctx
         self._threads = threads
 
     def ids(self, text: str, row: int, prompt: str = "") -> Tokens:
@@ -72,13 +93,20 @@ class Preparer:
             raise
 
     def each(
-        self, texts: Iterable[str], rows: Sequence[int], *, prompt: str, on_error: OnError
+        self, given: Iterable[str], rows: Sequence[int], *, prompt: str, on_error: OnError
     ) -> list[Tokens | str]:
         """`ids` of each text, computed in several threads.
 
         With `on_error="skip"` a text that kills the tokenizer has the reason in place of its ids.
         """
         tokenize = self.ids if on_error == "raise" else self._ids_or_reason
+        texts = list(given)
+        if len(texts) == 1:  # another thread would take as long to begin
+            return [tokenize(texts[0], rows[0], prompt)]
+        if self._tokenize_many is not None:
+            # What is refused is found again below, with its row.
+            with suppress(UnicodeEncodeError, BadInput, NativeFailed):
+                return [*self._tokenize_many([prompt + text for text in texts])]
         return list(self._threads.map(tokenize, texts, rows, repeat(prompt), chunksize=64))
 
     def bare(self, text: str) -> Tokens:
@@ -116,19 +144,56 @@ class Preparer:
         error, or with `on_error="skip"` among the `untokenized`.
         """
         _check_rows(texts, start)
-        unique: dict[str, int] = {}
-        place = np.fromiter(
-            (unique.setdefault(text, len(unique)) for text in texts), np.intp, len(texts)
-        )
-        first_rows = [0] * len(unique)
-        for row in range(len(texts) - 1, -1, -1):
-            first_rows[place[row]] = start + row
+        place, first_rows, unique = _unique(texts, start)
         done = self.each(unique, first_rows, prompt=prompt, on_error=on_error)
         tokens, first_rows, place, untokenized = living(done, first_rows, place, start)
+        return self._prepared(tokens, place, first_rows, start, prompt, truncate, untokenized)
+
+    def given(
+        self, sequences: Sequence[Sequence[int]], *, n_vocab: int, truncate: Truncate = "error"
+    ) -> Prepared:
+        """The same for texts that come as token ids of this model.
+
+        The special tokens are put at the ends of those that lack them.
+        """
+        ends = self.ids("", row=0)
+        n_first = sum(int(ids) in self._specials for ids in ends[:1])
+        n_last = len(ends) - n_first
+        rows: list[bytes] = []
+        for row, sequence in enumerate(sequences):
+            ids = np.asarray(sequence, np.int64)
+            wrong = np.flatnonzero((ids < 0) | (ids >= n_vocab))
+            if len(wrong):
+                raise BadText(
+                    row,
+                    f"token {int(ids[wrong[0]])} at {wrong[0]} is none of this model, whose tokens "
+                    f"are 0 to {n_vocab - 1}; pass text, or ids that this model's own tokenizer "
+                    "gave",
+                )
+            first, last = ends[:n_first], ends[len(ends) - n_last :]
+            if n_first and not np.array_equal(ids[:n_first], first):
+                ids = np.concatenate([first, ids])
+            if n_last and not (len(ids) > n_first and np.array_equal(ids[-n_last:], last)):
+                ids = np.concatenate([ids, last])
+            rows.append(ids.astype(np.int32).tobytes())
+        place, first_rows, unique = _unique(rows, 0)
+        tokens: list[Tokens] = [np.frombuffer(row, np.int32) for row in unique]
+        return self._prepared(tokens, place, first_rows, 0, "", truncate)
+
+    def _prepared(
+        self,
+        tokens: list[Tokens],
+        place: npt.NDArray[np.intp],
+        first_rows: list[int],
+        start: int,
+        prompt: str,
+        truncate: Truncate,
+        untokenized: tuple[tuple[int, str], ...] = (),
+    ) -> Prepared:
         for ids, row in zip(tokens, first_rows, strict=True):
             if not len(ids):
                 raise BadText(row, "has no token, and this model adds none; leave the row out")
-        truncated = np.fromiter((len(ids) > self._n_ctx for ids in tokens), np.bool_, len(tokens))
+        truncated = np.fromiter((len(ids) > self.n_ctx for ids in tokens), np.bool_, len(tokens))
         too_long: list[tuple[int, int]] = []
         for index in np.flatnonzero(truncated):
             if truncate == "error":
@@ -150,10 +215,22 @@ class Preparer:
         """Cut to n_ctx from the end or the start of the text; prompt and special tokens stay."""
         tail = 1 if int(tokens[-1]) in self._specials else 0
         if truncate == "end":
-            return np.concatenate([tokens[: self._n_ctx - tail], tokens[len(tokens) - tail :]])
+            return np.concatenate([tokens[: self.n_ctx - tail], tokens[len(tokens) - tail :]])
         head = n_agreeing(tokens, self.ids(prompt, row=0)) if prompt else 0
         head = max(head, 1 if int(tokens[0]) in self._specials else 0)
-        return np.concatenate([tokens[:head], tokens[len(tokens) - (self._n_ctx - head) :]])
+        return np.concatenate([tokens[:head], tokens[len(tokens) - (self.n_ctx - head) :]])
+
+
+def _unique(
+    rows: Sequence[_Row], start: int
+) -> tuple[npt.NDArray[np.intp], list[int], dict[_Row, int]]:
+    """For each row which of the different ones it is, where each of those came first, and they."""
+    unique: dict[_Row, int] = {}
+    place = np.fromiter((unique.setdefault(row, len(unique)) for row in rows), np.intp, len(rows))
+    first_rows = [0] * len(unique)
+    for row in range(len(rows) - 1, -1, -1):
+        first_rows[place[row]] = start + row
+    return place, first_rows, unique
 
 
 def living(

@@ -31,7 +31,11 @@ class Running(Closes):
         self.scheduler = Scheduler(backend)
         self._tokenizers = stack_pool(min(8, os.cpu_count() or 1), f"{_THREADS}-tokenize")
         self.preparer = Preparer(
-            backend.tokenize, specials=backend.specials, n_ctx=n_ctx, threads=self._tokenizers
+            backend.tokenize,
+            specials=backend.specials,
+            n_ctx=n_ctx,
+            threads=self._tokenizers,
+            tokenize_many=getattr(backend, "tokenize_many", None),
         )
 
     def close(self) -> None:

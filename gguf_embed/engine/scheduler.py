@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Final, TypeAlias
 
 from gguf_embed.engine.backend import Backend, Head
 from gguf_embed.engine.schedule import pack_rows
@@ -26,6 +27,20 @@ from gguf_embed.native.model import Tokens
 from gguf_embed.system.closing import Closes
 
 MAX_WAITING_TOKENS: Final = 1 << 20  # of one caller
+
+Deliver: TypeAlias = Callable[[Done | BaseException], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Computed:
+    """One microbatch that was computed."""
+
+    n_texts: int
+    n_tokens: int
+    seconds: float
+
+
+OnComputed: TypeAlias = Callable[[Computed], None]
 
 
 class Ticket:
@@ -61,6 +76,7 @@ class Scheduler(Closes):
         self._n_free = self._n_contexts = backend.limits.n_contexts
         self._n_looking = 0  # threads on their way to look for work
         self._closed = False
+        self.on_computed: OnComputed | None = None  # called in the thread that computed it
         self._threads = ThreadPoolExecutor(self._n_contexts, thread_name_prefix="gguf-embed")
 
     @property
@@ -72,12 +88,23 @@ class Scheduler(Closes):
     def submit(self, caller: Caller, tokens: Sequence[Tokens], head: Head = Head.POOLED) -> Ticket:
         """Have rows computed; waits while the caller has too many tokens waiting already."""
         ticket = Ticket(len(tokens))
+        self.submit_to(ticket.deliver, caller, tokens, head)
+        return ticket
+
+    def submit_to(
+        self,
+        deliver: Deliver,
+        caller: Caller,
+        tokens: Sequence[Tokens],
+        head: Head = Head.POOLED,
+    ) -> None:
+        """`submit` for a function that gets the results, in the threads that compute them."""
         planned = pack_rows(tokens, self._backend.limits, head)
         job = Job(
             caller=caller,
             tokens=tokens,
             planned=deque(planned),
-            deliver=ticket.deliver,
+            deliver=deliver,
             head=head,
             # Where there are fewer microbatches than contexts, each gets the threads of several.
             n_contexts=max(1, self._n_contexts // max(1, len(planned))),
@@ -90,7 +117,6 @@ class Scheduler(Closes):
             if self._closed:
                 self._refuse_all()
             self._start_threads()
-        return ticket
 
     def cancel(self, caller: Caller) -> None:
         """Forget the rows of a caller that wait; those in a microbatch are still computed."""
@@ -136,6 +162,7 @@ class Scheduler(Closes):
                 self._start_threads()
 
     def _compute(self, work: Work) -> None:
+        began_at = time.monotonic()
         try:
             outcome = self._backend.run(
                 work.sequences,
@@ -151,5 +178,11 @@ class Scheduler(Closes):
             for part in work.parts:
                 self._compute(replace(work, parts=(part,)))
             return
-        for job, done in split(work, outcome.vectors, outcome.bad, outcome.died):
+        seconds = time.monotonic() - began_at
+        n_texts = n_tokens = 0
+        for job, done in split(work, outcome.vectors, outcome.bad, outcome.died, began_at):
+            n_texts += len(done.rows)
+            n_tokens += done.n_tokens
             job.deliver(done)
+        if self.on_computed is not None:
+            self.on_computed(Computed(n_texts=n_texts, n_tokens=n_tokens, seconds=seconds))

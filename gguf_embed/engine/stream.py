@@ -15,7 +15,7 @@ from gguf_embed.engine.options import Block, FailedRow, OnError, OnProgress, Tru
 from gguf_embed.engine.prepare import Prepared
 from gguf_embed.engine.running import Lifetime, Running
 from gguf_embed.engine.scheduler import Ticket
-from gguf_embed.engine.turns import Caller, Priority
+from gguf_embed.engine.turns import Caller, Done, Priority
 from gguf_embed.errors import NativeFailed, TextTooLong
 from gguf_embed.vectors import finish, unusable
 
@@ -83,19 +83,34 @@ def _collect(
     prepared: Prepared, ticket: Ticket, request: Request, on_progress: OnProgress | None
 ) -> Block:
     """Wait for the rows of a window and put them back in order."""
-    place, n_different = prepared.place, len(prepared.tokens)
-    n_same = np.bincount(place[place >= 0], minlength=n_different)
-    # One row more than there are texts, the last: it is that of the place -1.
-    vectors = np.empty((n_different + 1, request.dim), np.float32)
-    vectors[-1] = np.nan
-    counts = np.zeros(n_different + 1, np.int32)
-    counts[:-1] = list(map(len, prepared.tokens))
-    failed = [
-        FailedRow(row=row, n_tokens=None, reason=reason) for row, reason in prepared.untokenized
-    ]
-    if failed and on_progress is not None:
-        on_progress(len(failed), 0)
+    collecting = Collecting(prepared, request)
+    if prepared.untokenized and on_progress is not None:
+        on_progress(len(prepared.untokenized), 0)
     for done in ticket.results():
+        n_texts = collecting.add(done)
+        if on_progress is not None:
+            on_progress(n_texts, done.n_tokens)
+    return collecting.block()
+
+
+class Collecting:
+    """Puts the rows of a window back in order, as they are done."""
+
+    def __init__(self, prepared: Prepared, request: Request) -> None:
+        self._prepared = prepared
+        self._request = request
+        place, n_different = prepared.place, len(prepared.tokens)
+        self._n_same = np.bincount(place[place >= 0], minlength=n_different)
+        # One row more than there are texts, the last: it is that of the place -1.
+        self._vectors = np.empty((n_different + 1, request.dim), np.float32)
+        self._vectors[-1] = np.nan
+        self._failed = [
+            FailedRow(row=row, n_tokens=None, reason=reason) for row, reason in prepared.untokenized
+        ]
+
+    def add(self, done: Done) -> int:
+        """Finish some rows; returns how many texts they are. Raises NativeFailed."""
+        prepared, request = self._prepared, self._request
         rows = np.array(done.rows, np.intp)
         finished = finish(done.vectors, dimensions=request.dimensions, normalize=request.normalize)
         bad = {int(row) for row in rows[unusable(finished)]} | set(done.bad)
@@ -104,21 +119,24 @@ def _collect(
             reason = DIED if index in done.died else NO_VECTOR
             if request.on_error == "raise":
                 raise no_vector(prepared.first_rows[index], n_tokens, reason)
-            failed += [
+            self._failed += [
                 FailedRow(row=prepared.start + int(row), n_tokens=n_tokens, reason=reason)
-                for row in np.flatnonzero(place == index)
+                for row in np.flatnonzero(prepared.place == index)
             ]
-        vectors[rows] = finished
-        vectors[list(bad)] = np.nan
-        if on_progress is not None:
-            on_progress(int(n_same[rows].sum()), done.n_tokens)
-    return Block(
-        start=prepared.start,
-        vectors=vectors[place],
-        token_counts=counts[place],
-        truncated=np.append(prepared.truncated, False)[place],
-        failed=tuple(sorted(failed, key=lambda each: each.row)),
-    )
+        self._vectors[rows] = finished
+        self._vectors[list(bad)] = np.nan
+        return int(self._n_same[rows].sum())
+
+    def block(self) -> Block:
+        """All of them."""
+        prepared = self._prepared
+        return Block(
+            start=prepared.start,
+            vectors=self._vectors[prepared.place],
+            token_counts=prepared.token_counts,
+            truncated=prepared.cut,
+            failed=tuple(sorted(self._failed, key=lambda each: each.row)),
+        )
 
 
 NO_VECTOR: Final = (

@@ -46,6 +46,7 @@ class Done:
     bad: tuple[int, ...]  # those of the rows that have no usable vector
     n_tokens: int  # computed for them
     died: tuple[int, ...] = ()  # those of `bad` that killed the computing process
+    began_at: float = 0.0  # when their microbatch began, as time.monotonic() says
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -277,7 +278,11 @@ class _Filling:
 
 
 def split(
-    work: Work, vectors: Vectors, bad: Sequence[int], died: Sequence[int] = ()
+    work: Work,
+    vectors: Vectors,
+    bad: Sequence[int],
+    died: Sequence[int] = (),
+    began_at: float = 0.0,
 ) -> Iterator[tuple[Job, Done]]:
     """The results of a microbatch, for each job its own."""
     start = 0
@@ -292,6 +297,7 @@ def split(
                 bad=tuple(part.rows[row - start] for row in bad if start <= row < end),
                 died=tuple(part.rows[row - start] for row in died if start <= row < end),
                 n_tokens=n_tokens,
+                began_at=began_at,
             ),
         )
         start = end

@@ -1,0 +1,1 @@
+"""HTTP: a dialect translates requests and answers, and decides nothing."""

@@ -1,0 +1,711 @@
+"""The routes of the server, with a model that is none: shapes, refusals, and no bytes left over."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from gguf_embed import DoesNotFit, ModelNotFound, NativeFailed
+from gguf_embed.engine.pending import Meter
+from gguf_embed.server.app import application
+from gguf_embed.server.limits import Limits
+from gguf_embed.server.meters import Meters
+from gguf_embed.server.models import Models
+from gguf_embed.server.offers import Offer, Offers
+from gguf_embed.server.safety import Keys, hosts_for
+from gguf_embed.server.service import Service
+from gguf_embed.testing import FakeBackend, FakeEmbedder
+
+TEXTS = ["a cat sits", "a dog", "a cat sits", "the moon is far"]
+KEY = "k" * 24
+
+
+def offer(name: str) -> Offer:
+    return Offer(id=name, names=frozenset({name}), model=name)
+
+
+class Served:
+    """An application with fakes in it."""
+
+    def __init__(
+        self,
+        *,
+        limits: Limits | None = None,
+        keys: tuple[str, ...] = (),
+        hosts: frozenset[str] | None = None,
+        open_model: Callable[[Offer, int | None], FakeEmbedder] | None = None,
+        origins: tuple[str, ...] = (),
+        **fake: Any,
+    ) -> None:
+        self.opened: list[str] = []
+        self.fake = fake
+        self.threads = ThreadPoolExecutor(4)
+        self.meters = Meters()
+        models = Models(
+            Offers([offer("fake"), offer("other")]),
+            open_model or self._open,
+            threads=self.threads,
+            keep_alive_s=-1,
+            on_microbatch=self.meters.microbatch,
+        )
+        self.service = Service(models, limits or Limits(), threads=self.threads)
+        self.service.ready = True
+        self.app = application(
+            self.service, self.meters, keys=Keys(keys), hosts=hosts, origins=origins
+        )
+        self.client = TestClient(self.app, base_url="http://localhost")
+
+    def _open(self, offer: Offer, left_bytes: int | None) -> FakeEmbedder:
+        self.opened.append(offer.id)
+        return FakeEmbedder.open(offer.id, **self.fake)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Served]]:
+    made: list[Served] = []
+
+    def start(**options: Any) -> Served:
+        served = Served(**options)
+        made.append(served)
+        served.client.__enter__()  # one event loop for all its requests
+        return served
+
+    yield start
+    for served in made:
+        assert served.meters.in_flight == 0
+        assert served.client.portal is not None
+        served.client.portal.call(served.service.models.close)
+        served.client.__exit__(None, None, None)
+        served.threads.shutdown()
+
+
+@pytest.fixture(scope="module")
+def direct() -> Iterator[FakeEmbedder]:
+    with FakeEmbedder.open() as embedder:
+        yield embedder
+
+
+def floats(rows: object) -> np.ndarray:
+    return np.array(rows, np.float64).astype(np.float32)
+
+
+# -- OpenAI ------------------------------------------------------------------------------------
+
+
+def test_openai_gives_the_vectors_of_the_engine_to_the_bit(
+    serve: Callable[..., Served], direct: FakeEmbedder
+):
+    client = serve().client
+    answer = client.post("/v1/embeddings", json={"model": "fake", "input": TEXTS})
+    assert answer.status_code == 200, answer.text
+    said = answer.json()
+    assert (said["object"], said["model"]) == ("list", "fake")
+    assert [each["index"] for each in said["data"]] == [0, 1, 2, 3]
+    expected = direct.encode(TEXTS)
+    np.testing.assert_array_equal(floats([each["embedding"] for each in said["data"]]), expected)
+    n_tokens = int(direct.count_tokens(TEXTS).sum())
+    assert said["usage"] == {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
+
+    body = {"model": "fake", "input": TEXTS, "encoding_format": "base64", "user": "u"}
+    rows = client.post("/v1/embeddings", json=body).json()["data"]
+    vectors = [np.frombuffer(base64.b64decode(each["embedding"]), "<f4") for each in rows]
+    np.testing.assert_array_equal(np.stack(vectors), expected)
+
+
+def test_openai_takes_token_ids_with_or_without_the_special_ones(
+    serve: Callable[..., Served], direct: FakeEmbedder
+):
+    client = serve().client
+    ids = [direct.tokenize(text) for text in TEXTS]
+    for given in (ids, [each[1:-1] for each in ids], ids[0]):
+        rows = client.post("/v1/embeddings", json={"model": "fake", "input": given}).json()["data"]
+        expected = direct.encode(TEXTS if given is not ids[0] else TEXTS[:1])
+        np.testing.assert_array_equal(floats([each["embedding"] for each in rows]), expected)
+    for given, why in (
+        ([-1], "none of this model"),
+        ([[]], "pass all texts"),
+        ([2**40], "pass all"),
+    ):
+        answer = client.post("/v1/embeddings", json={"model": "fake", "input": given})
+        assert answer.status_code == 400
+        assert why in answer.json()["error"]["message"]
+    body = {"model": "fake", "input": ids, "input_type": "query"}
+    answer = client.post("/v1/embeddings", json=body)
+    assert (answer.status_code, "a prompt goes" in answer.text) == (400, True)
+
+
+def test_openai_options(serve: Callable[..., Served], direct: FakeEmbedder):
+    client = serve().client
+
+    def vectors(**options: object) -> np.ndarray:
+        answer = client.post("/v1/embeddings", json={"model": "fake", "input": "x x", **options})
+        assert answer.status_code == 200, answer.text
+        return floats([answer.json()["data"][0]["embedding"]])
+
+    assert vectors(dimensions=8).shape == (1, 8)
+    query = direct.encode_query(["x x"])
+    np.testing.assert_array_equal(vectors(input_type="query"), query)
+    np.testing.assert_array_equal(vectors(prompt_name="query"), query)
+    assert not np.isclose(np.linalg.norm(vectors(normalize=False)), 1)
+    long = "a b c " * 40
+    answer = client.post("/v1/embeddings", json={"model": "fake", "input": [long, "x"]})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "text_too_long")
+    body = {"model": "fake", "input": [long, "x"], "truncate": "end"}
+    answer = client.post("/v1/embeddings", json=body)
+    assert (answer.status_code, answer.headers["x-truncated"]) == (200, "1")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"model": "fake"}, 400, "invalid_request"),
+        ({"model": "fake", "input": []}, 400, "empty_input"),
+        ({"model": "fake", "input": [1, "x"]}, 400, "invalid_request"),
+        ({"model": "fake", "input": [None]}, 400, "invalid_request"),
+        ({"model": "fake", "input": {"a": 1}}, 400, "invalid_request"),
+        ({"model": "fake", "input": "x", "dimensions": 0}, 400, "invalid_request"),
+        ({"model": "fake", "input": "x", "dimensions": 10**30}, 400, "invalid_request"),
+        ({"model": "fake", "input": "x", "encoding_format": "hex"}, 400, "invalid_request"),
+        ({"model": "fake", "input": "x", "prompt_name": "poem"}, 400, "invalid_request"),
+        ({"model": "nothing", "input": "x"}, 404, "model_not_found"),
+        ({"model": "/etc/passwd.gguf", "input": "x"}, 404, "model_not_found"),
+    ],
+)
+def test_openai_refusals(serve: Callable[..., Served], body: object, status: int, code: str):
+    answer = serve().client.post("/v1/embeddings", json=body)
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert error["code"] == code
+    assert error["message"]
+    assert error["type"] == "invalid_request_error"
+
+
+def test_openai_lists_models(serve: Callable[..., Served]):
+    client = serve().client
+    assert [each["id"] for each in client.get("/v1/models").json()["data"]] == ["fake", "other"]
+    assert client.get("/v1/models/other").json()["id"] == "other"
+    assert client.get("/v1/models/none").status_code == 404
+
+
+# -- Ollama ------------------------------------------------------------------------------------
+
+
+def test_ollama_embeds_and_cuts(serve: Callable[..., Served], direct: FakeEmbedder):
+    client = serve().client
+    said = client.post("/api/embed", json={"model": "fake:latest", "input": TEXTS}).json()
+    np.testing.assert_array_equal(floats(said["embeddings"]), direct.encode(TEXTS))
+    assert said["model"] == "fake:latest"
+    assert said["prompt_eval_count"] == direct.count_tokens(TEXTS).sum()
+    assert said["total_duration"] >= said["load_duration"] > 0
+
+    long = "a b c " * 40
+    answer = client.post("/api/embed", json={"model": "fake", "input": long})
+    assert (answer.status_code, answer.headers["x-truncated"]) == (200, "1")
+    body = {"model": "fake", "input": long, "truncate": False}
+    answer = client.post("/api/embed", json=body)
+    assert answer.status_code == 400
+    assert "longer than 32 tokens" in answer.json()["error"]
+
+    said = client.post("/api/embeddings", json={"model": "fake", "prompt": "a cat"}).json()
+    np.testing.assert_array_equal(
+        floats(said["embedding"]), direct.encode("a cat", normalize=False)
+    )
+    assert client.post("/api/embed", json={"model": "fake", "input": []}).json()["embeddings"] == []
+    answer = client.post("/api/embed", json={"model": "none", "input": "x"})
+    assert (answer.status_code, "try pulling it" in answer.json()["error"]) == (404, True)
+
+
+def test_ollama_lists_shows_and_refuses_to_pull(serve: Callable[..., Served]):
+    served = serve()
+    client = served.client
+    names = [each["name"] for each in client.get("/api/tags").json()["models"]]
+    assert names == ["fake:latest", "other:latest"]
+    assert client.get("/api/ps").json() == {"models": []}
+    client.post("/api/embed", json={"model": "other", "input": "x", "keep_alive": "1h"})
+    (running,) = client.get("/api/ps").json()["models"]
+    assert running["name"] == "other:latest"
+    assert running["expires_at"].startswith("20")
+    assert client.post("/api/show", json={"model": "fake"}).json()["capabilities"] == ["embedding"]
+    assert client.post("/api/pull", json={"model": "bge-m3"}).status_code == 403
+    assert client.get("/api/version").json()["version"]
+    assert client.head("/").status_code == 200
+    assert client.get("/").text == "gguf-embed is running"
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [
+        ("5m", 300),
+        ("1h30m", 5400),
+        ("90", 90),
+        (30, 30),
+        (-1, -1),
+        ("-1m", -1),
+        (0, 0),
+        (1e300, 3e9),
+    ],
+)
+def test_ollama_durations(said: str | float, seconds: float):
+    from gguf_embed.server import ollama
+
+    kept = ollama.seconds(said)
+    assert kept is not None
+    assert kept == seconds or (seconds > 1e9 and kept == ollama.FOREVER)
+
+
+# -- text-embeddings-inference -------------------------------------------------------------------
+
+
+def test_tei_routes(serve: Callable[..., Served], direct: FakeEmbedder):
+    client = serve().client
+    for path in ("/embed", "/"):
+        answer = client.post(path, json={"inputs": TEXTS})
+        np.testing.assert_array_equal(floats(answer.json()), direct.encode(TEXTS))
+    assert answer.headers["x-compute-tokens"] == str(direct.count_tokens(TEXTS).sum())
+    one = client.post("/embed", json={"inputs": "x", "normalize": False, "prompt_name": "query"})
+    expected = direct.encode(["x"], prompt_name="query", normalize=False)
+    np.testing.assert_array_equal(floats(one.json()), expected)
+    (tokens,) = client.post("/embed_all", json={"inputs": "a cat"}).json()
+    np.testing.assert_array_equal(floats(tokens), direct.token_vectors("a cat"))
+    body = {"inputs": {"source_sentence": "a cat", "sentences": ["a dog", "a cat"]}}
+    scores = client.post("/similarity", json=body).json()
+    np.testing.assert_allclose(
+        scores, direct.similarity(*map(direct.encode, ("a cat", ["a dog", "a cat"])))[0], rtol=1e-6
+    )
+    info = client.get("/info").json()
+    assert (info["max_input_length"], info["model_type"]) == (
+        32,
+        {"embedding": {"pooling": "mean"}},
+    )
+    long = "a b c " * 40
+    answer = client.post("/embed", json={"inputs": long})
+    assert (answer.status_code, answer.json()["error_type"]) == (413, "validation")
+    left = {"inputs": long, "truncate": True, "truncation_direction": "Left"}
+    answer = client.post("/embed", json=left)
+    np.testing.assert_array_equal(floats(answer.json()), direct.encode([long], truncate="start"))
+    answer = client.post("/embed", json={"inputs": [""]})
+    assert (answer.status_code, answer.json()["error_type"]) == (400, "empty")
+
+
+# -- Cohere and Jina -----------------------------------------------------------------------------
+
+
+def test_cohere_encodings(serve: Callable[..., Served], direct: FakeEmbedder):
+    client = serve().client
+    types = ["float", "int8", "uint8", "binary", "ubinary", "base64"]
+    body = {"model": "fake", "texts": TEXTS, "input_type": "search_query", "embedding_types": types}
+    said = client.post("/v2/embed", json=body).json()
+    vectors = direct.encode_query(TEXTS)
+    got = said["embeddings"]
+    np.testing.assert_array_equal(floats(got["float"]), vectors)
+    decoded = [np.frombuffer(base64.b64decode(each), "<f4") for each in got["base64"]]
+    np.testing.assert_array_equal(np.stack(decoded), vectors)
+    int8 = np.array(got["int8"])
+    assert int8.min() >= -128
+    assert int8.max() <= 127
+    np.testing.assert_array_equal(int8 + 128, got["uint8"])
+    np.testing.assert_allclose(int8 / 127 * 4 / 8, np.clip(vectors, -0.505, 0.5), atol=0.003)
+    bits = np.unpackbits(np.array(got["ubinary"], np.uint8), axis=1)
+    np.testing.assert_array_equal(bits, vectors > 0)
+    np.testing.assert_array_equal(np.array(got["binary"]) + 128, got["ubinary"])
+    assert said["response_type"] == "embeddings_by_type"
+    body = {"model": "fake", "texts": ["x"], "input_type": "clustering"}  # no prompt of that name
+    got = client.post("/v2/embed", json=body).json()["embeddings"]["float"]
+    np.testing.assert_array_equal(floats(got), direct.encode(["x"]))
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        ("/v2/rerank", {"query": "q", "documents": ["a"]}, "message"),
+        ("/v1/rerank", {"query": "q", "documents": [{"text": "a"}]}, "message"),
+        ("/rerank", {"query": "q", "texts": ["a"]}, "error"),
+    ],
+)
+def test_reranking_needs_a_reranker(
+    serve: Callable[..., Served], path: str, body: object, message: str
+):
+    answer = serve().client.post(path, json=body)
+    assert answer.status_code == 501
+    assert "no reranker is loaded" in answer.json()[message]
+
+
+# -- who may ask, and how much -------------------------------------------------------------------
+
+
+def test_keys(serve: Callable[..., Served]):
+    client = serve(keys=(KEY, "j" * 30)).client
+    body = {"model": "fake", "input": "x"}
+    for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": KEY}):
+        answer = client.post("/v1/embeddings", json=body, headers=headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
+        assert answer.headers["www-authenticate"] == "Bearer"
+    for headers in ({"authorization": f"Bearer {KEY}"}, {"x-api-key": "j" * 30}):
+        assert client.post("/v1/embeddings", json=body, headers=headers).status_code == 200
+    assert client.get("/health").status_code == 200
+    assert client.get("/metrics").status_code == 401
+
+
+def test_another_host_is_refused(serve: Callable[..., Served]):
+    client = serve(hosts=hosts_for("127.0.0.1", ["gpu.lan"])).client
+    for host, status in (
+        *(("localhost:11434", 200), ("[::1]:80", 200), ("GPU.lan", 200), ("127.0.0.1", 200)),
+        *(("evil.example", 403), ("localhost.evil.example", 403), ("", 403)),
+    ):
+        assert client.get("/api/version", headers={"host": host}).status_code == status, host
+
+
+def test_pages_of_other_origins_are_refused_unless_named(serve: Callable[..., Served]):
+    asked = {"origin": "http://page.example", "access-control-request-method": "POST"}
+    headers = serve().client.options("/v1/embeddings", headers=asked).headers
+    assert "access-control-allow-origin" not in headers
+    served = serve(origins=("http://page.example",))
+    headers = served.client.options("/v1/embeddings", headers=asked).headers
+    assert headers["access-control-allow-origin"] == "http://page.example"
+
+
+def test_what_is_too_much_is_refused(serve: Callable[..., Served]):
+    limits = Limits(max_body_bytes=2000, max_texts=3, max_text_chars=50)
+    client = serve(limits=limits).client
+
+    def refused(**body: object) -> str:
+        answer = client.post("/v1/embeddings", json={"model": "fake", **body})
+        assert answer.status_code == 413, answer.text
+        return answer.json()["error"]["message"]
+
+    assert "4 texts" in refused(input=["x"] * 4)
+    assert "51 characters" in refused(input="x" * 51)
+    assert "a body of" in refused(input="x" * 3000)
+
+    def parts() -> Iterator[bytes]:  # without a length
+        yield b'{"input": "'
+        for _ in range(40):
+            yield b"x" * 100
+
+    answer = client.post("/v1/embeddings", content=parts())
+    assert answer.status_code == 413
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b'{"model": "fake", "input": "x"',
+        b'{"model": "fake", "input": NaN}',
+        b'{"model": "fake", "input": "\xff\xfe"}',
+        b'{"model": "fake", "input": "\\ud800"}',
+        b'{"model": "fake", "input": "x", "dimensions": 1e400}',
+        b'{"model": "fake", "input": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'"fake"',
+        b"[]",
+    ],
+    ids=range(10),
+)
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/api/embed", "/embed", "/v2/embed"])
+def test_what_is_no_request_is_refused(serve: Callable[..., Served], path: str, body: bytes):
+    answer = serve().client.post(path, content=body)
+    assert answer.status_code in (400, 413), answer.text
+    assert answer.json()
+    assert answer.headers["content-type"] == "application/json"
+
+
+def test_a_full_queue_is_refused_with_the_time_to_wait(
+    serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+):
+    from gguf_embed.server.failures import Refused
+
+    limits = Limits(max_queue_tokens=100)
+    limits.check_queue(0, 10_000, 0.0)  # alone it is always taken
+    limits.check_queue(50, 50, 0.0)
+    with pytest.raises(Refused) as caught:
+        limits.check_queue(90, 11, 45.0)
+    assert caught.value.retry_s == 2
+
+    monkeypatch.setattr(Meter, "waiting_tokens", 101)
+    served = serve(limits=limits)
+    answer = served.client.post("/api/embed", json={"model": "fake", "input": "x"})
+    assert answer.status_code == 429
+    assert int(answer.headers["retry-after"]) == 60
+    assert "try again in" in answer.json()["error"]
+
+
+def test_a_request_takes_no_longer_than_it_may(serve: Callable[..., Served]):
+    import threading
+
+    let_go = threading.Event()
+
+    class Slow(FakeBackend):
+        def run(self, sequences: Any, **how: Any) -> Any:
+            let_go.wait()
+            return super().run(sequences, **how)
+
+    served = serve(
+        limits=Limits(request_s=0.05),
+        open_model=lambda offer, left: FakeEmbedder.open(offer.id, backend=Slow()),
+    )
+    answer = served.client.post("/v1/embeddings", json={"model": "fake", "input": "x"})
+    let_go.set()
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "tei", "code"),
+    [
+        (NativeFailed("row 0: llama.cpp dies of this text"), 500, 424, "engine_failed"),
+        (DoesNotFit("needs 9", needed_bytes=9, free_bytes=1), 503, 503, "model_does_not_fit"),
+        (ModelNotFound("nowhere"), 404, 404, "model_not_found"),
+        (ZeroDivisionError("secret"), 500, 500, "internal_error"),
+    ],
+)
+def test_errors_in_each_shape(
+    serve: Callable[..., Served], error: Exception, status: int, tei: int, code: str
+):
+    def fail(offer: Offer, left_bytes: int | None) -> FakeEmbedder:
+        raise error
+
+    client = serve(open_model=fail).client
+    answers = [
+        client.post("/v1/embeddings", json={"model": "fake", "input": "x"}),
+        client.post("/api/embed", json={"model": "fake", "input": "x"}),
+        client.post("/embed", json={"inputs": "x"}),
+        client.post("/v2/embed", json={"model": "fake", "texts": ["x"]}),
+    ]
+    assert [each.status_code for each in answers] == [status, status, tei, status]
+    assert answers[0].json()["error"]["code"] == code
+    assert {*answers[1].json()} == {"error"}
+    assert {*answers[2].json()} == {"error", "error_type"}
+    assert {*answers[3].json()} == {"id", "message"}
+    assert all("secret" not in each.text for each in answers)
+
+
+# -- models ------------------------------------------------------------------------------------
+
+
+def test_models_are_loaded_once_and_leave_when_they_should(serve: Callable[..., Served]):
+    served = serve()
+    client = served.client
+    for model in ("fake", "other", "fake", "other"):
+        client.post("/api/embed", json={"model": model, "input": "x"})
+    assert served.opened == ["fake", "other"]
+    client.post("/api/embed", json={"model": "fake", "input": "x", "keep_alive": 0})
+    wait_until(lambda: len(client.get("/api/ps").json()["models"]) == 1)
+    client.post("/api/embed", json={"model": "fake", "input": "x"})
+    assert served.opened == ["fake", "other", "fake"]
+
+
+def test_the_least_recently_used_model_makes_room(serve: Callable[..., Served]):
+    open_now: list[str] = []
+    closed: list[str] = []
+
+    class Closing(FakeEmbedder):
+        def close(self) -> None:
+            closed.append(self.n_ctx and open_now.pop(0))
+            super().close()
+
+    def open_model(offer: Offer, left_bytes: int | None) -> FakeEmbedder:
+        if open_now:
+            raise DoesNotFit("needs 2, 1 free", needed_bytes=2, free_bytes=1)
+        open_now.append(offer.id)
+        return Closing.open(offer.id)
+
+    client = serve(open_model=open_model).client
+    for model in ("fake", "other", "other", "fake"):
+        answer = client.post("/api/embed", json={"model": model, "input": "x"})
+        assert answer.status_code == 200, answer.text
+    assert closed == ["fake", "other"]
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    import time
+
+    while not true():
+        time.sleep(0.005)
+
+
+# -- what is seen from outside --------------------------------------------------------------------
+
+
+def test_health_ready_status_and_metrics(serve: Callable[..., Served]):
+    served = serve()
+    client = served.client
+    assert client.get("/health").text == "ok"
+    assert client.get("/ready").status_code == 200
+    served.service.ready = False
+    assert client.get("/ready").status_code == 503
+    client.post("/v1/embeddings", json={"model": "fake", "input": TEXTS})
+    client.post("/v1/embeddings", json={"model": "fake"})
+    metrics = client.get("/metrics").text
+    labels = 'dialect="openai",model="fake"'
+    for line in (
+        f"te_request_duration_count{{{labels}}} 1.0",
+        f"te_request_queue_duration_count{{{labels}}} 1.0",
+        f"gguf_embed_texts_total{{{labels}}} 4.0",
+        'te_batch_next_size_sum{model="fake"} 3.0',  # two of the texts are the same
+        'te_request_failure{dialect="openai",err="invalid_request"} 1.0',
+        'gguf_embed_responses_total{dialect="openai",status="400"} 1.0',
+        "gguf_embed_models_loaded 1.0",
+    ):
+        sorted_ = line if line in metrics else line.replace(labels, 'model="fake",dialect="openai"')
+        assert sorted_ in metrics, line
+    status = client.get("/status").json()
+    assert status["models"][0]["id"] == "fake"
+    assert status["requests_in_flight"] == 1
+
+
+def test_request_ids(serve: Callable[..., Served]):
+    client = serve().client
+    mine = client.get("/health", headers={"x-request-id": "abc-1"}).headers["x-request-id"]
+    assert mine == "abc-1"
+    made = {client.get("/health", headers={"x-request-id": "x" * 200}).headers["x-request-id"]}
+    made.add(client.get("/nowhere").headers["x-request-id"])
+    assert len(made) == 2
+    assert all(len(each) < 32 for each in made)
+
+
+def test_no_text_and_no_key_is_logged(
+    serve: Callable[..., Served], caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level("DEBUG", logger="gguf_embed")
+    client = serve(keys=(KEY,)).client
+    headers = {"authorization": f"Bearer {KEY}"}
+    for path, body in (
+        ("/v1/embeddings", {"model": "fake", "input": "xyzzy " * 60}),
+        ("/api/embed", {"model": "fake", "input": "xyzzy"}),
+        ("/embed", {"inputs": ["xyzzy", ""]}),
+    ):
+        client.post(path, json=body, headers=headers)
+        client.post(path, json=body, headers={"authorization": "Bearer wrong-key"})
+    said = caplog.text + json.dumps([str(vars(each)) for each in caplog.records])
+    assert len(caplog.records) >= 6
+    assert "xyzzy" not in said
+    assert KEY not in said
+    assert "wrong-key" not in said
+
+
+def test_what_has_no_route_is_refused_in_its_dialect(serve: Callable[..., Served]):
+    client = serve().client
+    assert client.get("/v1/chat/completions").json()["error"]["code"] == "no_such_route"
+    assert "no route" in client.post("/api/generate").json()["error"]
+    assert "no route" in client.post("/v2/chat").json()["message"]
+    assert client.get("/favicon.ico").status_code == 404
+    answer = client.get("/v1/embeddings")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+
+
+def test_the_pages_load_nothing_from_elsewhere(serve: Callable[..., Served]):
+    import re
+
+    client = serve().client
+    for path in ("/", "/docs"):
+        answer = client.get(path, headers={"accept": "text/html"})
+        assert answer.headers["content-type"].startswith("text/html")
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+        assert not re.search(r"(src|href)=[\"']?(https?:)?//", answer.text)
+        assert "url(" not in answer.text
+
+
+def test_the_description_names_every_route(serve: Callable[..., Served]):
+    said = serve().client.get("/openapi.json").json()
+    assert {"/v1/embeddings", "/api/embed", "/embed", "/v2/embed", "/rerank"} <= {*said["paths"]}
+    for methods in said["paths"].values():
+        for operation in methods.values():
+            body = operation.get("requestBody", {}).get("content", {}).get("application/json")
+            if body:
+                name = body["schema"]["$ref"].rpartition("/")[2]
+                assert name in said["components"]["schemas"]
+
+
+# -- who may ask, as a person says it --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no key"),
+        ("# only a remark", "holds no key"),
+        ("short", "key 1 of FILE can be guessed"),
+        (f"{KEY}\nwith a blank in it and long", "key 2 of FILE"),
+        ("schlüssel-schlüssel-schlüssel", "key 1"),
+    ],
+)
+def test_a_file_of_keys_that_is_none(text: str, message: str):
+    from gguf_embed import BadOption
+    from gguf_embed.server.safety import keys_in
+
+    with pytest.raises(BadOption, match=message) as caught:
+        keys_in(text, "FILE")
+    assert not text or text not in str(caught.value)
+
+
+def test_a_file_of_keys():
+    from gguf_embed.server.safety import keys_in
+
+    assert keys_in(f"\n# one\n{KEY}\r\n", "FILE") == (KEY,)
+    assert KEY not in repr(Keys((KEY,)))
+
+
+def test_another_host_needs_a_key_or_the_word():
+    from gguf_embed import BadOption
+    from gguf_embed.server.run import ServeOptions
+
+    offers = (offer("fake"),)
+    with pytest.raises(BadOption, match="lets other machines in"):
+        ServeOptions(offers=offers, only_these=True, host="0.0.0.0").check()
+    for options in ({"keys": (KEY,)}, {"insecure": True}, {"host": "127.0.0.2"}):
+        said: dict[str, Any] = {"host": "0.0.0.0", **options}
+        ServeOptions(offers=offers, only_these=True, **said).check()
+    assert KEY not in repr(ServeOptions(offers=offers, only_these=True, keys=(KEY,)))
+
+
+def test_names_that_requests_may_use():
+    from gguf_embed.server.offers import offer_of, offers_here
+
+    built_in = offer_of("all-minilm-l6-v2")
+    offers = Offers([built_in, offer_of("/models/my-model-Q8_0.gguf")])
+    for name in ("all-minilm", "ALL-MINILM:latest", "sentence-transformers/all-MiniLM-L6-v2", None):
+        assert offers.find(name) is built_in
+    assert offers.find("my-model-Q8_0").model == "/models/my-model-Q8_0.gguf"
+    for name in ("/models/my-model-Q8_0.gguf", "../x", "hf:owner/repo/file.gguf", "", "bge-m3"):
+        with pytest.raises(ModelNotFound, match="is not served here; there are: all-minilm"):
+            offers.find(name)
+    assert "all-minilm-l6-v2" in [each.id for each in offers_here()]
+
+
+def test_a_pull_tells_its_steps(serve: Callable[..., Served], tmp_path: Any):
+    from gguf_embed import FetchFailed
+    from gguf_embed.server.pull import Puller
+
+    fails: list[Exception] = []
+
+    def fetch(source: Any, on_download: Callable[[int, int], None]) -> Any:
+        for done in (0, 50, 100):
+            on_download(done, 100)
+        if fails:
+            raise fails[0]
+        return tmp_path / source.file
+
+    served = serve()
+    served.service.puller = Puller(served.threads, fetch)
+
+    def pulled(model: str) -> list[dict[str, Any]]:
+        answer = served.client.post("/api/pull", json={"model": model})
+        assert answer.headers["content-type"] == "application/x-ndjson"
+        return [json.loads(line) for line in answer.text.splitlines()]
+
+    steps = pulled("all-minilm")
+    assert steps[0] == {"status": "pulling manifest"}
+    assert steps[-1] == {"status": "success"}
+    assert any(step.get("total") for step in steps)
+    fails.append(FetchFailed("no way there"))
+    assert pulled("all-minilm")[-1] == {"error": "no way there"}
+    assert "cannot be pulled" in pulled("/etc/passwd")[-1]["error"]
+    body = {"model": "all-minilm", "stream": False}
+    assert served.client.post("/api/pull", json=body).status_code == 502
