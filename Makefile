@@ -39,7 +39,7 @@ test:
 
 # The golden vectors, compared live with transformers and sentence-transformers (needs PyTorch).
 reference:
-	$(PYTHON) install.py --extras cli,dev,reference
+	$(PYTHON) install.py --extras cli,dev,reference,server
 	$(BIN)/pytest -m reference
 
 clean:
