@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gguf_embed.cli import console, options
 from gguf_embed.cli.search import print_hit
-from gguf_embed.errors import BadInput, BadOption, BadText, NativeFailed, TextTooLong
+from gguf_embed.errors import BadInput, BadOption, BadText, NativeFailed, TextTooLong, counted
 from gguf_embed.io.flow import Flow, place
 
 if TYPE_CHECKING:
@@ -165,8 +165,8 @@ def _scored(
         for record, (_, n) in zip(flow.find([row for row, _ in long]), long, strict=True):
             console.say(f"{place(record)}: {n} tokens with the question")
         raise BadInput(
-            f"{len(long)} text(s) do not fit beside the question into the {error.n_ctx} tokens of "
-            f"{reranker.model_id}; cut them with --truncate end, or split them"
+            f"{counted(len(long), 'text')} too long: with the question beside it a text may take "
+            f"{error.n_ctx} tokens of {reranker.model_id}; cut with --truncate end, or split"
         ) from error
     records = flow.take(len(texts))
     scored = {each.index for each in ranked}
