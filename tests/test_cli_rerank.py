@@ -112,7 +112,7 @@ def test_a_cut_is_said(run: Run, tmp_path: Path):
     code, _, err = run("rerank", "the cat", path, "--truncate", "error")
     assert code == 2
     assert re.search(r"long\.txt:2: 76 tokens with the question", err)
-    assert "1 text(s) do not fit beside the question into the 64 tokens of fake" in err
+    assert "1 text too long: with the question beside it a text may take 64 tokens of fake" in err
 
 
 def test_what_has_no_score_is_named_and_counted(run: Run, tmp_path: Path):
