@@ -17,9 +17,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from zlib import crc32
 
 import numpy as np
@@ -41,7 +42,6 @@ from gguf_embed.plan.candidate import Candidate
 from gguf_embed.plan.mode import EmbedMode
 from gguf_embed.plan.plan import Plan
 from gguf_embed.plan.settings import RunSettings, Settings
-from gguf_embed.plan.values import check_switch
 from gguf_embed.store import download
 from gguf_embed.store.local import Source
 from gguf_embed.vectors import Pooling
@@ -135,12 +135,9 @@ class FakeEmbedder(Embedder):
 
         `backend` may be of a class of your own, such as one that fails.
         """
-        arguments.check_model(model)
-        arguments.check_callback("on_status", on_status)
-        arguments.check_callback("on_download", on_download)
-        settings = Settings() if settings is None else settings
-        arguments.check_settings(settings)
-        check_switch("isolated", isolated)
+        _, settings, _ = arguments.check_opening(
+            model, settings, isolated, on_status=on_status, on_download=on_download
+        )
         backend = backend or FakeBackend(dim=dim, limits=limits)
         return cls(_opened(backend, n_ctx=n_ctx, prompts=prompts, settings=settings))
 
@@ -154,7 +151,7 @@ class FakeEmbedder(Embedder):
         """Pickled as what opens the same fake again."""
         how = {"dim": self.dim, "n_ctx": self.n_ctx, "prompts": dict(self.prompts)}
         how |= {"settings": self.settings, "limits": self.backend.limits}
-        return _open_again, (how,)
+        return partial(FakeEmbedder.open, **how), ()
 
 
 class FakePairBackend(FakeBackend):
@@ -197,12 +194,9 @@ class FakeReranker(Reranker):
 
         `backend` may be of a class of your own, such as one that fails.
         """
-        arguments.check_model(model)
-        arguments.check_callback("on_status", on_status)
-        arguments.check_callback("on_download", on_download)
-        settings = Settings() if settings is None else settings
-        arguments.check_settings(settings)
-        check_switch("isolated", isolated)
+        _, settings, _ = arguments.check_opening(
+            model, settings, isolated, on_status=on_status, on_download=on_download
+        )
         backend = backend or FakePairBackend(limits=limits)
         opened = _opened(backend, n_ctx=n_ctx, prompts={}, settings=settings)
         row = np.zeros(backend.dim)
@@ -219,17 +213,7 @@ class FakeReranker(Reranker):
     def __reduce__(self) -> tuple[object, ...]:
         """Pickled as what opens the same fake again."""
         how = {"n_ctx": self.n_ctx, "settings": self.settings, "limits": self.backend.limits}
-        return _open_reranker_again, (how,)
-
-
-def _open_again(how: dict[str, Any]) -> FakeEmbedder:
-    """Undo `FakeEmbedder.__reduce__`."""
-    return FakeEmbedder.open(**how)
-
-
-def _open_reranker_again(how: dict[str, Any]) -> FakeReranker:
-    """Undo `FakeReranker.__reduce__`."""
-    return FakeReranker.open(**how)
+        return partial(FakeReranker.open, **how), ()
 
 
 def _opened(

@@ -28,7 +28,9 @@ for profile, same in (("ci", True), ("patient", False)):
     hypothesis.settings.register_profile(
         profile, deadline=None, suppress_health_check=SLOW, derandomize=same
     )
-hypothesis.settings.register_profile("quick", hypothesis.settings.get_profile("ci"), max_examples=6)
+hypothesis.settings.register_profile(
+    "quick", hypothesis.settings.get_profile("ci"), max_examples=10
+)
 # `make check` asks for the quick one.
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "patient")
 hypothesis.settings.load_profile(PROFILE)

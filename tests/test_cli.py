@@ -15,10 +15,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import run_command
 
 from gguf_embed import __version__, cli, errors
 from gguf_embed.cli import doctor, exits, options
@@ -56,15 +58,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """run(*arguments) -> (exit code, standard output, standard error), with the fake engine."""
     monkeypatch.setattr(options, "open_embedder", open_fake)
 
-    def run(*arguments: object) -> tuple[int, str, str]:
-        try:
-            code = cli.main([str(argument) for argument in arguments])
-        except SystemExit as exit:
-            code = int(exit.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
+    return partial(run_command, capsys)
 
 
 Run = Callable[..., tuple[int, str, str]]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import run_command
 
-from gguf_embed import cli
 from gguf_embed.cli import options
 from gguf_embed.engine.backend import Outcome
 from gguf_embed.plan.settings import Settings
@@ -55,15 +56,7 @@ def open_fake(
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     monkeypatch.setattr(options, "open_embedder", open_fake)
 
-    def run(*arguments: object) -> tuple[int, str, str]:
-        try:
-            code = cli.main([str(argument) for argument in arguments])
-        except SystemExit as exit:
-            code = int(exit.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
+    return partial(run_command, capsys)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import tiny
 
-from gguf_embed.cli import embed
+from gguf_embed.cli import options
 from gguf_embed.engine.hosted import FAULT_VARIABLE
 
 pytestmark = pytest.mark.native
@@ -156,7 +156,7 @@ def test_much_text_is_isolated_unasked(
     monkeypatch.setenv(FAULT_VARIABLE, f"run:{POISON}")
     assert run(model, notes, "-o", tmp_path / "small.npy").returncode == 0
     with notes.open("a") as file:
-        file.write("the cat and the dog\n" * (embed.BULK_BYTES // 20 + 1))
+        file.write("the cat and the dog\n" * (options.BULK_BYTES // 20 + 1))
     done = run(model, notes, "-o", tmp_path / "large.npy")
     assert done.returncode == 8, done.stderr
     done = run(model, notes, "-o", tmp_path / "asked.npy", "--no-isolated")

@@ -105,8 +105,6 @@ def test_the_file_is_recognized(embedder: Embedder):
 
 def test_translations_find_each_other(embedder: Embedder):
     """A multilingual model with real weights: the parallel set means something."""
-    if embedder.quant != "F16":
-        pytest.skip("the other level is as near to the references, which takes less time to see")
     parallel = parallel_sentences()
     vectors = embedder.encode([f"query: {text}" for text in parallel.texts])
     accuracy = matching_accuracy(vectors, tuple(parallel.sentences))

@@ -242,7 +242,7 @@ def test_every_truncation_is_refused(written: Path) -> None:
     raw = written.read_bytes()
     last = parse(raw).tensors[-1]
     needed = parse(raw).header_bytes + last.offset + last.n_bytes
-    for size in (*range(0, needed - 1, 5), needed - 1):
+    for size in range(needed):
         with pytest.raises(BadModelFile) as caught:
             parse(raw[:size])
     assert f"{needed} bytes are needed, the file has {needed - 1}" in str(caught.value)

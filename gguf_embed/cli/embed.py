@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from gguf_embed.plan.plan import Plan
     from gguf_embed.plan.settings import Settings
 
-BULK_BYTES = 1 << 20  # of files: work of many seconds, beside which a child's start is nothing
 
 DESCRIPTION = """\
 Embed texts: one vector per text, in the order of the input.
@@ -167,7 +166,7 @@ def run(args: argparse.Namespace) -> int:
         args.output, stdout=console.stdout(), inputs=sources.files, content=content
     ) as writer:
         settings = options.settings(args)
-        isolated: bool = (total or 0) >= BULK_BYTES if args.isolated is None else args.isolated
+        isolated = options.isolated(args, total)
         with _open(args, settings, isolated=isolated) as embedder:
             opened = time.monotonic()
             options.warn_dimensions(embedder, args.dimensions)

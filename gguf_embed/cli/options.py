@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from gguf_embed.catalog import BUILTIN
+from gguf_embed.catalog import BUILTIN, RERANKER
 from gguf_embed.cli import console
 from gguf_embed.errors import BadInput
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gguf_embed.store.local import Source
     from gguf_embed.vectors import Pooling
 
-RERANKER = "qwen3-reranker:0.6b"
+BULK_BYTES = 1 << 20  # of files: work of many seconds, beside which a child's start is nothing
 POOLINGS = ("mean", "cls", "last")
 PREFERENCES = ("quality", "speed", "memory")
 
@@ -31,17 +31,7 @@ def open_embedder(
     """The engine, which every command opens here; tells what takes long and what was given up."""
     from gguf_embed.engine.embedder import Embedder
 
-    with console.transfer("fetch", quiet=quiet) as moved:
-        embedder = Embedder.open(
-            model,
-            settings=settings,
-            on_status=None if quiet else console.say,
-            on_download=moved,
-            isolated=isolated,
-        )
-    for remark in () if quiet else embedder.remarks:
-        console.say(remark)
-    return embedder
+    return _open(Embedder, model, settings, quiet=quiet, isolated=isolated)
 
 
 def open_reranker(
@@ -50,17 +40,45 @@ def open_reranker(
     """The same for a model that scores pairs."""
     from gguf_embed.engine.reranker import Reranker
 
+    return _open(Reranker, model, settings, quiet=quiet, isolated=isolated)
+
+
+_Opened = TypeVar("_Opened", "Embedder", "Reranker")
+
+
+def _open(
+    kind: type[_Opened], model: str, settings: Settings | None, *, quiet: bool, isolated: bool
+) -> _Opened:
     with console.transfer("fetch", quiet=quiet) as moved:
-        reranker = Reranker.open(
+        opened = kind.open(
             model,
             settings=settings,
             on_status=None if quiet else console.say,
             on_download=moved,
             isolated=isolated,
         )
-    for remark in () if quiet else reranker.remarks:
+    for remark in () if quiet else opened.remarks:
         console.say(remark)
-    return reranker
+    return opened
+
+
+def isolated(args: argparse.Namespace, total_bytes: int | None) -> bool:
+    """Whether the model runs in a child process: as the user says, else for much text."""
+    chosen: bool | None = args.isolated
+    return (total_bytes or 0) >= BULK_BYTES if chosen is None else chosen
+
+
+def add_query(parser: argparse.ArgumentParser, *, top: int) -> None:
+    """QUERY, the texts that may answer it, and how many to print."""
+    parser.add_argument("query", metavar="QUERY", help="the question, in the words of a person")
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="file, directory or -")
+    parser.add_argument(
+        "--top", type=positive, default=top, metavar="N", help=f"results (default: {top})"
+    )
+    add_fields(parser)
+    parser.add_argument(
+        "--prose", action="store_true", help="cut .txt and - into paragraphs, not lines"
+    )
 
 
 def warn_dimensions(embedder: Embedder, dimensions: int | None) -> None:

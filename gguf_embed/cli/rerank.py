@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from gguf_embed.io.read import Record
 
 WINDOW = 1024  # texts scored together
-BULK_BYTES = 1 << 20  # of files: work of minutes, beside which a child's start is nothing
 
 DESCRIPTION = """\
 Order texts by how well they answer a question. A reranker reads question and text together: it
@@ -45,15 +44,7 @@ def add(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "rerank", help="texts by how well they answer", description=DESCRIPTION, epilog=EPILOG
     )
-    parser.add_argument("query", metavar="QUERY", help="the question, in the words of a person")
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="file, directory or -")
-    parser.add_argument(
-        "--top", type=options.positive, default=10, metavar="N", help="results (default: 10)"
-    )
-    options.add_fields(parser)
-    parser.add_argument(
-        "--prose", action="store_true", help="cut .txt and - into paragraphs, not lines"
-    )
+    options.add_query(parser, top=10)
     parser.add_argument(
         "--task", metavar="TEXT", help="what the text is judged by, for a model that is told"
     )
@@ -88,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     reading = Reading(field=args.field, id_field=args.id_field, prose=args.prose)
     records = read(sources, reading, stdin=console.stdin())
     total = sources.total_bytes
-    isolated: bool = (total or 0) >= BULK_BYTES if args.isolated is None else args.isolated
+    isolated = options.isolated(args, total)
     with options.open_reranker(
         args.model, options.settings(args), quiet=args.quiet, isolated=isolated
     ) as reranker:

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
+from gguf_embed.catalog import RERANKER
 from gguf_embed.cli import console, layout, options
 from gguf_embed.errors import BadInput, BadOption, TextTooLong
 from gguf_embed.io.flow import Flow
@@ -49,19 +50,11 @@ def add(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "search", help="the passages that answer a question", description=DESCRIPTION, epilog=EPILOG
     )
-    parser.add_argument("query", metavar="QUERY", help="the question, in the words of a person")
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="file, directory or -")
-    parser.add_argument(
-        "--top", type=options.positive, default=5, metavar="N", help="results (default: 5)"
-    )
-    options.add_fields(parser)
-    parser.add_argument(
-        "--prose", action="store_true", help="cut .txt and - into paragraphs, not lines"
-    )
+    options.add_query(parser, top=5)
     parser.add_argument(
         "--rerank",
         metavar="MODEL",
-        help=f"order the best passages anew by a reranker, such as {options.RERANKER}: slower, and "
+        help=f"order the best passages anew by a reranker, such as {RERANKER}: slower, and "
         "it judges better",
     )
     parser.add_argument(

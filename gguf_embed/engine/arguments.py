@@ -16,6 +16,7 @@ from gguf_embed.engine.options import EncodeOptions, OnError, RerankOptions, Tru
 from gguf_embed.engine.turns import Priority
 from gguf_embed.errors import BadInput, BadOption, kind_of, shown
 from gguf_embed.plan.settings import Settings
+from gguf_embed.plan.values import check_switch
 from gguf_embed.vectors import Vectors
 
 _TRUNCATE: Final = get_args(Truncate)
@@ -36,10 +37,27 @@ def check_model(model: object) -> str | Path:
     raise BadInput(f"model={shown(given)}: pass the name of a model or the path of a GGUF file")
 
 
-def check_settings(settings: object) -> None:
+def check_settings(settings: object) -> Settings:
     """Settings. Raises BadOption."""
     if not isinstance(settings, Settings):
         raise BadOption(f"settings={shown(settings)}: pass Settings(...)")
+    return settings
+
+
+def check_opening(
+    model: object,
+    settings: object,
+    isolated: object,
+    *,
+    on_status: object,
+    on_download: object,
+) -> tuple[str | Path, Settings, bool]:
+    """What opens a model, with the settings that nobody gave. Raises BadInput, BadOption."""
+    name = check_model(model)
+    check_callback("on_status", on_status)
+    check_callback("on_download", on_download)
+    given = check_settings(Settings() if settings is None else settings)
+    return name, given, check_switch("isolated", isolated)
 
 
 def check_text(text: object, what: str = "the text") -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final, Unpack
 
@@ -58,7 +59,7 @@ class Embedder(Closes):
         self.dim = opened.backend.dim
         self.prompts = opened.prompts
         self._source = opened.source
-        self._isolated = opened.isolated
+        self._again = opened.again
         self._remote = opened.remote
         self._lifetime = Lifetime(opened.backend, opened.reopen, n_ctx=self.n_ctx, shown=repr(self))
         self.meter = Meter(self._lifetime)
@@ -89,12 +90,9 @@ class Embedder(Closes):
         Raises ModelNotFound, BadModelFile, FetchFailed, DoesNotFit or NativeFailed; BadInput for a
         model not here whose licence forbids commercial use (`gguf-embed pull --accept-licence`).
         """
-        name = arguments.check_model(model)
-        arguments.check_callback("on_status", on_status)
-        arguments.check_callback("on_download", on_download)
-        settings = Settings() if settings is None else settings
-        arguments.check_settings(settings)
-        isolated = check_switch("isolated", isolated)
+        name, settings, isolated = arguments.check_opening(
+            model, settings, isolated, on_status=on_status, on_download=on_download
+        )
         opened = open_model(
             name, settings, isolated=isolated, on_status=on_status, on_download=on_download
         )
@@ -130,14 +128,10 @@ class Embedder(Closes):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickled and copied as what opens the same file again, there: no weights travel."""
-        source = self._source
         if self._remote is not None:  # its key stays here
             return _open_remote, (type(self), replace(self._remote, api_key=None))
-        if source.where in (None, "file"):
-            return _open_again, (type(self), self.path, self.settings, self._isolated)
-        settings = replace(self.settings, quant=self.plan.quant)
-        name = self.plan.model if self.card else source.name
-        return _open_again, (type(self), name, settings, self._isolated)
+        model, settings, isolated = self._again
+        return partial(type(self).open, settings=settings, isolated=isolated), (model,)
 
     def close(self) -> None:
         """Wait for the calls in flight and free the model; later calls raise BadInput."""
@@ -385,10 +379,3 @@ def _open_remote(kind: type[Embedder], address: Address) -> Embedder:
     from gguf_embed.engine.remote import open_remote
 
     return kind(open_remote(address))
-
-
-def _open_again(
-    kind: type[Embedder], model: str | Path, settings: Settings, isolated: bool
-) -> Embedder:
-    """Undo `Embedder.__reduce__`."""
-    return kind.open(model, settings=settings, isolated=isolated)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
@@ -85,6 +85,14 @@ class Opened:
     def prompts(self) -> Mapping[str, str]:
         """Those of the catalog."""
         return self.card.prompts if self.card else {}
+
+    @property
+    def again(self) -> tuple[str | Path, Settings, bool]:
+        """Model, settings and `isolated` that open the same file again, elsewhere too."""
+        if self.source.where in (None, "file"):
+            return self.path, self.settings, self.isolated
+        name = self.plan.model if self.card else self.source.name
+        return name, replace(self.settings, quant=self.plan.quant), self.isolated
 
     @property
     def isolated(self) -> bool:

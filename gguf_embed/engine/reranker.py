@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Final, Unpack, cast
+from typing import Unpack, cast
 
 import numpy as np
 
-from gguf_embed.catalog import catalog
+from gguf_embed.catalog import RERANKER, catalog
 from gguf_embed.engine import arguments
 from gguf_embed.engine.fingerprint import Fingerprint, known_sha256
 from gguf_embed.engine.opening import Opened, open_reranker
@@ -40,8 +41,6 @@ from gguf_embed.system.files import printable
 from gguf_embed.vectors import Vectors
 
 _log = logging.getLogger(__name__)
-
-DEFAULT: Final = "qwen3-reranker:0.6b"  # small, and good in many languages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,13 +69,13 @@ class Reranker(Closes):
         self._head = head
         self._mode = opened.mode
         self._source = opened.source
-        self._isolated = opened.isolated
+        self._again = opened.again
         self._lifetime = Lifetime(opened.backend, opened.reopen, n_ctx=self.n_ctx, shown=repr(self))
 
     @classmethod
     def open(
         cls,
-        model: str | Path = DEFAULT,
+        model: str | Path = RERANKER,
         *,
         settings: Settings | None = None,
         on_status: Callable[[str], None] | None = None,
@@ -90,12 +89,9 @@ class Reranker(Closes):
 
         Raises ModelNotFound, BadModelFile, FetchFailed, DoesNotFit, NativeFailed, BadInput.
         """
-        name = arguments.check_model(model)
-        arguments.check_callback("on_status", on_status)
-        arguments.check_callback("on_download", on_download)
-        settings = Settings() if settings is None else settings
-        arguments.check_settings(settings)
-        isolated = check_switch("isolated", isolated)
+        name, settings, isolated = arguments.check_opening(
+            model, settings, isolated, on_status=on_status, on_download=on_download
+        )
         opened = open_reranker(
             name, settings, isolated=isolated, on_status=on_status, on_download=on_download
         )
@@ -129,12 +125,8 @@ class Reranker(Closes):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickled and copied as what opens the same file again, there: no weights travel."""
-        source = self._source
-        if source.where in (None, "file"):
-            return _open_again, (type(self), self.path, self.settings, self._isolated)
-        settings = replace(self.settings, quant=self.plan.quant)
-        name = self.plan.model if self.card else source.name
-        return _open_again, (type(self), name, settings, self._isolated)
+        model, settings, isolated = self._again
+        return partial(type(self).open, settings=settings, isolated=isolated), (model,)
 
     def close(self) -> None:
         """Wait for the calls in flight and free the model; later calls raise BadInput."""
@@ -296,10 +288,3 @@ def _documents(documents: object) -> Iterable[str]:
     if isinstance(documents, str):
         raise BadOption("documents is one str; pass a list: [document]")
     return arguments.check_texts(documents)
-
-
-def _open_again(
-    kind: type[Reranker], model: str | Path, settings: Settings, isolated: bool
-) -> Reranker:
-    """Undo `Reranker.__reduce__`."""
-    return kind.open(model, settings=settings, isolated=isolated)
