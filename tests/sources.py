@@ -1,4 +1,4 @@
-"""The package's own sources, read and parsed once for the tests that look at them."""
+"""Sources of the package and of its tests, each parsed once for all tests that look at them."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ def files() -> dict[str, str]:
 
 @cache
 def nodes(source: str) -> tuple[ast.AST, ...]:
-    """All nodes of a source, at any depth."""
+    """All nodes of a source, at any depth; the module is the first."""
     return tuple(ast.walk(ast.parse(source)))

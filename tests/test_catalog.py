@@ -592,6 +592,7 @@ def test_a_directory_without_cards(tmp_path):
         load_cards(tmp_path)
 
 
+@pytest.mark.slow
 def test_import_reads_nothing():
     code = "from gguf_embed.catalog import catalog; assert catalog.cards.cache_info().misses == 0"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -563,11 +563,12 @@ def test_help_teaches_by_example(run: Run, command: str):
     assert code == 0
     examples = re.sub(r" \\\n +", " ", out.split("examples:\n")[1])
     assert f"gguf-embed {command}" in examples
+    parser = cli.parser()
     for line in examples.splitlines():
         _, ours, rest = line.partition("gguf-embed ")
         command_line, _, _ = rest.partition("   ")  # a remark follows
         if ours and not line.startswith(" " * 8):  # there a remark stands alone
-            cli.parser().parse_args(shlex.split(command_line.split(">")[0]))
+            parser.parse_args(shlex.split(command_line.split(">")[0]))
 
 
 def test_nothing_that_a_terminal_obeys_is_printed(run: Run, tmp_path: Path):

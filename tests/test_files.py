@@ -54,6 +54,7 @@ def test_it_obeys_the_umask_and_follows_links(tmp_path: Path):
     assert stat.S_IMODE((tmp_path / "real").stat().st_mode) == 0o640
 
 
+@pytest.mark.slow
 def test_what_a_killed_run_left_goes_with_the_next(tmp_path: Path):
     path = tmp_path / "a[1].npy"  # a name that is a pattern, too
     code = (
@@ -70,6 +71,7 @@ def test_what_a_killed_run_left_goes_with_the_next(tmp_path: Path):
     assert sorted(p.name for p in tmp_path.iterdir()) == [".another.12345678.tmp", path.name]
 
 
+@pytest.mark.slow
 def test_a_signal_while_the_file_is_made_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -85,6 +87,7 @@ def test_a_signal_while_the_file_is_made_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_fork_that_ends_keeps_the_file_of_its_parent(tmp_path: Path):
     code = (
         "import os; from pathlib import Path\n"

@@ -53,6 +53,7 @@ def test_the_build_leaves_time_for_the_steps_after_it():
     assert left - given_s >= least_s
 
 
+@pytest.mark.slow
 def test_what_a_step_printed_counts_also_where_it_was_killed(tmp_path: Path):
     code = """
 import subprocess, sys, time

@@ -643,6 +643,7 @@ def probe_in_child(prepare: str) -> Machine:
     return machine_from_json(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="affinity and ulimit -v are Linux's")
 def test_real_affinity_and_address_space():
     cpu = min(os.sched_getaffinity(0))
@@ -675,6 +676,7 @@ def cpu_cgroup(quota: float) -> Iterator[Path]:
         group.rmdir()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="cgroups are Linux's")
 def test_real_cpu_limit():
     """In a real cgroup with a quota; where none may be made, the real affinity must do."""

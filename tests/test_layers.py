@@ -203,6 +203,7 @@ def test_a_planted_fault_is_caught(path: str, source: str, fault: str):
     assert fault in found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["gguf_embed", "gguf_embed.cli", "gguf_embed.cli.embed"])
 def test_importing_does_nothing(module: str):
     """No native library, no network client, nothing slow; no environment variable is made."""
@@ -217,6 +218,7 @@ print(sorted(heavy & sys.modules.keys()), dict(os.environ) == before)
     assert done.stdout == "[] True\n"
 
 
+@pytest.mark.slow
 def test_importing_the_engine_opens_no_native_library():
     code = (
         "import sys, gguf_embed.engine.embedder; "

@@ -55,6 +55,7 @@ def test_microbatches_can_be_looked_at():
         ]
 
 
+@pytest.mark.slow
 def test_no_native_library_is_opened():
     code = (
         "import sys; from gguf_embed.testing import FakeEmbedder; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 from golden.compare import load
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from gguf_embed.catalog.catalog import builtin_path
 from gguf_embed.engine.wordpiece import MAX_WORD, WordPiece, from_header
-from gguf_embed.gguf.header import read_header
+from gguf_embed.gguf.header import Header, read_header
 
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "▁un", "▁u", "able", "a", "b", "l", "e", "▁a", "▁["]
 SMALL = WordPiece(TOKENS, cls_id=2, sep_id=3, unk_id=1)
@@ -43,13 +44,18 @@ def test_pieces(text: str, expected: list[str]):
     assert pieces(text) == expected
 
 
+@cache
+def builtin_header() -> Header:
+    return read_header(builtin_path(), keep_arrays=True)
+
+
 @given(st.lists(st.text("unable", min_size=1, max_size=6)))
 def test_words_do_not_touch_each_other(words: list[str]):
     assert pieces(" ".join(words)) == [piece for word in words for piece in pieces(word)]
 
 
 def test_built_in_vocabulary_gives_the_reference_ids():
-    wordpiece = from_header(read_header(builtin_path(), keep_arrays=True))
+    wordpiece = from_header(builtin_header())
     assert wordpiece is not None
     golden = load()
     different = [
@@ -70,7 +76,7 @@ def test_built_in_vocabulary_gives_the_reference_ids():
     ],
 )
 def test_other_tokenizers_are_left_to_llama_cpp(key: str, value: object):
-    header = read_header(builtin_path(), keep_arrays=True)
+    header = builtin_header()
     assert from_header(header) is not None
     other = replace(header, metadata={**header.metadata, f"tokenizer.ggml.{key}": value})
     assert from_header(other) is None
