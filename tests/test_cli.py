@@ -307,7 +307,7 @@ def test_settings_reach_the_engine(run: Run, monkeypatch: pytest.MonkeyPatch):
         (["embed", "notes.txt", "-o", "v.txt"], 2, "-o v.txt: the ending says the format"),
         (["embed", "notes.txt", "-o", "no/v.npy"], 7, "no/v.npy: not written: .* mkdir -p no"),
         (["embed", "notes.txt", "-o", "notes.txt/v.npy"], 7, "not written: Not a directory"),
-        (["embed", "empty"], 2, "empty: no .txt, .md, .jsonl, .csv file"),
+        (["embed", "empty"], 2, "empty: no .txt, .md, .jsonl, .csv, .parquet, .arrow file"),
         (["embed", "bad.txt"], 2, "bad.txt, line 2: not UTF-8: byte 0xff at offset 4"),
         (["embed", "rows.jsonl"], 2, "rows.jsonl, line 1: no field 'text'; .*'body'"),
         (["embed", "rows.jsonl", "-o", "rows.jsonl"], 2, "is also an input"),
