@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sqlite3
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import run_command
 
 from gguf_embed.engine.backend import Head, Outcome
 from gguf_embed.errors import BadInput, BadText, NativeFailed, OutputFailed, TextTooLong
@@ -277,3 +279,34 @@ def test_a_unit_that_is_cancelled_ends():
         unit.cancel()
         unit.start()
         assert len(unit.result().vectors) == 4
+
+
+# -- the command -------------------------------------------------------------------------------
+
+
+def test_the_command_shows_prunes_and_moves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("GGUF_EMBED_HOME", str(tmp_path / "home"))
+    with VectorCache.open() as cache:
+        cache.keep(SPACE, entries(range(100)))
+        cache.keep(OTHER, entries(range(50)))
+
+    def shown(*arguments: object) -> tuple[int, str, str]:
+        return run_command(capsys, "cache", *arguments)
+
+    code, out, _ = shown()
+    assert (code, "fake F32" in out, "2,048 MiB" in out) == (0, True, True)
+    assert "1,024 MiB" in shown("limit", "1GiB")[1]
+    seen = json.loads(shown("--json")[1])
+    assert [each["n_vectors"] for each in seen["spaces"]] == [100, 50]
+    assert seen["limit_bytes"] == 2**30
+    assert "50 vectors forgotten" in shown("prune", "--space", OTHER.fingerprint)[2]
+    assert "0 vectors forgotten" in shown("prune", "--unused-days", 5)[2]
+    target = tmp_path / "moved.sqlite"
+    assert shown("move", target)[0] == 0
+    assert json.loads(shown("--json")[1])["file"] == str(target)
+    assert "100 vectors forgotten" in shown("prune", "--to", 0)[2]
+    for wrong in (["prune"], ["--to", 5], ["limit"], ["show", "x"], ["limit", "much"]):
+        code, out, err = shown(*wrong)
+        assert (code, out, err.count("\n")) == (2, "", 1)

@@ -11,14 +11,15 @@ in the engine, so that the same texts give the same bits again.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Final, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from gguf_embed.engine.options import EncodeOptions, FailedRow
+from gguf_embed.engine.options import Block, EncodeOptions, FailedRow, OnProgress
 from gguf_embed.errors import BadText, TextTooLong, counted
 from gguf_embed.jobs.cache import VectorCache
 from gguf_embed.jobs.cached import Entry, Known, Space, space_of
@@ -27,6 +28,9 @@ from gguf_embed.vectors import Vectors
 if TYPE_CHECKING:
     from gguf_embed.engine.embedder import Embedder
     from gguf_embed.engine.pending import Pending
+
+
+WINDOW: Final = 2048  # texts of a unit, where nobody has cut them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +63,34 @@ def encode(
         return unit.result()
     finally:
         unit.cancel()
+
+
+def stream(
+    embedder: Embedder,
+    texts: Iterable[str],
+    options: EncodeOptions,
+    *,
+    cache: VectorCache | None = None,
+    on_progress: OnProgress | None = None,
+) -> Iterator[Block]:
+    """`Embedder.stream` with the cache, where texts that are too long may fail alone."""
+    rest = iter(texts)
+    start = 0
+    while window := list(islice(rest, WINDOW)):
+        try:
+            encoded = encode(embedder, window, options, cache=cache)
+        except (BadText, TextTooLong) as error:
+            raise _renumbered(error, range(start, start + len(window))) from error
+        if on_progress is not None:
+            on_progress(len(window), encoded.n_computed_tokens)
+        yield Block(
+            start=start,
+            vectors=encoded.vectors,
+            token_counts=encoded.token_counts,
+            truncated=encoded.truncated,
+            failed=tuple(replace(each, row=start + each.row) for each in encoded.failed),
+        )
+        start += len(window)
 
 
 def begin(
