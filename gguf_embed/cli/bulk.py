@@ -66,7 +66,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--vector-type",
         choices=VECTOR_TYPES,
         default="float32",
-        help="of .parquet (default: %(default)s)",
+        metavar="TYPE",
+        help="of vectors in .parquet: float32 (default), float16, int8 or binary",
     )
     group.add_argument(
         "--shard-rows",

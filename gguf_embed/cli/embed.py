@@ -32,12 +32,18 @@ what is one text:
   .md       a passage: a section, or part of it, of up to about 800 characters
   .jsonl    a line: an object whose --field holds the text
   .csv      a row under a header line, --field names its column
+  .parquet  a row, --field names its column; .arrow, .feather and .ipc likewise (extra: arrow)
   DIR       all such files in it and below, sorted; names that begin with a dot are passed over
   -         standard input: as .txt, or as .jsonl where --field is given
 With --chunk-tokens a file, or the text of a row, is split into several texts; blank ones are left
 out. Each line of .jsonl then says where its chunk stands: position and last_position (lines),
 start and end (characters), headings (those above it).
-Files are UTF-8. Nothing is skipped: a row that cannot be used stops the run and is named.
+Files are UTF-8, and may end in .gz or .zst. Nothing is skipped unasked: a row that cannot be used
+stops the run and is named.
+
+Into a folder (-o DIR/), or with --resume, it is a job: made in shards, each of which is there whole
+or not at all. Whatever ends it, the same command with --resume goes on, and the result is that of
+an undisturbed run to the bit. Rows that fail are named in failed.jsonl, and the exit code is 8.
 
 With --isolated the model runs in a child process, and a text that llama.cpp dies of costs itself
 only: it is named with its place and its tokens, its vector is NaN (.npy) or null (.jsonl), the
@@ -50,6 +56,8 @@ what comes out (-o):
   NAME.jsonl  one object per text: id, source, position (line), last_position (line on which it
               ends), truncated, vector (null: it failed); with --with-text its text, with
               --keep its fields
+  DIR/        shards in Parquet with the same columns, kept fields as columns of their own, and
+              manifest.jsonl (extra: arrow)
   -           the same JSON lines on standard output, as they are ready
 A file appears only when it is complete: an error, Ctrl-C or a full disk leaves the older one
 alone. OUT.meta.json beside it says what made it (model, prompt, pooling, dimensions) and has their
@@ -61,6 +69,9 @@ examples:
   gguf-embed embed notes.txt -o notes.npy --model qwen3-embedding:8b
   gguf-embed embed rows.csv --field body --id-field id -o rows.jsonl --prompt-name document
   gguf-embed embed rows.csv --field body --keep author,year --with-text -o rows.jsonl
+  gguf-embed embed rows.parquet --id-field id -o vectors/ --dry-run
+  gguf-embed embed rows.parquet --id-field id -o vectors/ --resume
+  gguf-embed embed '2026-*.csv.gz' --field body -o vectors/ --resume --vector-type int8
   gguf-embed embed manual/ --include '*.rst' -o manual.jsonl
   gguf-embed embed manual/ --chunk-tokens 256 --overlap 32 --with-text -o chunks.jsonl
   gguf-embed embed manual/ --late-chunking --model qwen3-embedding:0.6b -o chunks.jsonl
@@ -80,7 +91,11 @@ def add(commands: Any) -> None:
         "--text", action="append", default=[], help="a text itself; may be repeated"
     )
     parser.add_argument(
-        "-o", "--output", default="-", metavar="OUT", help="NAME.npy, NAME.jsonl or - (default)"
+        "-o",
+        "--output",
+        default="-",
+        metavar="OUT",
+        help="NAME.npy, NAME.jsonl, DIR/ or - (default)",
     )
     options.add_fields(parser)
     parser.add_argument(

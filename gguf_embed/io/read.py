@@ -95,7 +95,9 @@ def check_keep(sources: TextSources, reading: Reading) -> None:
     if (reading.keep or reading.keep_all) and not any(
         source.kind in WITH_FIELDS for source in sources
     ):
-        raise BadOption("--keep: only .jsonl and .csv have fields, and none is among the inputs")
+        raise BadOption(
+            "--keep: only .jsonl, .csv and tables have fields, and none is among the inputs"
+        )
 
 
 @contextmanager
