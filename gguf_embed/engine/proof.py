@@ -3,7 +3,8 @@
 A file can pass every check of its header and still make llama.cpp abort, or give vectors that mean
 nothing. So the first time that this machine meets a file, a child process loads it as it will run,
 tokenizes hard texts and decodes. Its verdict is kept for the file as it lies there, for the build
-of llama.cpp, the CPU, the GPUs that hold layers and the way it runs. `engine/trial.py` is what the child does.
+of llama.cpp, the CPU, the GPUs that hold layers and the way it runs. `engine/trial.py` is what the
+child does.
 
 The self-test asks another question, and comes first: which kernels of this build work on this CPU?
 It needs a tiny model only, and answers for flash attention, weight repacking and GPUs one by one,
