@@ -137,7 +137,7 @@ def forecast(
         n_shards=n_shards,
         tokens_per_s=speed,
         seconds=counts.n_computed / speed if speed else 0.0,
-        # Three shards at a time are read, computed and written; a written one is there twice.
+        # One is computed while the next is read; a written one is there twice.
         memory_bytes=_memory_bytes() + 4 * shard_bytes,
         result_bytes=round(bytes_per_row * n_rows),
     )

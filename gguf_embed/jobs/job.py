@@ -2,7 +2,7 @@
 
     cut -> known? -> begin (tokenize) -> start -> result -> encode -> file, then its line
 
-While a shard is computed the next one is read and tokenized, and the one before is written.
+While a shard is computed the next one is read and tokenized.
 """
 
 from __future__ import annotations
@@ -146,14 +146,15 @@ class Job:
             ) from error
 
     def _collect(self, following: tuple[Cut, Unit] | None) -> None:
-        """Wait for the shard under way, have the following one computed, and write the first."""
+        """Wait for the shard under way, write it, and have the following one computed."""
         done = self._under_way
         encoded = None if done is None else done[1].result()
         self._under_way = following
-        if following is not None:
-            following[1].start()
+        # Written first: a disk that is full then costs one shard and not two.
         if done is not None and encoded is not None:
             self._write(done[0], encoded)
+        if following is not None:
+            following[1].start()
 
     def _write(self, each: Cut, encoded: Encoded) -> None:
         rows = Rows(
