@@ -5,7 +5,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-# Warm: `python3 install.py --extras cli,dev,plots,server` has been run.
+# Warm: `python3 install.py --extras cli,dev,plots,server,mcp,pdf,watch` has been run.
 QUICK := not native and not network and not slow and not minutes and not reference and not mteb
 
 # Least share of branches, in per cent, that the tests reach in each room without side effects.
@@ -32,7 +32,7 @@ types:
 	nice -n 4 env NODE_OPTIONS=--max-semi-space-size=128 $(BIN)/pyright --pythonpath $(BIN)/python gguf_embed
 
 test:
-	$(PYTHON) install.py --extras cli,dev,plots,server
+	$(PYTHON) install.py --extras cli,dev,plots,server,mcp,pdf,watch
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python

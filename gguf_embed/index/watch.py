@@ -1,0 +1,22 @@
+"""Changes in folders, as they come; needs the extra `watch`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from gguf_embed.errors import BadOption
+
+
+def changed(folders: Sequence[Path]) -> Iterator[None]:
+    """Comes back each time after files have changed and things were quiet for half a second."""
+    try:
+        from watchfiles import watch
+    except ImportError as error:
+        raise BadOption(
+            "--watch needs watchfiles: pip install 'gguf-embed[watch]', or run the command again "
+            "by a timer of yours"
+        ) from error
+    there = [folder for folder in folders if folder.exists()]
+    for _ in watch(*there, debounce=2_000, step=500, raise_interrupt=True):
+        yield None
