@@ -3,10 +3,10 @@
     python benchmarks/index.py [corpus] [finds] [latency] [lancedb] [--out index.json]
 
 corpus   texts of the standard library and installed packages (.md, .rst, .txt, and a page of
-         docstrings for each module): first run, size, a run after nothing and after 1 % of the files
-         changed
-finds    a docstring's body by its summary (gguf_embed.lab.docstrings), each body a file: nDCG@10 and
-         recall@10 of meaning, words and both, at several shares of the words, and of ranks fused
+         docstrings for each module): first run, size, a run after nothing, after 1 % of the files
+         have changed
+finds    a docstring's body by its summary (gguf_embed.lab.docstrings), each body a file: nDCG@10
+         and recall@10 of meaning, words and both, at several shares of the words, and by ranks
 latency  questions at 1,000, 10,000 and 100,000 passages. Passages are real text, cut by the model's
          tokens; the vectors behind them are random, since a product takes as long: questions are
          embedded by the model
@@ -100,9 +100,9 @@ def docstring_page(path: Path) -> str:
             return ""
     parts = [f"# {path.stem}\n\n{ast.get_docstring(tree) or ''}\n"]
     for node in ast.walk(tree):
-        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            if text := ast.get_docstring(node):
-                parts.append(f"## {node.name}\n\n{text}\n")
+        documented = isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if documented and (text := ast.get_docstring(node)):
+            parts.append(f"## {node.name}\n\n{text}\n")
     text = "\n".join(parts) if len(parts) > 1 else ""
     return text.encode("utf-8", "replace").decode()
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -215,7 +214,8 @@ def append_and_die(self, vectors, n_rows):
         os.kill(os.getpid(), signal.SIGKILL)
 update.VectorFile.append = append_and_die
 with FakeEmbedder.open() as embedder:
-    make_index(Path(sys.argv[1]), embedder, Wanted(folders={Path(sys.argv[2]): None}, chunk_tokens=20), model="fake")
+    wanted = Wanted(folders={Path(sys.argv[2]): None}, chunk_tokens=20)
+    make_index(Path(sys.argv[1]), embedder, wanted, model="fake")
 """
 
 
@@ -334,7 +334,7 @@ def test_a_passage_without_a_vector_is_named_and_found_by_its_words(handbook: Pa
 def test_a_damaged_index_is_refused_with_the_way_out(handbook: Path, place: Path, damage: str):
     make(place, handbook)
     (place / damage).write_bytes(b"?")
-    with pytest.raises(BadInput, match="anew|damaged"):
+    with pytest.raises(BadInput, match=r"anew|damaged"):
         ask(place, "x")
     if damage != "index.json":
         make(place, handbook, rebuild=True)
@@ -481,7 +481,7 @@ def test_products_are_those_of_the_rows_in_use(rows: set[int], n_rows: int):
     vectors = np.random.default_rng(0).normal(size=(n_rows, 4)).astype(np.float32)
     used = {row for row in rows if row < n_rows}
     ranges = joined([(row, row + 1) for row in used])
-    assert all(a[1] < b[0] for a, b in zip(ranges, ranges[1:], strict=False))
+    assert all(a[1] < b[0] for a, b in pairwise(ranges))
     found = cosines(vectors, vectors[0], ranges)
     for row in range(n_rows):
         expected = vectors[row] @ vectors[0] if row in used else -2
@@ -512,6 +512,6 @@ def test_vectors_behind_the_end_are_written_over(tmp_path: Path):
     file.append(ones, 0)
     file.append(twos, 1)
     np.testing.assert_array_equal(file.rows(2), np.concatenate([ones[:1], twos]))
-    assert json.dumps(os.stat(tmp_path / "v.f32").st_size) == "24"
+    assert (tmp_path / "v.f32").stat().st_size == 24
     with pytest.raises(BadInput, match="does not hold the 9 vectors"):
         file.rows(9)

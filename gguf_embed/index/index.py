@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import threading
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -37,14 +36,14 @@ from gguf_embed.index.generations import (
 from gguf_embed.index.passages import lines_of
 from gguf_embed.index.places import existing
 from gguf_embed.index.ranking import DEPTH, Scored, by_meaning, by_words, fused
-from gguf_embed.index.tables import Tables, digests_between
+from gguf_embed.index.rows import digests_between
+from gguf_embed.index.snapshot import Snapshot
+from gguf_embed.index.tables import Tables
 from gguf_embed.index.vector_file import cosines, joined
 from gguf_embed.index.words import any_of, phrases
-from gguf_embed.io.globs import compile_globs, matches
 from gguf_embed.io.read import check_unicode
 from gguf_embed.system.closing import Closes
 from gguf_embed.system.files import printable
-from gguf_embed.vectors import Vectors
 
 if TYPE_CHECKING:
     from gguf_embed.engine.embedder import Embedder
@@ -81,25 +80,6 @@ class Excerpt:
     stale: bool  # the file has another size or time now
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Snapshot:
-    """What of the tables is kept in memory."""
-
-    version: int
-    folders: dict[int, Folder]
-    files: dict[int, KnownFile]
-    ordered: tuple[KnownFile, ...]  # by the rows of their vectors
-    first_rows: tuple[int, ...]
-    ranges: tuple[tuple[int, int], ...]  # of rows in use
-    n_passages: int
-    vectors: Vectors
-
-    def place_of(self, row: int) -> tuple[int, int]:
-        """(file, ordinal) of a vector."""
-        file = self.ordered[bisect_right(self.first_rows, row) - 1]
-        return file.id, row - file.first_row
-
-
 class Index(Closes):
     """Use `Index.open`. Safe to use from several threads."""
 
@@ -108,7 +88,7 @@ class Index(Closes):
         self.facts = facts
         self._generation: int = generation
         self._tables = tables
-        self._snapshot: _Snapshot | None = None
+        self._snapshot: Snapshot | None = None
         self._common: dict[str, bool] = {}
         self._checked: set[int] = set()  # ids of embedders that may ask
         self._lock = threading.RLock()
@@ -154,7 +134,7 @@ class Index(Closes):
         if by not in RANKINGS:
             raise BadOption(f"by={by!r}: choose {', '.join(RANKINGS)}")
         with self._now() as now:
-            files = self._chosen(now, paths)
+            files = now.chosen(paths)
             ranges = now.ranges
             if files is not None:
                 chosen = [now.files[id] for id in files]
@@ -167,7 +147,7 @@ class Index(Closes):
 
     def _scored(
         self,
-        now: _Snapshot,
+        now: Snapshot,
         question: str,
         embedder: Embedder | None,
         by: Ranking,
@@ -195,7 +175,7 @@ class Index(Closes):
         return by_meaning(nearness, n) if by == "meaning" else fused(nearness, words, n)
 
     def _by_words(
-        self, now: _Snapshot, question: str, n: int | None, files: list[int] | None
+        self, now: Snapshot, question: str, n: int | None, files: list[int] | None
     ) -> dict[int, float]:
         """BM25 by row, the best first."""
         asked = phrases(question)
@@ -213,7 +193,7 @@ class Index(Closes):
             if file in now.files
         }
 
-    def _hits(self, now: _Snapshot, scored: Sequence[Scored]) -> list[Hit]:
+    def _hits(self, now: Snapshot, scored: Sequence[Scored]) -> list[Hit]:
         places = [now.place_of(each.row) for each in scored]
         stored = self._tables.passages_at(places)
         hits: list[Hit] = []
@@ -284,26 +264,9 @@ class Index(Closes):
     def lines(self, name: str, first: int, last: int) -> Excerpt:
         """Lines of a file, by its path or the end of it. Raises BadInput."""
         with self._now() as now:
-            return self._excerpt(now, self._file(now, name), first, last, "")
+            return self._excerpt(now, now.file_named(name), first, last, "")
 
-    def _file(self, now: _Snapshot, name: str) -> KnownFile:
-        exact = Path(name).absolute()
-        tail = "/" + name.removeprefix("./").lstrip("/")
-        found: list[tuple[Path, KnownFile]] = []
-        for file in now.files.values():
-            path = now.folders[file.folder].path / file.name
-            if path == exact:
-                return file
-            if path.as_posix().endswith(tail):
-                found.append((path, file))
-        if len(found) == 1:
-            return found[0][1]
-        if found:
-            shown = ", ".join(printable(path) for path, _ in found[:5])
-            raise BadInput(f"{name}: may be {shown}; give more of its path")
-        raise BadInput(f"{name}: no such file in the index; `gguf-embed search --files` names some")
-
-    def _excerpt(self, now: _Snapshot, file: KnownFile, first: int, last: int, id: str) -> Excerpt:
+    def _excerpt(self, now: Snapshot, file: KnownFile, first: int, last: int, id: str) -> Excerpt:
         stored = [
             each
             for each in self._tables.passages_of(file.id)
@@ -355,14 +318,18 @@ class Index(Closes):
             )
 
     @contextmanager
-    def _now(self) -> Generator[_Snapshot]:
+    def _now(self) -> Generator[Snapshot]:
         """What the index holds at this moment: looked at anew where it has been written."""
         with self._lock:
             self._follow()
             with self._tables.reading():
                 version = self._tables.version()
                 if self._snapshot is None or self._snapshot.version != version:
-                    self._snapshot = self._taken(version)
+                    self._snapshot = Snapshot.of(
+                        self._tables,
+                        vectors_of(generation_folder(self.place, self._generation), self.facts),
+                        version,
+                    )
                     self._common.clear()
                 yield self._snapshot
 
@@ -377,37 +344,6 @@ class Index(Closes):
             self._tables, self.facts, self._generation = tables, facts, pointer.generation
             self._snapshot = None
             self._checked.clear()
-
-    def _taken(self, version: int) -> _Snapshot:
-        file = vectors_of(generation_folder(self.place, self._generation), self.facts)
-        files = self._tables.files()
-        ordered = sorted((each for each in files if each.n_rows), key=lambda each: each.first_row)
-        ranges = joined([(each.first_row, each.first_row + each.n_rows) for each in ordered])
-        n_rows = max((each.first_row + each.n_rows for each in ordered), default=0)
-        return _Snapshot(
-            version=version,
-            folders={each.id: each for each in self._tables.folders()},
-            files={each.id: each for each in files},
-            ordered=tuple(ordered),
-            first_rows=tuple(each.first_row for each in ordered),
-            ranges=tuple(ranges),
-            n_passages=sum(each.n_rows for each in ordered),
-            vectors=file.rows(n_rows),
-        )
-
-    def _chosen(self, now: _Snapshot, paths: Sequence[str]) -> list[int] | None:
-        """The ids of the files that patterns choose; None: all. Raises BadInput for no file."""
-        if not paths:
-            return None
-        globs = compile_globs("--path", paths)
-        chosen = [
-            file.id
-            for file in now.files.values()
-            if matches((now.folders[file.folder].path / file.name).as_posix(), globs)
-        ]
-        if not chosen:
-            raise BadInput(f"--path {' '.join(paths)}: matches no file of the index; correct it")
-        return chosen
 
 
 def _is_stale(path: Path, file: KnownFile) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, cast
@@ -24,6 +24,7 @@ from gguf_embed.index.facts import (
     StoredPassage,
     Unread,
 )
+from gguf_embed.index.rows import FILE_COLUMNS, PASSAGE_COLUMNS, known_file, stored_passage
 from gguf_embed.index.words import searchable
 from gguf_embed.io.folder import FileStamp
 from gguf_embed.system.closing import Closes
@@ -51,8 +52,6 @@ CREATE VIRTUAL TABLE words USING fts5 (
     name, headings, text, content='', tokenize="porter unicode61 remove_diacritics 2"
 );
 """
-_FILE: Final = "id, folder, name, digest, n_bytes, mtime_ns, ctime_ns, first_row, n_rows"
-_PASSAGE: Final = "id, file, ordinal, digest, text, headings, start, stop, first_line, last_line"
 
 
 class Tables(Closes):
@@ -195,8 +194,8 @@ class Tables(Closes):
 
     def files(self) -> list[KnownFile]:
         """All files, sorted by folder and name."""
-        rows = self._rows(f"SELECT {_FILE} FROM files ORDER BY folder, name")
-        return [_known(row) for row in rows]
+        rows = self._rows(f"SELECT {FILE_COLUMNS} FROM files ORDER BY folder, name")
+        return [known_file(row) for row in rows]
 
     def add_file(self, file: KnownFile, passages: Sequence[Passage]) -> None:
         """A file, whose own id does not count, with its passages."""
@@ -285,11 +284,6 @@ class Tables(Closes):
             "file = ? AND ordinal BETWEEN ? AND ? ORDER BY ordinal", file, first, last
         )
 
-    def passages_by_row(self, rows: Iterable[int]) -> dict[int, StoredPassage]:
-        """Passages by their ids in these tables."""
-        found = self._passages(f"id IN ({','.join(str(int(row)) for row in rows)})")
-        return {each.row: each for each in found}
-
     def passages_at(
         self, places: Iterable[tuple[int, int]]
     ) -> dict[tuple[int, int], StoredPassage]:
@@ -305,8 +299,8 @@ class Tables(Closes):
         return self._passages("digest BETWEEN ? AND ? ORDER BY id LIMIT 20", first, last)
 
     def _passages(self, where: str, *values: object) -> list[StoredPassage]:
-        rows = self._rows(f"SELECT {_PASSAGE} FROM passages WHERE {where}", *values)
-        return [_stored(row) for row in rows]
+        rows = self._rows(f"SELECT {PASSAGE_COLUMNS} FROM passages WHERE {where}", *values)
+        return [stored_passage(row) for row in rows]
 
     # -- words -------------------------------------------------------------------------------------
 
@@ -375,45 +369,3 @@ class Tables(Closes):
 def _words(name: str, passage: Passage) -> tuple[str, str, str]:
     """What the full-text index gets of a passage: it must be told the same to forget it."""
     return searchable(name), searchable("\n".join(passage.headings)), searchable(passage.text)
-
-
-def _known(row: Any) -> KnownFile:
-    id, folder, name, digest, n_bytes, mtime_ns, ctime_ns, first_row, n_rows = cast(
-        "tuple[int, int, str, bytes, int, int, int, int, int]", row
-    )
-    stamp = FileStamp(n_bytes=n_bytes, mtime_ns=mtime_ns, ctime_ns=ctime_ns)
-    return KnownFile(
-        id=id,
-        folder=folder,
-        name=name,
-        digest=digest,
-        stamp=stamp,
-        first_row=first_row,
-        n_rows=n_rows,
-    )
-
-
-def _stored(row: Any) -> StoredPassage:
-    id, file, ordinal, digest, text, headings, start, stop, first_line, last_line = cast(
-        "tuple[int, int, int, bytes, str, str, int, int, int, int]", row
-    )
-    return StoredPassage(
-        row=id,
-        file=file,
-        ordinal=ordinal,
-        passage=Passage(
-            digest=digest,
-            text=text,
-            headings=tuple(json.loads(headings)),
-            start=start,
-            end=stop,
-            first_line=first_line,
-            last_line=last_line,
-        ),
-    )
-
-
-def digests_between(prefix: str) -> Iterator[bytes]:
-    """The least and the greatest digest that begins with hexadecimal digits."""
-    for filler in "0f":
-        yield bytes.fromhex(prefix.ljust(32, filler))
