@@ -95,5 +95,5 @@ def lines_of(passages: list[Passage]) -> Mapping[int, str]:
     if not passages:
         return {}
     first_line, text = text_of(passages)
-    lines = text.split("\n")
+    lines = text.removesuffix("\n").split("\n")
     return {first_line + offset: line for offset, line in enumerate(lines)}

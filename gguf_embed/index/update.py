@@ -182,7 +182,11 @@ class Update:
                 passages = list(passages_of(seen.path, now.data, self._embedder, self._facts))
             except BadInput as error:
                 self._cannot(seen.folder, seen.name, error)
-                if old is not None:
+                if old is None:
+                    self._report.n_new -= 1
+                else:
+                    self._report.n_changed -= 1
+                    self._report.n_deleted += 1
                     with self._tables.writing():
                         self._tables.remove_file(old.id)
                 continue

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import logging
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -146,6 +147,7 @@ def _pdf(data: bytes) -> str:
             "a PDF; reading it needs pypdf: pip install 'gguf-embed[pdf]', then index again"
         ) from None
     pages: list[str] = []
+    logging.getLogger("pypdf").setLevel(logging.ERROR)  # of what it mends, page after page
     try:
         reader = pypdf.PdfReader(io.BytesIO(data))
         if reader.is_encrypted and not reader.decrypt(""):
