@@ -196,6 +196,14 @@ def test_a_single_file_is_a_folder_of_one(handbook: Path, place: Path):
     assert ask(place, "refunds", paths=["refunds.md"], top=1) == ["refunds.md"]
 
 
+def test_an_index_does_not_read_itself(handbook: Path):
+    place = handbook / "own.index"
+    make(place, handbook)
+    (place / "notes.md").write_text("x\n")
+    report = make(place)
+    assert (report.n_unchanged, report.n_new, report.passed_over) == (3, 0, {})
+
+
 # -- kills, locks, generations -------------------------------------------------------------------
 
 KILLED = """

@@ -156,7 +156,7 @@ def run(args: argparse.Namespace) -> int:
             watched = _folders_of(place)
             if not args.quiet:
                 console.say(f"watching {', '.join(near(each) for each in watched)}; Ctrl-C ends")
-            for _ in changed(watched):
+            for _ in changed(watched, place=place):
                 later = replace(wanted, folders={}, remove=(), rebuild=False)
                 code = _update(
                     place, embedder, later, args, model=_reopened(model, embedder), again=True

@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -129,12 +129,13 @@ class Update:
 
     def _changes(self) -> Changes:
         known = self._tables.files()
-        choice = choice_of(self._tables.selection())
+        own = self._vectors.path.parents[1]
+        choice = replace(choice_of(self._tables.selection()), skip=frozenset({own}))
         seen: list[SeenFile] = []
         for folder in self._folders.values():
-            own = {file.name: file for file in known if file.folder == folder.id}
+            files = {file.name: file for file in known if file.folder == folder.id}
             try:
-                found = list(self._seen(folder, own, choice))
+                found = list(self._seen(folder, files, choice))
             except BadInput:  # it may be on a disk that is not there today
                 self._report.absent.append(folder.path)
                 known = [file for file in known if file.folder != folder.id]

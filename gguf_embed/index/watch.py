@@ -8,8 +8,11 @@ from pathlib import Path
 from gguf_embed.errors import BadOption
 
 
-def changed(folders: Sequence[Path]) -> Iterator[None]:
-    """Comes back each time after files have changed and things were quiet for half a second."""
+def changed(folders: Sequence[Path], *, place: Path) -> Iterator[None]:
+    """Comes back each time after files have changed and things were quiet for half a second.
+
+    What is written into the index, at `place`, does not count.
+    """
     try:
         from watchfiles import watch
     except ImportError as error:
@@ -18,5 +21,9 @@ def changed(folders: Sequence[Path]) -> Iterator[None]:
             "by a timer of yours"
         ) from error
     there = [folder for folder in folders if folder.exists()]
-    for _ in watch(*there, debounce=2_000, step=500, raise_interrupt=True):
+
+    def counts(change: object, path: str) -> bool:
+        return place not in Path(path).parents
+
+    for _ in watch(*there, watch_filter=counts, debounce=2_000, step=500, raise_interrupt=True):
         yield None

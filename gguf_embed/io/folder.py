@@ -23,6 +23,7 @@ class Choice:
     include: tuple[re.Pattern[str], ...] = ()  # files with other endings, too
     exclude: tuple[re.Pattern[str], ...] = ()
     gitignore: bool = True
+    skip: frozenset[Path] = frozenset()  # folders, such as that of the index itself
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +106,8 @@ def _walk(
         if is_ignored(own, is_folder=is_folder, levels=levels):
             continue
         path = folder / entry.name
+        if is_folder and path in choice.skip:
+            continue
         if is_folder:
             yield from _walk(path, own, levels, choice, listing)
         else:
