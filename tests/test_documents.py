@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path, PurePath
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from gguf_embed.errors import BadInput, BadOption
@@ -48,7 +48,10 @@ def test_what_is_no_pattern():
         compile_globs("--path", ["./"])
 
 
-NAMES = ("a", "b", "docs", "a.md", "b.md", "x y.log", "#c")
+TREE = (
+    *("a.md", "b.md", "x y.log", "#c", "b", "docs/a.md", "docs/b.md", "docs/sub/b.md"),
+    *("a/b.md", "a/sub/b.md", "a/docs/a.md", "a/docs/c.txt", "deep/docs/b/a.md", "docs/a/c"),
+)
 PATTERNS = st.sampled_from(
     (
         *("a", "*.md", "!b.md", "docs/", "/a", "docs/*.md", "**/b.md", "docs/**", "a/**/b.md"),
@@ -78,33 +81,29 @@ def ours(root: Path) -> set[str]:
     return left
 
 
-@pytest.mark.slow
-@settings(max_examples=15)
-@given(
-    top=st.lists(PATTERNS, max_size=5),
-    inner=st.lists(PATTERNS, max_size=3),
-    names=st.sets(
-        st.lists(st.sampled_from(NAMES), min_size=1, max_size=3).map("/".join), max_size=9
-    ),
-)
-def test_gitignore_is_read_as_git_reads_it(
-    top: list[str], inner: list[str], names: set[str], tmp_path_factory: pytest.TempPathFactory
-):
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tree in which each pattern has something to match."""
     root = tmp_path_factory.mktemp("repository")
-    (root / "docs").mkdir()
-    for name in names:
+    for name in TREE:
         path = root / name
-        if not any(parent.is_file() for parent in path.parents if parent != root):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if not path.exists():
-                path.touch()
-    (root / ".gitignore").write_text("\n".join(top))
-    (root / "docs" / ".gitignore").write_text("\n".join(inner))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
     subprocess.run(["git", "init", "-q"], cwd=root, check=True)
+    return root
+
+
+@pytest.mark.slow
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
+@given(top=st.lists(PATTERNS, max_size=6), inner=st.lists(PATTERNS, max_size=4))
+@example(top=["*.md", "!b.md"], inner=["!a.md"])
+def test_gitignore_is_read_as_git_reads_it(top: list[str], inner: list[str], repository: Path):
+    (repository / ".gitignore").write_text("\n".join(top))
+    (repository / "docs" / ".gitignore").write_text("\n".join(inner))
     command = ["git", "-c", "core.quotepath=off", "ls-files", "-z", "-co", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True)
+    listed = subprocess.run(command, cwd=repository, check=True, capture_output=True, text=True)
     found = {name for name in listed.stdout.split("\0") if name and ".gitignore" not in name}
-    assert ours(root) == found
+    assert ours(repository) == found
 
 
 # -- folders -----------------------------------------------------------------------------------
