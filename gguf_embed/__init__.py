@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from gguf_embed.errors import NativeFailed as NativeFailed
     from gguf_embed.errors import OutputFailed as OutputFailed
     from gguf_embed.errors import TextTooLong as TextTooLong
+    from gguf_embed.index.index import Hit as Hit
+    from gguf_embed.index.index import Index as Index
     from gguf_embed.io.stored import StoredVectors as StoredVectors
     from gguf_embed.io.stored import read_vectors as read_vectors
     from gguf_embed.plan.settings import Settings as Settings
@@ -47,6 +49,8 @@ _PLACES = {
     "EncodeOptions": "gguf_embed.engine.options",
     "FailedRow": "gguf_embed.engine.options",
     "Fingerprint": "gguf_embed.engine.fingerprint",
+    "Hit": "gguf_embed.index.index",
+    "Index": "gguf_embed.index.index",
     "Priority": "gguf_embed.engine.turns",
     "Ranked": "gguf_embed.engine.options",
     "RerankOptions": "gguf_embed.engine.options",
@@ -81,6 +85,8 @@ __all__ = [
     "FetchFailed",
     "Fingerprint",
     "GgufEmbedError",
+    "Hit",
+    "Index",
     "ModelNotFound",
     "NativeFailed",
     "OutputFailed",

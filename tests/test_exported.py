@@ -15,6 +15,8 @@ NAMES = {
         "EncodeOptions",
         "FailedRow",
         "Fingerprint",
+        "Hit",
+        "Index",
         "Settings",
         "Pooling",
         "Priority",

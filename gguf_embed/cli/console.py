@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import BinaryIO
 
 from gguf_embed.cli import layout
@@ -28,6 +29,17 @@ def say(message: str) -> None:
 def plain(text: str) -> str:
     """The text with every character that a terminal would obey as its escape."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def linked(text: str, path: Path | None, line: int | None = None) -> str:
+    """The text, made plain, as a link to a file where standard output is a terminal."""
+    shown = plain(text)
+    if path is None or sys.stdout is None or not sys.stdout.isatty():  # pyright: ignore[reportUnnecessaryComparison]
+        return shown
+    if os.environ.get("TERM") == "dumb":
+        return shown
+    place = path.absolute().as_uri() + (f"#L{line}" if line else "")
+    return f"\x1b]8;;{place}\x1b\\{shown}\x1b]8;;\x1b\\"
 
 
 def stdin() -> BinaryIO | None:
