@@ -65,18 +65,21 @@ def test_a_file_is_proved_once(path: Path, monkeypatch: pytest.MonkeyPatch):
     assert len(said) == 1
 
 
-@pytest.mark.parametrize("change", ["touch", "copy", "way"])
+@pytest.mark.parametrize("change", ["touch", "copy", "way", "gpu"])
 def test_another_file_or_way_to_run_is_proved_anew(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ):
     monkeypatch.setattr(proof, "_SMALL_BYTES", 0)
-    prove(path, CAUSAL)
-    settings = CAUSAL
+    on_a_gpu = replace(CAUSAL, n_gpu_layers=1, gpus=("Fake GPU 3000",))
+    for settings in (on_a_gpu, CAUSAL):  # without a GPU here, layers stay where they are
+        prove(path, settings)
     if change == "touch":
         os.utime(path, ns=(1, 1))
     elif change == "copy":
         (tmp_path / "copy.gguf").write_bytes(path.read_bytes())
         path = tmp_path / "copy.gguf"
+    elif change == "gpu":
+        settings = replace(on_a_gpu, gpus=("Fake GPU 4000",))
     else:
         settings = replace(CAUSAL, flash_attn=False)
     monkeypatch.setattr(proof, "Child", no_child)

@@ -3,7 +3,8 @@
 A file can pass every check of its header and still make llama.cpp abort, or give vectors that mean
 nothing. So the first time that this machine meets a file, a child process loads it as it will run,
 tokenizes hard texts and decodes. Its verdict is kept for the file as it lies there, for the build
-of llama.cpp, the CPU and the way it runs. `engine/trial.py` is what the child does.
+of llama.cpp, the CPU, the GPUs that hold layers and the way it runs. `engine/trial.py` is what the
+child does.
 
 The self-test asks another question, and comes first: which kernels of this build work on this CPU?
 It needs a tiny model only, and answers for flash attention, weight repacking and GPUs one by one,
@@ -62,6 +63,7 @@ class ProofSettings:
     first_token: int | None = None
     end_token: int | None = None
     n_gpu_layers: int = 0
+    gpus: tuple[str, ...] = ()  # what those that hold layers are
     repack: bool = True
     flash_attn: bool = True
     tap: bool = True
@@ -161,7 +163,7 @@ def _identity(path: Path) -> dict[str, Any]:
 
 
 def _key(identity: Mapping[str, Any], settings: ProofSettings) -> str:
-    """One name per file, build, CPU and way to run."""
+    """One name per file, build, CPU, GPUs in use and way to run."""
     way = {**asdict(settings), "n_gpu_layers": settings.n_gpu_layers != 0}
     del way["n_ctx"], way["n_threads"]  # sizes, not ways
     whole = (VERSION, dict(identity), build_id(), cpu_id(), way)

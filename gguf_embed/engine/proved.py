@@ -84,6 +84,7 @@ def prove_choice(
             n_ctx=run.n_ctx,
             n_threads=settings.n_threads or choice.machine.usable_cores,
             n_gpu_layers=run.n_gpu_layers,
+            gpus=choice.gpus,
             repack=safe.repack if settings.repack is None else settings.repack,
             flash_attn=run.flash_attn,
         ),
