@@ -53,11 +53,12 @@ def backend(path: Path) -> Iterator[IsolatedModel]:
 
 def test_threads_of_the_child_do_not_spin_for_long(path: Path, monkeypatch: pytest.MonkeyPatch):
     assert waiting({"OMP_WAIT_POLICY": "active"}) == waiting({"GOMP_SPINCOUNT": "9"}) == {}
+    if not Path("/proc/self/environ").exists():
+        pytest.skip("no /proc")
+    proved = prove_model(path, UNTUNED)
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
-    with IsolatedModel(prove_model(path, UNTUNED)) as backend:
-        if not Path("/proc/self/environ").exists():
-            pytest.skip("no /proc")
+    with IsolatedModel(proved) as backend:
         assert b"GOMP_SPINCOUNT=1000" in Path(f"/proc/{backend.pid}/environ").read_bytes()
 
 

@@ -1,10 +1,10 @@
 """How llama.cpp's threads wait for one another in a process that shares its cores with others.
 
-They meet at a barrier after each operation, some hundreds of times in a text. libgomp's threads spin
-there for milliseconds before they sleep, which is right where nothing else wants the core. Where
-something does (the requests of a server, its clients, other programs), the one that spins keeps the
-core from the one that it waits for: a short text then takes a hundred times as long. So they spin
-for some microseconds, which is what barriers take on a quiet machine, and sleep then.
+They meet at a barrier after each operation, some hundreds of times in a text. libgomp's threads
+spin there for milliseconds before they sleep, which is right where nothing else wants the core.
+Where something does (the requests of a server, its clients, other programs), the one that spins
+keeps the core from the one that it waits for: a short text then takes up to a hundred times as
+long. So they spin for some microseconds, and sleep then.
 """
 
 from __future__ import annotations
