@@ -68,7 +68,8 @@ DIALECTS: tuple[Dialect, ...] = (
 
 LEAST_COSINE = 0.999  # of a vector to the engine's own: a text may share a microbatch with others
 MOST_APART = 0.02  # of a score from the engine's own
-N_QUERIES = 20  # of pairs
+N_QUERIES = 4  # of pairs
+N_TEXTS = 150  # short ones, and as many documents
 
 
 @dataclass(kw_only=True)
@@ -232,13 +233,13 @@ def main() -> None:
     parser.add_argument("--look", type=float, default=10, metavar="SECONDS")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    with Embedder.open(args.model) as embedder:
-        texts = list(workloads.make("single", 400, len).texts)
-        texts += workloads.make("mixed", 400, lambda text: len(embedder.tokenize(text))).texts
+    with Embedder.open(args.model, isolated=True) as embedder:
+        texts = list(workloads.make("single", N_TEXTS, len).texts)
+        texts += workloads.make("mixed", N_TEXTS, lambda text: len(embedder.tokenize(text))).texts
         expected = embedder.encode(texts)
     scores = None
     if args.reranker:
-        with Reranker.open(args.reranker) as reranker:
+        with Reranker.open(args.reranker, isolated=True) as reranker:
             scores = np.stack([reranker.score(query, texts) for query in texts[:N_QUERIES]])
     port = free_port()
     command = [sys.executable, "-m", "gguf_embed", "serve", "--model", str(args.model)]
