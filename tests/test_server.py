@@ -21,6 +21,7 @@ from gguf_embed.server.models import Models
 from gguf_embed.server.offers import Offer, Offers
 from gguf_embed.server.safety import Keys, hosts_for
 from gguf_embed.server.service import Service
+from gguf_embed.server.traces import Traces
 from gguf_embed.testing import FakeBackend, FakeEmbedder, FakePairBackend, FakeReranker
 
 TEXTS = ["a cat sits", "a dog", "a cat sits", "the moon is far"]
@@ -43,6 +44,7 @@ class Served:
         open_model: Callable[[Offer, int | None], FakeEmbedder | FakeReranker] | None = None,
         rerankers: tuple[str, ...] = (),
         origins: tuple[str, ...] = (),
+        traces: Traces | None = None,
         **fake: Any,
     ) -> None:
         self.opened: list[str] = []
@@ -65,7 +67,12 @@ class Served:
         self.service = Service(models, limits or Limits(), threads=self.threads)
         self.service.ready = True
         self.app = application(
-            self.service, self.meters, keys=Keys(keys), hosts=hosts, origins=origins
+            self.service,
+            self.meters,
+            keys=Keys(keys),
+            hosts=hosts,
+            origins=origins,
+            traces=traces,
         )
         self.client = TestClient(self.app, base_url="http://localhost")
 
@@ -692,6 +699,43 @@ def test_health_ready_status_and_metrics(serve: Callable[..., Served]):
     status = client.get("/status").json()
     assert status["models"][0]["id"] == "fake"
     assert status["requests_in_flight"] == 1
+
+
+def test_a_request_is_a_span_with_its_parts(serve: Callable[..., Served]):
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    kept, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(kept))
+    client = serve(traces=Traces(provider.get_tracer("test")), rerankers=("judge",)).client
+    caller = "0af7651916cd43dd8448eb211c80319c"
+    headers = {"traceparent": f"00-{caller}-b7ad6b7169203331-01"}
+    client.post("/v1/embeddings", json={"model": "fake", "input": TEXTS}, headers=headers)
+    *parts, request = kept.get_finished_spans()
+    assert [part.name for part in parts] == ["load", "tokenize", "queue", "compute"]
+    assert all(part.parent.span_id == request.context.span_id for part in parts if part.parent)
+    assert f"{request.context.trace_id:032x}" == caller
+    assert request.name == "POST /v1/embeddings"
+    assert request.start_time <= parts[0].start_time <= parts[-1].end_time <= request.end_time
+    said = request.attributes
+    assert (said["http.response.status_code"], said["gguf_embed.texts"]) == (200, 4)
+    assert said["gen_ai.operation.name"] == "embeddings"
+    assert not any(text in str(span.to_json()) for span in (*parts, request) for text in TEXTS)
+    kept.clear()
+    client.post("/v2/rerank", json={"query": "q", "documents": ["a"]})
+    client.post("/v2/rerank", json={"query": "q"})
+    *_, scored, refused = kept.get_finished_spans()
+    assert scored.attributes["gen_ai.operation.name"] == "rerank"
+    assert refused.attributes["error.type"] == "invalid_request"
+
+
+def test_without_an_address_no_spans_are_made(monkeypatch: pytest.MonkeyPatch):
+    from gguf_embed.server.traces import traces
+
+    monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
+    monkeypatch.delenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", raising=False)
+    assert not traces()
 
 
 def test_request_ids(serve: Callable[..., Served]):

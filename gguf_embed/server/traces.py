@@ -1,6 +1,6 @@
 """OpenTelemetry: a span for each request and each of its parts, where the SDK is installed.
 
-    pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-http
+    pip install "gguf-embed[server,traces]"
     OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318 gguf-embed serve
 
 Spans are made when a request is done, from the times that were taken anyway. They hold no text.
@@ -83,19 +83,18 @@ class Traces:
         span.end(end)
 
     def _parts(self, result: Result, context: Any, end: int) -> None:
-        """One after the other, up to the end of the request."""
+        """Loading and tokenizing from the begin on; waiting and computing up to the end."""
         times = result.times
+        tokenizes = end - _ns(times.total_s - times.load_s)
+        computes = end - _ns(times.compute_s)
         parts = {
-            "load": times.load_s,
-            "tokenize": times.tokenize_s,
-            "queue": times.queue_s,
-            "compute": times.compute_s,
+            "load": (tokenizes - _ns(times.load_s), tokenizes),
+            "tokenize": (tokenizes, tokenizes + _ns(times.tokenize_s)),
+            "queue": (computes - _ns(times.queue_s), computes),
+            "compute": (computes, end),
         }
-        at = end - _ns(times.total_s)
-        for name, seconds in parts.items():
-            span = self._tracer.start_span(name, context=context, start_time=at)
-            at += _ns(seconds)
-            span.end(at)
+        for name, (begin, until) in parts.items():
+            self._tracer.start_span(name, context=context, start_time=begin).end(until)
 
 
 def traces() -> Traces:
