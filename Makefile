@@ -5,7 +5,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-# Warm: `python3 install.py --extras cli,dev,plots,server` has been run.
+# Warm: `python3 install.py --extras arrow,cli,dev,plots,server` has been run.
 OTHERS := network or slow or minutes or reference or mteb or clients
 QUICK := not native and not ($(OTHERS))
 
@@ -40,7 +40,7 @@ types:
 	nice -n 4 env NODE_OPTIONS=--max-semi-space-size=128 $(BIN)/pyright --pythonpath $(BIN)/python gguf_embed
 
 test:
-	$(PYTHON) install.py --extras cli,dev,plots,server
+	$(PYTHON) install.py --extras arrow,cli,dev,plots,server
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python

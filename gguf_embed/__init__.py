@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from gguf_embed.errors import NativeFailed as NativeFailed
     from gguf_embed.errors import OutputFailed as OutputFailed
     from gguf_embed.errors import TextTooLong as TextTooLong
+    from gguf_embed.io.stored import StoredVectors as StoredVectors
+    from gguf_embed.io.stored import read_vectors as read_vectors
     from gguf_embed.plan.settings import Settings as Settings
     from gguf_embed.vectors import Pooling as Pooling
 
@@ -50,6 +52,8 @@ _PLACES = {
     "RerankOptions": "gguf_embed.engine.options",
     "Reranker": "gguf_embed.engine.reranker",
     "Settings": "gguf_embed.plan.settings",
+    "StoredVectors": "gguf_embed.io.stored",
+    "read_vectors": "gguf_embed.io.stored",
     "Pooling": "gguf_embed.vectors",
     "BadInput": "gguf_embed.errors",
     "BadModelFile": "gguf_embed.errors",
@@ -86,8 +90,10 @@ __all__ = [
     "RerankOptions",
     "Reranker",
     "Settings",
+    "StoredVectors",
     "TextTooLong",
     "__version__",
+    "read_vectors",
 ]
 
 

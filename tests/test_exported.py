@@ -22,6 +22,8 @@ NAMES = {
         "Reranker",
         "RerankOptions",
         "Block",
+        "StoredVectors",
+        "read_vectors",
         "__version__",
     ),
     *("GgufEmbedError", "BadInput", "BadText", "TextTooLong", "BadOption", "BadModelFile"),

@@ -208,7 +208,7 @@ def add_fields(parser: argparse.ArgumentParser) -> None:
     """Which files of a directory are read, and which field of structured files is the text."""
     add_include(parser)
     parser.add_argument(
-        "--field", metavar="NAME", help="field of .jsonl or .csv with the text (default: text)"
+        "--field", metavar="NAME", help="field or column with the text (default: text)"
     )
     parser.add_argument(
         "--id-field",
