@@ -6,7 +6,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 # Warm: `python3 install.py --extras cli,dev,plots,server` has been run.
-QUICK := not native and not network and not slow and not minutes and not reference and not mteb
+OTHERS := network or slow or minutes or reference or mteb or clients
+QUICK := not native and not ($(OTHERS))
+
+# Tracing branches doubles the time of a test. So the tests that reach most of them, the pure ones
+# and those that say so, run once more under it, with few examples.
+TRACED := (not native or branches) and not ($(OTHERS))
+
+# On all cores; the tests of a file stay together, since they share what they build.
+SIDE_BY_SIDE := -n logical --dist loadfile
 
 # Least share of branches, in per cent, that the tests reach in each room without side effects.
 FLOOR := 95
@@ -36,7 +44,9 @@ test:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/pytest -n logical --dist loadfile --cov --cov-report=json:build/coverage.json
+	$(BIN)/pytest $(SIDE_BY_SIDE)
+	HYPOTHESIS_PROFILE=quick $(BIN)/pytest $(SIDE_BY_SIDE) -m "$(TRACED)" \
+	  --cov --cov-report=json:build/coverage.json
 	$(BIN)/python tests/coverage_floor.py build/coverage.json $(FLOOR)
 
 # The golden vectors, compared live with transformers and sentence-transformers (needs PyTorch).

@@ -415,6 +415,7 @@ def test_unsteady_rounds_are_told():
 # -- judging ---------------------------------------------------------------------------------
 
 
+@pytest.mark.branches
 @given(
     st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=30, max_size=60).filter(
         lambda pairs: sum(r for _, r in pairs) > 0.1

@@ -19,7 +19,7 @@ from gguf_embed.gguf.header import Header, read_header
 from gguf_embed.gguf.vocabulary import PRE_TOKENIZERS, check_vocabulary
 from gguf_embed.vectors import Pooling
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.branches]
 
 Write = Callable[..., Path]
 Changes = dict[str, MetaValue | None]

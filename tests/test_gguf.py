@@ -26,7 +26,7 @@ from gguf_embed.gguf.quants import BLOCK, FILE_TYPES, TYPE_NAMES
 from gguf_embed.gguf.tensors import TensorInfo
 from gguf_embed.vectors import Pooling
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.branches]
 
 # --- files by the byte -----------------------------------------------------------------
 
@@ -238,6 +238,7 @@ def test_pooling_numbers_are_those_of_llama_cpp() -> None:
 # --- damaged and hostile files ----------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_truncation_is_refused(written: Path) -> None:
     raw = written.read_bytes()
     last = parse(raw).tensors[-1]

@@ -63,6 +63,19 @@ def test_rank_is_a_stable_sort_by_cosine(passages: np.ndarray, k: int, data: st.
         assert row == sorted(range(len(passages)), key=lambda i: (-scores[i], i))[:k]
 
 
+def test_rank_of_none_is_empty():
+    assert metrics.rank(f32([1, 0]), f32([1, 0], [0, 1]), k=0).shape == (1, 0)
+
+
+def test_a_loss_of_few_queries_or_of_nothing_says_nothing():
+    ones = np.ones(metrics.MIN_QUERIES)
+    assert metrics.loss_of(ones[1:], ones[1:]) is None
+    assert metrics.loss_of(ones, 0 * ones) is None
+    lost = metrics.loss_of(0 * ones, ones)
+    assert lost is not None
+    assert (lost.mean, lost.low, lost.high) == (1, 1, 1)
+
+
 @given(SMALL, st.integers(1, 15))
 def test_neighbours_are_the_ranking_without_the_row_itself(vectors: np.ndarray, k: int):
     everything = metrics.rank(vectors, vectors, k=len(vectors)).tolist()

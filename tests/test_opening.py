@@ -48,6 +48,7 @@ def without(path: Path, *keys: str) -> Path:
     return target
 
 
+@pytest.mark.branches
 def test_what_the_catalog_says_of_special_tokens_holds_for_every_pooling(tiny_model: Write):
     """An XLM-R file without the flags, opened as bge-m3, which is pooled by its first token."""
     whole = tiny_model("xlmr")
@@ -81,6 +82,7 @@ def test_special_tokens_as_values(tiny_model: Write):
     assert special_tokens(header, beyond, last) == SpecialTokens()
 
 
+@pytest.mark.branches
 def test_the_user_says_how_attention_runs(tiny_model: Write):
     """A file that does not say that its model is bidirectional, and nobody knows it."""
     said = tiny_model("qwen2_bidirectional")
@@ -100,6 +102,7 @@ def test_the_user_says_how_attention_runs(tiny_model: Write):
     assert header.causal
 
 
+@pytest.mark.branches
 @pytest.mark.parametrize("pooling", [None, *Pooling])
 def test_a_reranker_is_no_embedder_however_it_is_pooled(pooling: Pooling | None, tiny_model: Write):
     path = tiny_model("qwen3_reranker")
@@ -253,6 +256,7 @@ print(sorted({"huggingface_hub", "requests", "httpx", "psutil"} & set(sys.module
     assert done.stdout in ("[]\n", "['psutil']\n")
 
 
+@pytest.mark.branches
 def test_a_file_or_a_user_that_says_no_pooling_is_refused(tiny_model: Write):
     """NONE is no way to pool: it gave the vector of one token."""
     for kind, pooling in (("qwen3", "LAST"), ("bert", "MEAN or CLS")):

@@ -24,6 +24,11 @@ def test_which_tokens_are_read(pooling: Pooling, mask: list[int]):
     assert output_mask(LENGTHS, pooling).tolist() == mask
 
 
+def test_what_is_read_of_one_token_is_its_vector_already():
+    outputs = np.arange(6, dtype=np.float32).reshape(3, 2)
+    assert pool(outputs, LENGTHS, Pooling.LAST) is outputs
+
+
 def test_mean_is_over_each_sequence_alone():
     outputs = np.arange(12, dtype=np.float32).reshape(6, 2)
     expected = [outputs[:3].mean(0), outputs[3], outputs[4:].mean(0)]

@@ -123,6 +123,7 @@ def test_scores_are_those_of_the_recipe(
 # suffer more than trained ones.
 @pytest.mark.parametrize(("outtype", "most"), [("F32", 2e-3), ("F16", 3e-3), ("Q8_0", 0.04)])
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.branches
 def test_scores_as_it_runs(name: str, outtype: str, most: float, open_reranker: Open):
     reranker = open_reranker(name, outtype)
     scores = table(reranker)
@@ -153,6 +154,7 @@ def test_raw_scores_are_logits(open_reranker: Open):
     assert logistic(np.array([-1000, 0, 1000], np.float32)).tolist() == [0, 0.5, 1]
 
 
+@pytest.mark.branches
 @pytest.mark.native
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_known_reranker_without_a_head_of_its_own_has_two_rows_of_the_language_model(
@@ -448,6 +450,7 @@ def test_a_fingerprint_tells_scores_apart(open_reranker: Open):
 # ---------------------------------------------------------------------------- what is no reranker
 
 
+@pytest.mark.branches
 def test_an_embedder_is_refused(tiny_model: Write):
     for name in (tiny_model("qwen3"), tiny_model("bert"), "all-minilm-l6-v2"):
         with pytest.raises(
@@ -458,6 +461,7 @@ def test_an_embedder_is_refused(tiny_model: Write):
         Embedder.open(tiny_model("xlmr_reranker"), settings=QUICK)
 
 
+@pytest.mark.branches
 def test_pooling_is_the_models_own(tiny_model: Write, open_reranker: Open):
     path = tiny_model("qwen3_reranker")
     with pytest.raises(BadOption, match="pooling=MEAN: a reranker scores with its own head"):
@@ -466,6 +470,7 @@ def test_pooling_is_the_models_own(tiny_model: Write, open_reranker: Open):
         np.testing.assert_allclose(table(reranker), table(open_reranker("qwen3")), atol=1e-4)
 
 
+@pytest.mark.branches
 @pytest.mark.parametrize("lost", ["cls.output.weight", "cls.weight"])
 def test_a_file_without_its_head_is_refused_with_the_way_to_a_right_one(
     lost: str, tiny_model: Write
@@ -476,6 +481,7 @@ def test_a_file_without_its_head_is_refused_with_the_way_to_a_right_one(
         rerank_mode(replace(header, tensors=tensors), None, QUICK)
 
 
+@pytest.mark.branches
 def test_other_classifiers_are_refused(tiny_model: Write):
     qwen, xlmr = (read_header(tiny_model(kind)) for kind in KINDS.values())
 
@@ -503,6 +509,7 @@ def test_labels_in_the_other_order(tiny_model: Write):
     assert form_of(replace(header, metadata=turned), None, ()).rows == (1, 0)
 
 
+@pytest.mark.branches
 def test_a_template_of_the_file(tiny_model: Write):
     header = read_header(tiny_model("qwen3_reranker"))
     known = form_of(header, None, catalog.cards()).template
