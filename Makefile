@@ -5,7 +5,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-# Warm: `python3 install.py --extras cli,dev,plots,server` has been run.
+# What the tests need; `make check` leaves it to be installed once.
+EXTRAS := arrow,cli,dev,mcp,pdf,plots,server,watch
+
 OTHERS := network or slow or minutes or reference or mteb or clients
 QUICK := not native and not ($(OTHERS))
 
@@ -40,7 +42,7 @@ types:
 	nice -n 4 env NODE_OPTIONS=--max-semi-space-size=128 $(BIN)/pyright --pythonpath $(BIN)/python gguf_embed
 
 test:
-	$(PYTHON) install.py --extras cli,dev,plots,server
+	$(PYTHON) install.py --extras $(EXTRAS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from gguf_embed.errors import NativeFailed as NativeFailed
     from gguf_embed.errors import OutputFailed as OutputFailed
     from gguf_embed.errors import TextTooLong as TextTooLong
+    from gguf_embed.index.index import Hit as Hit
+    from gguf_embed.index.index import Index as Index
+    from gguf_embed.io.stored import StoredVectors as StoredVectors
+    from gguf_embed.io.stored import read_vectors as read_vectors
     from gguf_embed.plan.settings import Settings as Settings
     from gguf_embed.vectors import Pooling as Pooling
 
@@ -45,11 +49,15 @@ _PLACES = {
     "EncodeOptions": "gguf_embed.engine.options",
     "FailedRow": "gguf_embed.engine.options",
     "Fingerprint": "gguf_embed.engine.fingerprint",
+    "Hit": "gguf_embed.index.index",
+    "Index": "gguf_embed.index.index",
     "Priority": "gguf_embed.engine.turns",
     "Ranked": "gguf_embed.engine.options",
     "RerankOptions": "gguf_embed.engine.options",
     "Reranker": "gguf_embed.engine.reranker",
     "Settings": "gguf_embed.plan.settings",
+    "StoredVectors": "gguf_embed.io.stored",
+    "read_vectors": "gguf_embed.io.stored",
     "Pooling": "gguf_embed.vectors",
     "BadInput": "gguf_embed.errors",
     "BadModelFile": "gguf_embed.errors",
@@ -77,6 +85,8 @@ __all__ = [
     "FetchFailed",
     "Fingerprint",
     "GgufEmbedError",
+    "Hit",
+    "Index",
     "ModelNotFound",
     "NativeFailed",
     "OutputFailed",
@@ -86,8 +96,10 @@ __all__ = [
     "RerankOptions",
     "Reranker",
     "Settings",
+    "StoredVectors",
     "TextTooLong",
     "__version__",
+    "read_vectors",
 ]
 
 

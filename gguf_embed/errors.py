@@ -39,6 +39,7 @@ class BadText(BadInput):
     def __init__(self, row: int, reason: str) -> None:
         super().__init__(f"row {row}: {reason}")
         self.row = row
+        self.reason = reason
 
 
 class TextTooLong(BadInput):

@@ -307,12 +307,16 @@ def test_settings_reach_the_engine(run: Run, monkeypatch: pytest.MonkeyPatch):
         (["embed", "notes.txt", "-o", "v.txt"], 2, "-o v.txt: the ending says the format"),
         (["embed", "notes.txt", "-o", "no/v.npy"], 7, "no/v.npy: not written: .* mkdir -p no"),
         (["embed", "notes.txt", "-o", "notes.txt/v.npy"], 7, "not written: Not a directory"),
-        (["embed", "empty"], 2, "empty: no .txt, .md, .jsonl, .csv file"),
+        (["embed", "empty"], 2, "empty: no .txt, .md, .jsonl, .csv, .parquet, .arrow file"),
         (["embed", "bad.txt"], 2, "bad.txt, line 2: not UTF-8: byte 0xff at offset 4"),
         (["embed", "rows.jsonl"], 2, "rows.jsonl, line 1: no field 'text'; .*'body'"),
         (["embed", "rows.jsonl", "-o", "rows.jsonl"], 2, "is also an input"),
         (["embed", "notes.txt", "--prompt", "a\udcff"], 2, "--prompt: character 1 is the lone"),
-        (["embed", "notes.txt", "--keep", "year"], 2, "--keep: only .jsonl and .csv have fields"),
+        (
+            ["embed", "notes.txt", "--keep", "year"],
+            2,
+            "--keep: only .jsonl, .csv and tables have fields",
+        ),
         (["embed", "rows.jsonl", "--field", "body", "--keep", "x"], 2, "no field 'x'.*--keep"),
         (["embed", "notes.txt", "--with-text", "-o", "v.npy"], 2, "an array has no place"),
         (["embed", "notes.txt", "--include", "*.rst"], 2, "'\\*.rst': matches no file"),
@@ -554,7 +558,7 @@ def test_the_exit_codes_are_those_of_the_errors():
     classes = [value for value in vars(errors).values() if hasattr(value, "exit_code")]
     codes = {cls.exit_code for cls in classes}
     assert codes <= set(exits.EXITS)
-    assert set(exits.EXITS) - codes == {0, 130, 141, 143}
+    assert set(exits.EXITS) - codes == {0, 75, 130, 141, 143}
 
 
 @pytest.mark.parametrize("command", commands())

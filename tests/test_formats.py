@@ -428,7 +428,7 @@ def test_a_field_to_keep_must_be_there(tmp_path: Path, name: str):
 def test_lines_have_no_fields_to_keep(tmp_path: Path):
     plain = find([str(write(tmp_path / "a.txt", "x"))])
     for reading in (Reading(keep=("year",)), Reading(keep_all=True)):
-        with pytest.raises(BadOption, match=r"only \.jsonl and \.csv have fields"):
+        with pytest.raises(BadOption, match=r"only \.jsonl, \.csv and tables have fields"):
             check_keep(plain, reading)
         check_keep(find([str(write(tmp_path / "a.csv", "text,year\n"))]), reading)
     check_keep(plain, Reading())

@@ -36,6 +36,10 @@ ONLY_IN = {
     "msgspec": "server/",
     "orjson": "server/",
     "prometheus_client": "server/meters.py",
+    "pypdf": "io/documents.py",
+    "watchfiles": "index/watch.py",
+    "mcp": "server/agents.py",
+    "mcp_types": "server/agents.py",
 }
 
 MAX_LINES = 400

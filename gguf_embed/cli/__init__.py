@@ -14,11 +14,9 @@ import importlib
 import logging
 import os
 import pkgutil
-import signal
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any, NoReturn
 
 from gguf_embed import __version__
@@ -26,6 +24,7 @@ from gguf_embed.cli import console
 from gguf_embed.cli.exits import exits_line
 from gguf_embed.cli.layout import HelpFormatter
 from gguf_embed.cli.start import start
+from gguf_embed.cli.stop import Terminated, terminable
 from gguf_embed.errors import GgufEmbedError
 
 DESCRIPTION = """\
@@ -55,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     first = next((word for word in words if not word.startswith("-")), None)
     args = parser(first).parse_args(words)
     debug: bool = args.debug or os.environ.get("GGUF_EMBED_DEBUG", "") not in ("", "0")
-    with _terminable(), _logging(debug):
+    with terminable(), _logging(debug):
         try:
             code: int = args.run(args)
             console.flush()
@@ -65,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             console.say("interrupted")
             return 130
-        except _Terminated:
+        except Terminated:
             console.say("terminated")
             return 143
         except GgufEmbedError as error:
@@ -144,27 +143,6 @@ class _CommandParser(_Parser):
         if others:
             self.error(f"unrecognized arguments: {' '.join(others)}")
         return known, others
-
-
-class _Terminated(BaseException):
-    """SIGTERM or SIGHUP: unfinished files are removed on the way out, as for Ctrl-C."""
-
-
-@contextmanager
-def _terminable() -> Generator[None]:
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
-        raise _Terminated
-
-    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    try:
-        before = [(name, signal.signal(getattr(signal, name), stop)) for name in names]
-    except ValueError:  # not the main thread: signals are somebody else's
-        before = []
-    try:
-        yield
-    finally:
-        for name, handler in before:
-            signal.signal(getattr(signal, name), handler)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import BinaryIO
 
 from gguf_embed.cli import layout
@@ -28,6 +29,17 @@ def say(message: str) -> None:
 def plain(text: str) -> str:
     """The text with every character that a terminal would obey as its escape."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def linked(text: str, path: Path | None, line: int | None = None) -> str:
+    """The text, made plain, as a link to a file where standard output is a terminal."""
+    shown = plain(text)
+    if path is None or sys.stdout is None or not sys.stdout.isatty():  # pyright: ignore[reportUnnecessaryComparison]
+        return shown
+    if os.environ.get("TERM") == "dumb":
+        return shown
+    place = path.absolute().as_uri() + (f"#L{line}" if line else "")
+    return f"\x1b]8;;{place}\x1b\\{shown}\x1b]8;;\x1b\\"
 
 
 def stdin() -> BinaryIO | None:
@@ -124,11 +136,63 @@ class ProgressBar:
         """So many texts, tokens and bytes of input more are done."""
 
 
+class ProgressLines(ProgressBar):
+    """Says it in a line now and then: for the log of a long job."""
+
+    def __init__(self, label: str, total_bytes: int | None, every_s: float) -> None:
+        self._label = label
+        self._total_bytes = total_bytes
+        self._every_s = every_s
+        self._lock = threading.Lock()
+        self._began = self._said = time.monotonic()
+        self._n_texts = self._n_tokens = self._n_bytes = 0
+        self._kept_bytes = 0  # that were done before anything was computed
+
+    def advance(self, n_texts: int, n_tokens: int, n_bytes: int) -> None:
+        """So many texts, tokens and bytes of input more are done."""
+        with self._lock:
+            self._n_texts += n_texts
+            self._n_tokens += n_tokens
+            self._n_bytes += n_bytes
+            now = time.monotonic()
+            if not self._n_tokens:
+                self._kept_bytes, self._began = self._n_bytes, now
+            if now - self._said >= self._every_s:
+                self._said = now
+                say(self._line(max(now - self._began, 1e-9)))
+
+    def _line(self, seconds: float) -> str:
+        line = f"{self._label}: {counted(self._n_texts, 'text')}, "
+        line += f"{self._n_tokens / seconds:,.0f} tokens/s"
+        new_bytes = self._n_bytes - self._kept_bytes
+        if self._total_bytes:
+            line += f", {self._n_bytes / self._total_bytes:.0%}"
+            if new_bytes:
+                left = (self._total_bytes - self._n_bytes) / new_bytes * seconds
+                line += f", about {duration(left)} left"
+        return line
+
+
+def duration(seconds: float) -> str:
+    """A time for people."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
 @contextmanager
-def progress(label: str, total_bytes: int | None, *, quiet: bool) -> Generator[ProgressBar]:
-    """A bar with texts/s, tokens/s and time left on a terminal; nothing in a pipe."""
+def progress(
+    label: str, total_bytes: int | None, *, quiet: bool, lines_s: float | None = None
+) -> Generator[ProgressBar]:
+    """A bar with texts/s, tokens/s and time left on a terminal.
+
+    In a pipe nothing, or a line every `lines_s` seconds.
+    """
     if quiet or not sys.stderr.isatty():
-        yield ProgressBar()
+        lines = not quiet and lines_s is not None
+        yield ProgressLines(label, total_bytes, lines_s or 0) if lines else ProgressBar()
         return
     try:
         from rich.console import Console

@@ -5,23 +5,23 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from itertools import chain, islice
-from pathlib import Path
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
-from gguf_embed import __version__
-from gguf_embed.catalog import BUILTIN
-from gguf_embed.cli import chunking, console, options
+from gguf_embed.cli import bulk, chunking, console, options
+from gguf_embed.cli.made_with import made_with, plan_of
+from gguf_embed.cli.task import chunked, find_task, opened_model, prompt_of
 from gguf_embed.errors import BadInput, BadOption, BadText, NativeFailed, TextTooLong
 from gguf_embed.io.flow import Flow, Progress, place
 
 if TYPE_CHECKING:
     from gguf_embed.engine.embedder import Embedder
-    from gguf_embed.io.read import Record
+    from gguf_embed.engine.options import Block, EncodeOptions, OnError
+    from gguf_embed.io.record import Record, UnreadableRow
     from gguf_embed.io.write import Writer
-    from gguf_embed.plan.plan import Plan
-    from gguf_embed.plan.settings import Settings
+    from gguf_embed.jobs.manifest import FailedPlace
 
 
 DESCRIPTION = """\
@@ -32,12 +32,18 @@ what is one text:
   .md       a passage: a section, or part of it, of up to about 800 characters
   .jsonl    a line: an object whose --field holds the text
   .csv      a row under a header line, --field names its column
+  .parquet  a row, --field names its column; .arrow, .feather and .ipc likewise (extra: arrow)
   DIR       all such files in it and below, sorted; names that begin with a dot are passed over
   -         standard input: as .txt, or as .jsonl where --field is given
 With --chunk-tokens a file, or the text of a row, is split into several texts; blank ones are left
 out. Each line of .jsonl then says where its chunk stands: position and last_position (lines),
 start and end (characters), headings (those above it).
-Files are UTF-8. Nothing is skipped: a row that cannot be used stops the run and is named.
+Files are UTF-8, and may end in .gz or .zst. Nothing is skipped unasked: a row that cannot be used
+stops the run and is named.
+
+Into a folder (-o DIR/), or with --resume, it is a job: made in shards, each of which is there whole
+or not at all. Whatever ends it, the same command with --resume goes on, and the result is that of
+an undisturbed run to the bit. Rows that fail are named in failed.jsonl, and the exit code is 8.
 
 With --isolated the model runs in a child process, and a text that llama.cpp dies of costs itself
 only: it is named with its place and its tokens, its vector is NaN (.npy) or null (.jsonl), the
@@ -50,6 +56,8 @@ what comes out (-o):
   NAME.jsonl  one object per text: id, source, position (line), last_position (line on which it
               ends), truncated, vector (null: it failed); with --with-text its text, with
               --keep its fields
+  DIR/        shards in Parquet with the same columns, kept fields as columns of their own, and
+              manifest.jsonl (extra: arrow)
   -           the same JSON lines on standard output, as they are ready
 A file appears only when it is complete: an error, Ctrl-C or a full disk leaves the older one
 alone. OUT.meta.json beside it says what made it (model, prompt, pooling, dimensions) and has their
@@ -61,6 +69,9 @@ examples:
   gguf-embed embed notes.txt -o notes.npy --model qwen3-embedding:8b
   gguf-embed embed rows.csv --field body --id-field id -o rows.jsonl --prompt-name document
   gguf-embed embed rows.csv --field body --keep author,year --with-text -o rows.jsonl
+  gguf-embed embed rows.parquet --id-field id -o vectors/ --dry-run
+  gguf-embed embed rows.parquet --id-field id -o vectors/ --resume
+  gguf-embed embed '2026-*.csv.gz' --field body -o vectors/ --resume --vector-type int8
   gguf-embed embed manual/ --include '*.rst' -o manual.jsonl
   gguf-embed embed manual/ --chunk-tokens 256 --overlap 32 --with-text -o chunks.jsonl
   gguf-embed embed manual/ --late-chunking --model qwen3-embedding:0.6b -o chunks.jsonl
@@ -80,7 +91,11 @@ def add(commands: Any) -> None:
         "--text", action="append", default=[], help="a text itself; may be repeated"
     )
     parser.add_argument(
-        "-o", "--output", default="-", metavar="OUT", help="NAME.npy, NAME.jsonl or - (default)"
+        "-o",
+        "--output",
+        default="-",
+        metavar="OUT",
+        help="NAME.npy, NAME.jsonl, DIR/ or - (default)",
     )
     options.add_fields(parser)
     parser.add_argument(
@@ -115,6 +130,7 @@ def add(commands: Any) -> None:
         help="a text longer than the model's context: error (default) names every such text; "
         "end cuts its end off, start its start; cuts are counted",
     )
+    bulk.add_options(parser)
     options.add_model(parser)
     parser.set_defaults(model=None)
     parser.add_argument(
@@ -140,79 +156,49 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Embed all inputs; returns 0, or the code of NativeFailed where rows have no vector."""
-    from gguf_embed.io.read import Reading, check_keep, check_unicode, given, read
-    from gguf_embed.io.write import RowContent, open_writer
-    from gguf_embed.system.files import printable
+    from gguf_embed.io.read import check_unicode
+    from gguf_embed.io.write import open_writer
+    from gguf_embed.jobs.manifest import unreadable_place
 
     if not args.inputs and not args.text:
         raise BadOption("nothing to embed: name files or directories, - or --text TEXT")
     check_unicode(args.prompt or "", "--prompt")
     chunks = chunking.wanted(args)
     begin = time.monotonic()
-    sources = options.find(args.inputs, args, quiet=args.quiet)
-    reading = Reading(
-        field=args.field,
-        id_field=args.id_field,
-        whole_file=args.whole_file or chunks,
-        keep=() if args.keep == "all" else tuple(filter(None, (args.keep or "").split(","))),
-        keep_all=args.keep == "all",
-    )
-    check_keep(sources, reading)
-    content = RowContent(text=args.with_text, fields=bool(args.keep))
-    records = chain(given(args.text), read(sources, reading, stdin=console.stdin()))
-    total = None if args.text else sources.total_bytes
+    task = find_task(args, chunks=chunks)
+    if bulk.wanted(args):
+        return bulk.run(args, task)
+    failed: list[FailedPlace] = []
+
+    def refuse(row: UnreadableRow) -> None:
+        console.say(str(row))
+        failed.append(unreadable_place(row))
+
+    records = task.records(args, refuse if args.on_error == "skip" else None)
     # The output is opened first: a name that cannot be written is told before any work.
     with open_writer(
-        args.output, stdout=console.stdout(), inputs=sources.files, content=content
+        args.output, stdout=console.stdout(), inputs=task.sources.files, content=task.content
     ) as writer:
-        settings = options.settings(args)
-        isolated = options.isolated(args, total)
-        with _open(args, settings, isolated=isolated) as embedder:
+        isolated = options.isolated(args, task.total_bytes)
+        with opened_model(args, isolated=isolated) as embedder:
             opened = time.monotonic()
             options.warn_dimensions(embedder, args.dimensions)
-            prompt = (
-                args.prompt or "" if args.prompt_name is None else embedder.prompt(args.prompt_name)
-            )
-            with console.progress("embed", total, quiet=args.quiet) as progress:
+            prompt = prompt_of(embedder, args)
+            with console.progress("embed", task.total_bytes, quiet=args.quiet) as progress:
                 if args.late_chunking:
                     done = _embed_late(
                         embedder, records, writer, prompt, args, progress, isolated=isolated
                     )
                 else:
-                    rows = records
-                    if chunks:
-                        rows = (
-                            part
-                            for each in records
-                            for part in chunking.parts(embedder, each, prompt, args)
-                        )
+                    rows = chunked(embedder, records, prompt, args) if chunks else records
                     flow = Flow(rows, progress, keep_texts=args.with_text)
-                    done = _embed(embedder, flow, writer, prompt, args, isolated=isolated)
-            fingerprint = embedder.fingerprint(
-                prompt=prompt, dimensions=args.dimensions, normalize=not args.no_normalize
-            )
-            if args.late_chunking:  # another space than that of texts alone
-                fingerprint = replace(fingerprint, pooling=f"late-{fingerprint.pooling}")
+                    done = _embed(embedder, flow, writer, prompt, args, failed, isolated=isolated)
             about = {
-                "format": "gguf-embed-vectors/1",
-                "fingerprint": fingerprint.id,
-                "model": embedder.model_id,
-                "quant": embedder.quant,
-                "model_file": printable(Path(embedder.path.name)),
-                "sha256": fingerprint.sha256,
-                "pooling": fingerprint.pooling,
-                "prompt": fingerprint.prompt,
-                "dim": fingerprint.dim,
-                "normalized": fingerprint.normalized,
-                "n_ctx": embedder.n_ctx,
-                "plan": _plan(embedder.plan),
-                "exact": args.exact,
-                "truncate": args.truncate,
-                **(chunking.about(embedder, args) if chunks else {}),
+                **made_with(embedder, prompt, args, chunks=chunks),
+                "plan": plan_of(embedder.plan),
                 "n_texts": writer.n_rows,
                 "n_truncated": done.n_truncated,
                 "n_failed": done.n_failed,
-                "gguf_embed": __version__,
             }
         writer.finish(dim=done.dim, about=about)
     seconds = time.monotonic() - opened
@@ -235,6 +221,8 @@ def run(args: argparse.Namespace) -> int:
             console.print_json("embed", summary, to_stderr=args.output == "-")
         else:
             _print_summary(summary)
+    if args.on_error == "skip" and args.output != "-":
+        bulk.write_failed_beside(args.output, failed)
     if done.n_failed:
         console.say(
             f"{console.counted(done.n_failed, 'text')} without a vector, named above; "
@@ -242,16 +230,6 @@ def run(args: argparse.Namespace) -> int:
         )
         return NativeFailed.exit_code
     return 0
-
-
-def _open(args: argparse.Namespace, settings: Settings, *, isolated: bool) -> Embedder:
-    """The model here, or the one that is served elsewhere."""
-    if args.server is not None:
-        from gguf_embed.engine.embedder import Embedder
-
-        return Embedder.connect(args.server, args.model)
-    model: str = args.model or BUILTIN
-    return options.open_embedder(model, settings, quiet=args.quiet, isolated=isolated)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -281,7 +259,7 @@ def _embed_late(
         prompt,
         args,
         progress=progress,
-        on_error="skip" if isolated else "raise",
+        on_error=_on_error(args, isolated=isolated),
     )
     return _Done(
         dim=args.dimensions or embedder.dim,
@@ -298,35 +276,35 @@ def _embed(
     writer: Writer,
     prompt: str,
     args: argparse.Namespace,
+    failed: list[FailedPlace],
     *,
     isolated: bool,
 ) -> _Done:
-    """Every text to its row; texts that cannot be embedded are told by file and line."""
+    """Every text to its row; texts that cannot be embedded are told by file and line.
+
+    They are added to `failed`, where rows that could not be read are already.
+    """
+    from gguf_embed.jobs.manifest import failed_place
+
     choices: dict[str, Any] = {
         "prompt": prompt,
         "dimensions": args.dimensions,
         "normalize": not args.no_normalize,
         "truncate": args.truncate,
-        "on_error": "skip" if isolated else "raise",
+        "on_error": _on_error(args, isolated=isolated),
     }
     # Checks the choices before any text is read, and gives the shape of an empty result.
     dim = int(embedder.encode([], **choices).shape[1])
-    n_tokens = n_truncated = n_failed = 0
+    n_tokens = n_truncated = 0
     first: list[str] = []
     try:
-        for block in embedder.stream(flow.texts(), on_progress=flow.advance, **choices):
+        for block in _blocks(embedder, flow, choices, args):
             rows = flow.take(len(block.vectors))
             cut = cast(list[bool], block.truncated.tolist())
             writer.write(rows, block.vectors, cut)
-            for failed in block.failed:
-                record = rows[failed.row - block.start]
-                n = (
-                    ""
-                    if failed.n_tokens is None
-                    else f" {console.counted(failed.n_tokens, 'token')}:"
-                )
-                console.say(f"{place(record)}:{n} {failed.reason}")
-            n_failed += len(block.failed)
+            for each in block.failed:
+                failed.append(failed_place(rows[each.row - block.start], each))
+                console.say(failed[-1].shown)
             n_tokens += int(block.token_counts.sum())
             n_truncated += sum(cut)
             places = (place(row) for row, is_cut in zip(rows, cut, strict=True) if is_cut)
@@ -348,18 +326,29 @@ def _embed(
         n_tokens=n_tokens,
         n_truncated=n_truncated,
         first_truncated=first,
-        n_failed=n_failed,
+        n_failed=len(failed),
     )
 
 
-def _plan(plan: Plan) -> dict[str, object]:
-    """Why this file, and where it ran."""
-    return {
-        "reason": plan.reason,
-        "where": plan.chosen.where,
-        "n_gpu_layers": plan.run.n_gpu_layers,
-        "fit": plan.fit,
-    }
+def _on_error(args: argparse.Namespace, *, isolated: bool) -> OnError:
+    """What a text without a vector does: as the user says, else as the engine can."""
+    if args.on_error is None:
+        return "skip" if isolated else "raise"
+    return "skip" if args.on_error == "skip" else "raise"
+
+
+def _blocks(
+    embedder: Embedder, flow: Flow, choices: dict[str, Any], args: argparse.Namespace
+) -> Iterator[Block]:
+    """The vectors of all texts, in order."""
+    if not args.cache and args.on_error != "skip":
+        yield from embedder.stream(flow.texts(), on_progress=flow.advance, **choices)
+        return
+    from gguf_embed.jobs.encode import stream
+
+    options = cast("EncodeOptions", choices)
+    with bulk.open_cache(args) or nullcontext() as cache:
+        yield from stream(embedder, flow.texts(), options, cache=cache, on_progress=flow.advance)
 
 
 def _name(output: str) -> str:

@@ -68,10 +68,11 @@ def isolated(args: argparse.Namespace, total_bytes: int | None) -> bool:
     return (total_bytes or 0) >= BULK_BYTES if chosen is None else chosen
 
 
-def add_query(parser: argparse.ArgumentParser, *, top: int) -> None:
+def add_query(parser: argparse.ArgumentParser, *, top: int, may_be_indexed: bool = False) -> None:
     """QUERY, the texts that may answer it, and how many to print."""
     parser.add_argument("query", metavar="QUERY", help="the question, in the words of a person")
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="file, directory or -")
+    nargs, else_ = ("*", "; or --index") if may_be_indexed else ("+", "")
+    parser.add_argument("inputs", nargs=nargs, metavar="INPUT", help=f"file, directory or -{else_}")
     parser.add_argument(
         "--top", type=positive, default=top, metavar="N", help=f"results (default: {top})"
     )
@@ -214,7 +215,7 @@ def add_fields(parser: argparse.ArgumentParser) -> None:
     """Which files of a directory are read, and which field of structured files is the text."""
     add_include(parser)
     parser.add_argument(
-        "--field", metavar="NAME", help="field of .jsonl or .csv with the text (default: text)"
+        "--field", metavar="NAME", help="field or column with the text (default: text)"
     )
     parser.add_argument(
         "--id-field",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import heapq
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from gguf_embed.cli import console, options
-from gguf_embed.cli.search import print_hit
+from gguf_embed.cli.hits import ShownHit
 from gguf_embed.errors import BadInput, BadOption, BadText, NativeFailed, TextTooLong, counted
+from gguf_embed.io.best import Best
 from gguf_embed.io.flow import Flow, place
 
 if TYPE_CHECKING:
@@ -83,8 +83,7 @@ def run(args: argparse.Namespace) -> int:
     with options.open_reranker(
         args.model, options.settings(args), quiet=args.quiet, isolated=isolated
     ) as reranker:
-        # (score, minus the order: among equals the first, the text, its score)
-        best: list[tuple[float, int, Record, Ranked]] = []
+        best: Best[ShownHit] = Best(args.top)
         n_documents = n_truncated = n_scored = 0
         with console.progress("rerank", total, quiet=args.quiet) as progress:
             flow = Flow((each for each in records if each.text.strip()), progress, keep_texts=True)
@@ -93,27 +92,12 @@ def run(args: argparse.Namespace) -> int:
                 for ranked, record in _scored(reranker, query.text, window, flow, args):
                     n_truncated += ranked.truncated
                     n_scored += 1
-                    order = -n_documents - ranked.index
-                    heapq.heappush(best, (ranked.score, order, record, ranked))
-                    if len(best) > args.top:
-                        heapq.heappop(best)
+                    how = {"n_tokens": ranked.n_tokens, "truncated": ranked.truncated}
+                    best.add(ranked.score, ShownHit.of_record(ranked.score, record, **how))
                 n_documents += len(window)
-        found = sorted(best, reverse=True)
+        found = [hit for _, hit in best.sorted()]
         code = 0 if n_scored == n_documents else NativeFailed.exit_code
         if args.json:
-            results = [
-                {
-                    "score": round(score, 6),
-                    "id": record.id,
-                    "source": record.source,
-                    "position": record.position,
-                    "last_position": record.last_position,
-                    "n_tokens": ranked.n_tokens,
-                    "truncated": ranked.truncated,
-                    "text": record.text,
-                }
-                for score, _, record, ranked in found
-            ]
             console.print_json(
                 "rerank",
                 {
@@ -124,12 +108,12 @@ def run(args: argparse.Namespace) -> int:
                     "n_documents": n_documents,
                     "n_failed": n_documents - n_scored,
                     "n_truncated": n_truncated,
-                    "results": results,
+                    "results": [hit.as_dict() for hit in found],
                 },
             )
             return code
-    for rank, (score, _, record, _ranked) in enumerate(found, 1):
-        print_hit(rank, score, record)
+    for rank, hit in enumerate(found, 1):
+        hit.print(rank)
     if not found:
         console.say(f"no text in {', '.join(args.inputs)}")
     return code

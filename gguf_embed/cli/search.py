@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import heapq
-import textwrap
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-from gguf_embed.catalog import RERANKER
-from gguf_embed.cli import console, layout, options
+from gguf_embed.catalog import BUILTIN, RERANKER
+from gguf_embed.cli import console, indexed, options
+from gguf_embed.cli.hits import ShownHit
 from gguf_embed.errors import BadInput, BadOption, TextTooLong
+from gguf_embed.io.best import Best
 from gguf_embed.io.flow import Flow
 
 if TYPE_CHECKING:
@@ -27,14 +27,19 @@ MAX_NAMED = 5  # files that are passed over
 
 DESCRIPTION = """\
 Rank passages of files by meaning: the cosine of the question's vector and each passage's, the
-query and document prompts of the model included. Nothing is stored.
+query and document prompts of the model included. Without --index nothing is stored:
 
   .md              sections, cut between paragraphs
   .txt             a passage per line; with --prose paragraphs, as .md
   .jsonl, .csv     a passage per row: --field
   DIR              all such files in it and below;   - is standard input
 Texts of more than 200 tokens are cut into several passages; blank ones are passed over. So is a
-file in a DIR that holds no such texts, such as a .jsonl of vectors; it is named."""
+file in a DIR that holds no such texts, such as a .jsonl of vectors; it is named.
+
+With --index NAME the passages of that index are ranked, which `gguf-embed index` makes: by meaning
+and by words together (BM25), or as --by says. The model is that of the index. A result shows its
+score, file, lines and id, the headings above it, and what its folder is about. `gguf-embed show ID`
+prints it with its surroundings."""
 
 EPILOG = """\
 examples:
@@ -42,7 +47,10 @@ examples:
   gguf-embed search "late delivery" tickets.csv --field body --id-field number --top 20
   gguf-embed search "who is to blame?" novel.txt --prose
   gguf-embed search "how do refunds work?" handbook/ --rerank qwen3-reranker:0.6b
-  git log --format=%s | gguf-embed search "memory leak" - --json"""
+  git log --format=%s | gguf-embed search "memory leak" - --json
+  gguf-embed search "how do refunds work?" --index handbook
+  gguf-embed search "EACCES" --index handbook --by words --path '*.md' --context 3
+  gguf-embed search "travel policy" --index handbook --all --min-score 0.5 --files"""
 
 
 def add(commands: Any) -> None:
@@ -50,7 +58,7 @@ def add(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "search", help="the passages that answer a question", description=DESCRIPTION, epilog=EPILOG
     )
-    options.add_query(parser, top=5)
+    options.add_query(parser, top=5, may_be_indexed=True)
     parser.add_argument(
         "--rerank",
         metavar="MODEL",
@@ -64,44 +72,60 @@ def add(commands: Any) -> None:
         metavar="N",
         help="passages that --rerank judges (default: %(default)s)",
     )
+    indexed.add_options(parser)
     parser.add_argument("--json", action="store_true", help="results as one JSON document")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     options.add_model(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(model=None, run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the best passages; returns 0, also when there is none."""
-    from gguf_embed.io.read import Reading, given, read
-
     if not args.query.strip():
         raise BadOption("the question is empty; say what to look for")
-    (query,) = given([args.query], source="QUERY")
-    bad: list[BadInput] = []  # what is wrong with files of directories
-    sources = options.find(args.inputs, args, quiet=args.quiet, on_bad=bad.append)
-    reading = Reading(field=args.field, id_field=args.id_field, prose=args.prose)
-    records = read(sources, reading, stdin=console.stdin(), on_bad=bad.append)
+    indexed.check(args)
     with ExitStack() as held:
         reranker: Reranker | None = None
         if args.rerank:  # first: a wrong name is told before the work
             reranker = held.enter_context(
                 options.open_reranker(args.rerank, _rerank_settings(args), quiet=args.quiet)
             )
-        embedder = held.enter_context(
-            options.open_embedder(args.model, options.settings(args), quiet=args.quiet)
-        )
-        n_best = max(args.top, args.candidates) if reranker else args.top
+        if args.index is not None:
+            return indexed.search(args, reranker)
+        return _search(args, reranker)
+
+
+def _search(args: argparse.Namespace, reranker: Reranker | None) -> int:
+    """Over files that are read and embedded now."""
+    from gguf_embed.io.read import Reading, given, read
+
+    (query,) = given([args.query], source="QUERY")
+    bad: list[BadInput] = []  # what is wrong with files of directories
+    sources = options.find(args.inputs, args, quiet=args.quiet, on_bad=bad.append)
+    reading = Reading(field=args.field, id_field=args.id_field, prose=args.prose)
+    records = read(sources, reading, stdin=console.stdin(), on_bad=bad.append)
+    with options.open_embedder(
+        args.model or BUILTIN, options.settings(args), quiet=args.quiet
+    ) as embedder:
+        best: Best[Record] = Best(max(args.top, args.candidates) if reranker else args.top)
         with console.progress("search", sources.total_bytes, quiet=args.quiet) as progress:
             flow = Flow(_passages(embedder, records), progress, keep_texts=True)
-            found, n_passages = _nearest(embedder, query.text, flow, n_best)
+            _nearest(embedder, query.text, flow, best)
         for error in () if args.quiet else bad[:MAX_NAMED]:
             console.say(f"passed over: {error}")
         if len(bad) > MAX_NAMED and not args.quiet:
             console.say(f"passed over: {console.counted(len(bad) - MAX_NAMED, 'other file')}")
-        judged = [Hit(score=score, similarity=score, record=record) for score, record in found]
-        if reranker is not None:
-            ranked = reranker.rank(query.text, [hit.record.text for hit in judged], top=args.top)
-            judged = [replace(judged[each.index], score=each.score) for each in ranked]
+        found = best.sorted()
+        if reranker is None:
+            hits = [ShownHit.of_record(score, record) for score, record in found]
+        else:
+            ranked = reranker.rank(query.text, [each.text for _, each in found], top=args.top)
+            hits = [
+                ShownHit.of_record(
+                    each.score, found[each.index][1], similarity=round(found[each.index][0], 6)
+                )
+                for each in ranked
+            ]
         if args.json:
             about: dict[str, object] = {
                 "query": args.query,
@@ -109,42 +133,18 @@ def run(args: argparse.Namespace) -> int:
                 "quant": embedder.quant,
             }
             about |= {"reranker": reranker.model_id} if reranker else {}
-            results = [hit.as_dict(reranked=reranker is not None) for hit in judged]
-            console.print_json("search", {**about, "n_passages": n_passages, "results": results})
+            results = [hit.as_dict() for hit in hits]
+            console.print_json("search", {**about, "n_passages": best.n_seen, "results": results})
             return 0
-    for rank, hit in enumerate(judged, 1):
-        print_hit(rank, hit.score, hit.record)
-    if not judged:
+    for rank, hit in enumerate(hits, 1):
+        hit.print(rank)
+    if not hits:
         console.say(f"no passage with text in {', '.join(args.inputs)}")
     return 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hit:
-    """A passage with what it is ordered by."""
-
-    score: float
-    similarity: float  # the cosine
-    record: Record
-
-    def as_dict(self, *, reranked: bool) -> dict[str, object]:
-        """For programs; the cosine is the score where nothing reranked."""
-        similarity = {"similarity": round(self.similarity, 6)} if reranked else {}
-        return {
-            "score": round(self.score, 6),
-            **similarity,
-            "id": self.record.id,
-            "source": self.record.source,
-            "position": self.record.position,
-            "last_position": self.record.last_position,
-            "text": self.record.text,
-        }
-
-
-def _nearest(
-    embedder: Embedder, query: str, flow: Flow, n_best: int
-) -> tuple[list[tuple[float, Record]], int]:
-    """The passages nearest to the question with their cosines, and how many there are in all."""
+def _nearest(embedder: Embedder, query: str, flow: Flow, best: Best[Record]) -> None:
+    """The passages nearest to the question, with their cosines."""
     try:
         question = embedder.encode_query(query)
     except TextTooLong as error:
@@ -152,19 +152,12 @@ def _nearest(
             f"the question has {error.rows[0][1]} tokens, {embedder.model_id} takes "
             f"{error.n_ctx}; ask a shorter one"
         ) from error
-    # (score, minus the order: among equals the first, the passage)
-    best: list[tuple[float, int, Record]] = []
-    n_passages = 0
     for block in embedder.stream(
         flow.texts(), prompt=embedder.prompt("document"), on_progress=flow.advance
     ):
         scores = cast(list[float], (block.vectors @ question).tolist())
         for score, record in zip(scores, flow.take(len(scores)), strict=True):
-            n_passages += 1
-            heapq.heappush(best, (score, -n_passages, record))
-            if len(best) > n_best:
-                heapq.heappop(best)
-    return [(score, record) for score, _, record in sorted(best, reverse=True)], n_passages
+            best.add(score, record)
 
 
 def _rerank_settings(args: argparse.Namespace) -> Settings:
@@ -194,20 +187,3 @@ def _passages(embedder: Embedder, records: Iterator[Record]) -> Iterator[Record]
                 max_tokens=min(PASSAGE_TOKENS, embedder.n_ctx),
             ):
                 yield replace(record, text=text)
-
-
-def print_hit(rank: int, score: float, record: Record) -> None:
-    """A passage for people: its place, and how it begins."""
-    place = f"{record.source}:{record.position}"
-    own_id = "" if record.id == place else f"  {record.id}"
-    console.out(console.plain(f"{rank:>2}  {score:.3f}  {place}{own_id}"))
-    width = min(layout.width(), layout.MAX_HELP_WIDTH)
-    for line in textwrap.wrap(
-        console.plain(" ".join(record.text.split())),
-        width=width,
-        initial_indent=" " * 11,
-        subsequent_indent=" " * 11,
-        max_lines=4,
-        placeholder=" ...",
-    ):
-        console.out(line)

@@ -1,7 +1,9 @@
 """Which files the inputs of a command stand for; nothing is read here.
 
-.txt .md .jsonl .csv   a file, by its ending
+.txt .md .jsonl .csv   a file, by its ending; also .gz and .zst of each
+.parquet .arrow        tables (.feather and .ipc are .arrow)
 DIR                    all such files in it and below, sorted
+'DIR/*.csv'            the files of a pattern, sorted, where no file has that name
 -                      standard input
 a named pipe           as standard input, where its ending is none of these
 """
@@ -9,6 +11,7 @@ a named pipe           as standard input, where its ending is none of these
 from __future__ import annotations
 
 import difflib
+import glob
 import os
 import shlex
 import stat
@@ -23,9 +26,20 @@ from gguf_embed.errors import BadInput, BadOption, counted
 from gguf_embed.system.files import printable
 
 OnBad: TypeAlias = Callable[[BadInput], None]
-FileKind = Literal[".txt", ".md", ".jsonl", ".csv"]
+FileKind = Literal[".txt", ".md", ".jsonl", ".csv", ".parquet", ".arrow"]
+Packing = Literal[".gz", ".zst"]
 
-KINDS: Final[tuple[FileKind, ...]] = (".txt", ".md", ".jsonl", ".csv")
+TEXT_KINDS: Final[tuple[FileKind, ...]] = (".txt", ".md", ".jsonl", ".csv")
+TABLES: Final[tuple[FileKind, ...]] = (".parquet", ".arrow")
+KINDS: Final[tuple[FileKind, ...]] = (*TEXT_KINDS, *TABLES)
+WITH_FIELDS: Final[tuple[FileKind, ...]] = (".jsonl", ".csv", *TABLES)
+_ENDINGS: Final[dict[str, FileKind]] = {
+    **{kind: kind for kind in KINDS},
+    ".ndjson": ".jsonl",
+    ".feather": ".arrow",
+    ".ipc": ".arrow",
+}
+_PACKINGS: Final[tuple[Packing, ...]] = (".gz", ".zst")
 STDIN = "-"
 
 
@@ -38,6 +52,7 @@ class TextSource:
     kind: FileKind
     n_bytes: int | None  # None: not known before the end (a pipe)
     in_folder: bool = False  # nobody named it: it lies in a directory that was named
+    packing: Packing | None = None  # how its bytes are compressed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +159,10 @@ class _Finder:
         if not name:  # as a path it would be this directory
             raise BadOption("an input is empty; name a file or a directory, such as .")
         path = Path(name)
+        if not os.path.lexists(path) and (matching := _matching(name)):
+            for each in matching:
+                self.add(each)
+            return
         with readable(printable(path)):
             mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
@@ -153,7 +172,20 @@ class _Finder:
         if stat.S_ISFIFO(mode):
             # Not opened before it is read: what is in a pipe comes once.
             kind = kind or self._stream_kind
-            self.files.append(TextSource(name=printable(path), path=path, kind=kind, n_bytes=None))
+            if kind in TABLES:
+                raise BadInput(
+                    f"{printable(path)}: is a pipe, and a table is not read from one; save it as a "
+                    "file first"
+                )
+            self.files.append(
+                TextSource(
+                    name=printable(path),
+                    path=path,
+                    kind=kind,
+                    n_bytes=None,
+                    packing=packing_of(path) if kind_of(path) else None,
+                )
+            )
         elif not stat.S_ISREG(mode):
             raise BadInput(
                 f"{printable(path)}: is a device or a socket; name a file, a directory or a pipe, "
@@ -206,17 +238,39 @@ class _Finder:
     def _kind(self, path: Path) -> FileKind | None:
         matched = {pattern for pattern in self._include if path.match(pattern)}
         self.used |= matched
-        for kind in KINDS:
-            if path.suffix.lower() == kind:
-                return kind
-        return ".md" if matched else None
+        return kind_of(path) or (".md" if matched else None)
+
+
+def _matching(pattern: str) -> list[str]:
+    """What a pattern that the shell left as it is stands for; of ** without the directories."""
+    if not any(char in pattern for char in "*?["):
+        return []
+    names = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  (Path takes no absolute one)
+    return [name for name in names if "**" not in pattern or not Path(name).is_dir()]
+
+
+def kind_of(path: Path) -> FileKind | None:
+    """What a file is by its ending, under that of a packing; None where none is known."""
+    packing = packing_of(path)
+    kind = _ENDINGS.get((path.with_suffix("") if packing else path).suffix.lower())
+    return None if packing and kind in TABLES else kind
+
+
+def packing_of(path: Path) -> Packing | None:
+    """How a file is compressed, by its ending."""
+    return next((packing for packing in _PACKINGS if path.suffix.lower() == packing), None)
 
 
 def _file(path: Path, kind: FileKind, *, in_folder: bool = False) -> TextSource:
     with readable(printable(path)), path.open("rb") as stream:
         n_bytes = os.fstat(stream.fileno()).st_size
     return TextSource(
-        name=printable(path), path=path, kind=kind, n_bytes=n_bytes, in_folder=in_folder
+        name=printable(path),
+        path=path,
+        kind=kind,
+        n_bytes=n_bytes,
+        in_folder=in_folder,
+        packing=packing_of(path) if kind_of(path) else None,
     )
 
 

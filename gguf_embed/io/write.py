@@ -21,7 +21,7 @@ import numpy as np
 
 from gguf_embed.errors import BadOption, OutputFailed
 from gguf_embed.io.read import Record
-from gguf_embed.io.sources import TextSource
+from gguf_embed.io.sources import TextSource, readable
 from gguf_embed.system.closing import Closes
 from gguf_embed.system.files import WholeFile, printable
 from gguf_embed.vectors import Vectors
@@ -78,16 +78,8 @@ def open_writer(
         yield StreamLines(stdout, content)
         return
     path = Path(name)
-    make = _WRITERS.get(path.suffix.lower())
-    if make is None:
-        raise BadOption(
-            f"-o {printable(path)}: the ending says the format; use NAME.npy (float32 array), "
-            "NAME.jsonl (ids and vectors) or - (JSON lines on standard output)"
-        )
-    for source in inputs:
-        with suppress(OSError):
-            if source.path is not None and path.samefile(source.path):
-                raise BadOption(f"-o {printable(path)}: is also an input; choose another name")
+    check_name(path, content, inputs)
+    make = _WRITERS[path.suffix.lower()]
     writer = make(path, content)
     try:
         yield writer
@@ -95,15 +87,29 @@ def open_writer(
         writer.close()
 
 
+def check_name(path: Path, content: RowContent, inputs: Sequence[TextSource]) -> None:
+    """Refuse a file that cannot be the result. Raises BadOption."""
+    if path.suffix.lower() not in _WRITERS:
+        raise BadOption(
+            f"-o {printable(path)}: the ending says the format; use NAME.npy (float32 array), "
+            "NAME.jsonl (ids and vectors), DIR/ (.parquet shards) or - (JSON lines on standard "
+            "output)"
+        )
+    if path.suffix.lower() == ".npy" and content != RowContent():
+        raise BadOption(
+            f"-o {printable(path)}: an array has no place for texts or fields; write them "
+            "with the vectors to NAME.jsonl"
+        )
+    for source in inputs:
+        with suppress(OSError):
+            if source.path is not None and path.samefile(source.path):
+                raise BadOption(f"-o {printable(path)}: is also an input; choose another name")
+
+
 class NpyFile:
     """A .npy file: rows as they come, the header last, when their number is known."""
 
     def __init__(self, path: Path, content: RowContent) -> None:
-        if content != RowContent():
-            raise BadOption(
-                f"-o {printable(path)}: an array has no place for texts or fields; write them "
-                "with the vectors to NAME.jsonl"
-            )
         self.n_rows = 0
         self._file = _DescribedFile(path)
         self._file.write(bytes(NPY_HEADER_BYTES))  # its place is kept
@@ -135,7 +141,7 @@ class LinesFile:
     def write(self, records: Sequence[Record], vectors: Vectors, truncated: Sequence[bool]) -> None:
         """Append rows; `vectors` has shape (len(records), dim)."""
         for record, vector, cut in zip(records, vectors, truncated, strict=True):
-            self._file.write(_json_line(record, vector, cut, self._content))
+            self._file.write(json_line(record, vector, cut, self._content))
         self.n_rows += len(records)
 
     def finish(self, *, dim: int, about: Mapping[str, object]) -> None:
@@ -159,7 +165,7 @@ class StreamLines:
         """Send rows at once, so that a reader sees them as they come."""
         try:
             for record, vector, cut in zip(records, vectors, truncated, strict=True):
-                self._stream.write(_json_line(record, vector, cut, self._content))
+                self._stream.write(json_line(record, vector, cut, self._content))
             self._stream.flush()
         except BrokenPipeError:
             raise
@@ -181,6 +187,23 @@ _WRITERS: Final[Mapping[str, Callable[[Path, RowContent], Writer]]] = {
     ".npy": NpyFile,
     ".jsonl": LinesFile,
 }
+
+
+def join_parts(
+    path: Path, parts: Sequence[Path], *, shape: tuple[int, int], about: Mapping[str, object]
+) -> None:
+    """Make NAME.npy of parts that hold rows of float32, or NAME.jsonl of parts that hold lines.
+
+    Raises OutputFailed; `parts` stay.
+    """
+    with _DescribedFile(path) as file:
+        if path.suffix.lower() == ".npy":
+            file.write(npy_header(shape))
+        for part in parts:
+            with readable(printable(part)), part.open("rb") as stream:
+                while data := stream.read(1 << 20):
+                    file.write(data)
+        file.finish(about)
 
 
 class _DescribedFile(Closes):
@@ -225,7 +248,8 @@ class _DescribedFile(Closes):
         self._file.close()
 
 
-def _json_line(record: Record, vector: Vectors, truncated: bool, content: RowContent) -> bytes:
+def json_line(record: Record, vector: Vectors, truncated: bool, content: RowContent) -> bytes:
+    """The line of a row."""
     row: dict[str, object] = {
         "id": record.id,
         "source": record.source,
@@ -250,9 +274,9 @@ def _json_line(record: Record, vector: Vectors, truncated: bool, content: RowCon
 
 def _json_bytes(value: Mapping[str, object], indent: int | None = None) -> bytes:
     try:
-        return json.dumps(value, indent=indent, ensure_ascii=False).encode()
+        return json.dumps(value, indent=indent, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError:  # half a character in a kept field or a name; an escape is JSON
-        return json.dumps(value, indent=indent).encode()
+        return json.dumps(value, indent=indent, default=str).encode()
 
 
 # numpy pads the header so that a first axis can grow in place; this holds any two axes.

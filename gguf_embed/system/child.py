@@ -216,6 +216,14 @@ def run_tool(
         return None
 
 
+def run_for_user(command: Sequence[str]) -> int | None:
+    """Another program that has the terminal until it ends; its exit code, None if it is absent."""
+    try:
+        return subprocess.run(command, check=False).returncode
+    except OSError:
+        return None
+
+
 _jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
 _taking: list[threading.Thread] = []  # the one that reads, once there is one
 

@@ -23,6 +23,19 @@ def home() -> Path:
     return base / "gguf_embed"
 
 
+def data_home() -> Path:
+    """The user's data: $GGUF_EMBED_HOME, else where the system keeps what is no cache."""
+    if chosen := os.environ.get("GGUF_EMBED_HOME"):
+        return Path(chosen)
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or user_home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = user_home() / "Library" / "Application Support"
+    else:
+        base = Path(os.environ.get("XDG_DATA_HOME") or user_home() / ".local" / "share")
+    return base / "gguf_embed"
+
+
 def user_home() -> Path:
     """The user's home; a private folder beside the temporary files where the system knows none.
 

@@ -1,0 +1,337 @@
+"""`gguf-embed embed` as a job: shards that stay, --resume, --dry-run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from gguf_embed.cli import console, options, stop
+from gguf_embed.cli.bulk_report import print_forecast, print_report
+from gguf_embed.cli.made_with import made_with
+from gguf_embed.cli.task import Task, chunked, opened_model, prompt_of
+from gguf_embed.errors import BadOption, NativeFailed
+
+if TYPE_CHECKING:
+    from gguf_embed.engine.embedder import Embedder
+    from gguf_embed.engine.options import EncodeOptions
+    from gguf_embed.io.record import UnreadableRow
+    from gguf_embed.io.shards import ShardFormat
+    from gguf_embed.jobs.cache import VectorCache
+    from gguf_embed.jobs.cut import Cut
+    from gguf_embed.jobs.forecast import Forecast
+    from gguf_embed.jobs.job import JobReport
+    from gguf_embed.jobs.manifest import FailedPlace
+    from gguf_embed.jobs.output import JobOutput
+
+SHARD_ROWS = 2048
+VECTOR_TYPES = ("float32", "float16", "int8", "binary")
+TERMINATED: Final = 75
+TERMINATED_S: Final = 4.0  # after SIGTERM, whatever is still at work
+WORK: Final = ".job"  # the ending of the folder in which NAME.npy or NAME.jsonl is made
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """--resume and its like."""
+    group = parser.add_argument_group("long jobs")
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        help="begin a job, or go on with one that was killed: the same command, the same result",
+    )
+    group.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="read and tokenize all of it, embed a sample, and tell what it will take",
+    )
+    group.add_argument(
+        "--on-error",
+        choices=("stop", "skip"),
+        help="a row that cannot be read or embedded: stop there, or go on and put it into "
+        "failed.jsonl (default: skip in a job, else stop)",
+    )
+    group.add_argument(
+        "--cache",
+        action="store_true",
+        help="take vectors from the cache where they are known, and keep new ones there (see "
+        "`gguf-embed cache`)",
+    )
+    group.add_argument(
+        "--vector-type",
+        choices=VECTOR_TYPES,
+        default="float32",
+        metavar="TYPE",
+        help="of vectors in .parquet: float32 (default), float16, int8 or binary",
+    )
+    group.add_argument(
+        "--shard-rows",
+        type=options.positive,
+        default=SHARD_ROWS,
+        metavar="N",
+        help="rows of a shard, fewer of texts of more than 256 bytes: a kill costs what of one is "
+        "done (default: %(default)s)",
+    )
+
+
+def wanted(args: argparse.Namespace) -> bool:
+    """Whether this is a job. Raises BadOption for what a job cannot do."""
+    folder = is_folder(args.output)
+    if args.vector_type != "float32" and not folder:
+        raise BadOption(f"--vector-type {args.vector_type}: is for a folder, -o DIR/")
+    job: bool = args.resume or args.dry_run or folder
+    if job and args.late_chunking:
+        raise BadOption("--late-chunking: is not for jobs; leave --resume and --dry-run out")
+    if args.resume and args.output == "-":
+        raise BadOption("--resume: goes on with a file or a folder; name one with -o")
+    return job
+
+
+def is_folder(output: str) -> bool:
+    """Whether it is to be a folder of shards."""
+    return output.endswith(("/", os.sep)) or (output != "-" and Path(output).is_dir())
+
+
+def open_cache(args: argparse.Namespace) -> VectorCache | None:
+    """The cache, where it is asked for."""
+    if not args.cache:
+        return None
+    from gguf_embed.jobs.cache import VectorCache
+
+    return VectorCache.open()
+
+
+def write_failed_beside(output: str, failed: Sequence[FailedPlace]) -> None:
+    """NAME.failed.jsonl for NAME, or none where nothing failed."""
+    from gguf_embed.jobs.output import write_failed
+
+    path = failed_beside(Path(output))
+    if failed:
+        write_failed(path, failed)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+def failed_beside(output: Path) -> Path:
+    """The side file of a result that is one file."""
+    return output.with_name(output.name + ".failed.jsonl")
+
+
+def run(args: argparse.Namespace, task: Task) -> int:
+    """Do the job, or tell what it takes; returns the exit code."""
+    began = time.monotonic()
+    place = _Place(args)
+    place.check(task)
+    isolated = options.isolated(args, task.total_bytes)
+    try:
+        with (
+            stop.ends_within(TERMINATED_S, TERMINATED),
+            opened_model(args, isolated=isolated) as embedder,
+        ):
+            options.warn_dimensions(embedder, args.dimensions)
+            work = _Work(embedder, args, task, place)
+            if args.dry_run:
+                print_forecast(work.forecast(), args, embedder)
+                return 0
+            opened = time.monotonic()
+            report = work.run()
+            print_report(
+                report,
+                work.made_with,
+                args,
+                dim=work.dim,
+                failed_file=place.failed,
+                open_s=opened - began,
+                embed_s=time.monotonic() - opened,
+            )
+    except stop.Terminated:
+        console.say("terminated; the same command with --resume goes on")
+        return TERMINATED
+    return NativeFailed.exit_code if report.n_failed else 0
+
+
+class _Place:
+    """Where the result goes, and where it is made."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.output = Path(args.output)
+        self.whole = is_folder(args.output)  # the folder is the result
+        self.folder = self.output if self.whole else self.output.with_name(self.output.name + WORK)
+        self.failed = self.folder / "failed.jsonl" if self.whole else failed_beside(self.output)
+        self.to_stdout = args.output == "-"
+
+    def check(self, task: Task) -> None:
+        """Refuse what cannot be. Raises BadOption."""
+        from gguf_embed.io.write import check_name
+
+        if self.to_stdout:
+            return
+        if not self.whole:
+            check_name(self.output, task.content, task.sources.files)
+            return
+        for source in task.sources:
+            if source.path is not None and source.path.resolve().is_relative_to(
+                self.folder.resolve()
+            ):
+                raise BadOption(
+                    f"-o {console.plain(str(self.output))}: holds the input "
+                    f"{source.name}; choose another folder"
+                )
+
+
+class _Work:
+    """A job with its model."""
+
+    def __init__(
+        self, embedder: Embedder, args: argparse.Namespace, task: Task, place: _Place
+    ) -> None:
+        self.embedder = embedder
+        self.args = args
+        self.task = task
+        self.place = place
+        self.prompt = prompt_of(embedder, args)
+        self.skips = args.on_error != "stop"
+        self.made_with: dict[str, object] = {
+            **made_with(embedder, self.prompt, args, chunks=task.chunks),
+            "vector_type": args.vector_type,
+        }
+        self.form = self._form()
+
+    @property
+    def options(self) -> EncodeOptions:
+        return {
+            "prompt": self.prompt,
+            "dimensions": self.args.dimensions,
+            "normalize": not self.args.no_normalize,
+            "truncate": self.args.truncate,
+            "on_error": "skip" if self.skips else "raise",
+        }
+
+    def cuts(self) -> Iterator[Cut]:
+        """The input, cut into shards."""
+        from gguf_embed.jobs.cut import cut
+
+        unreadable: list[UnreadableRow] = []
+        records = self.task.records(self.args, unreadable.append if self.skips else None)
+        if self.task.chunks:
+            records = chunked(self.embedder, records, self.prompt, self.args)
+        return cut(records, unreadable, shard_rows=self.args.shard_rows)
+
+    def forecast(self) -> Forecast:
+        """What it will take."""
+        from gguf_embed.jobs.forecast import forecast
+
+        return forecast(self.embedder, self.cuts(), self.form, self.options)
+
+    def run(self) -> JobReport:
+        """Do it."""
+        from gguf_embed.jobs.job import Job
+        from gguf_embed.jobs.manifest import Header
+        from gguf_embed.jobs.output import open_output
+
+        self.embedder.encode([], **self.options)  # checks them
+        header = Header(
+            made_with={**self.made_with, **self._choices()},
+            run=asdict(self.embedder.run_settings),
+        )
+        with open_output(self.place.folder, header, resume=self.args.resume) as output:
+            if output.header.run != header.run:
+                console.say(
+                    "the model runs with other settings than when the job began: the last bits of "
+                    "vectors may be other than in an undisturbed run"
+                )
+            cache = open_cache(self.args)
+            try:
+                with console.progress(
+                    "embed", self.task.total_bytes, quiet=self.args.quiet, lines_s=60.0
+                ) as bar:
+                    job = Job(self.embedder, output, self.form, self.options, _Watch(bar), cache)
+                    try:
+                        report = job.run(self.cuts())
+                    except BaseException:
+                        n = len(output.entries)
+                        console.say(f"{console.counted(n, 'shard')} done are kept")
+                        raise
+            finally:
+                if cache is not None:
+                    cache.close()
+            if not self.place.whole:
+                self._join(output, report)
+        if not self.place.whole:
+            shutil.rmtree(self.place.folder, ignore_errors=True)
+        return report
+
+    def _join(self, output: JobOutput, report: JobReport) -> None:
+        """One file of all shards."""
+        from gguf_embed.io.write import join_parts
+
+        totals = {
+            "n_texts": report.n_rows,
+            "n_truncated": report.n_truncated,
+            "n_failed": report.n_failed,
+        }
+        join_parts(
+            self.place.output,
+            [output.folder / entry.file for entry in output.entries],
+            shape=(report.n_rows, self.dim),
+            about={**self.made_with, **totals},
+        )
+        failed = [each for entry in output.entries for each in entry.failed]
+        write_failed_beside(self.args.output, failed)
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return self.args.dimensions or self.embedder.dim
+
+    def _choices(self) -> dict[str, object]:
+        """What of the command decides the rows."""
+        args = self.args
+        return {
+            "with_text": args.with_text,
+            "keep": args.keep,
+            "field": args.field,
+            "id_field": args.id_field,
+            "whole_file": args.whole_file,
+            "shard_rows": args.shard_rows,
+        }
+
+    def _form(self) -> ShardFormat:
+        from gguf_embed.io.shards import ArrayShards, LineShards, ParquetShards
+        from gguf_embed.io.tables import kept_types
+
+        task = self.task
+        if self.place.output.suffix.lower() == ".npy" and not self.place.whole:
+            return ArrayShards()
+        if not self.place.whole:
+            return LineShards(content=task.content)
+        types = kept_types(task.sources, task.reading) if task.content.fields else {}
+        reading = task.reading
+        return ParquetShards(
+            dim=self.dim,
+            vector_type=self.args.vector_type,
+            content=task.content,
+            chunks=task.chunks,
+            kept=(tuple(types) or None) if reading.keep_all else reading.keep,
+            kept_types=types,
+            about=self.made_with,
+        )
+
+
+class _Watch:
+    """Tells a person what happens."""
+
+    def __init__(self, bar: console.ProgressBar) -> None:
+        self._bar = bar
+
+    def advance(self, n_texts: int, n_tokens: int, n_bytes: int) -> None:
+        self._bar.advance(n_texts, n_tokens, n_bytes)
+
+    def failed(self, row: FailedPlace) -> None:
+        console.say(row.shown)

@@ -1,0 +1,48 @@
+"""Files that are compressed, as what is in them."""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import io
+import zlib
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import IO, Any, cast
+
+from gguf_embed.errors import BadInput
+from gguf_embed.io.sources import TextSource
+
+INSTALL = "pip install 'gguf-embed[arrow]'"
+
+
+@contextmanager
+def unpacked(stream: IO[bytes], source: TextSource) -> Generator[IO[bytes]]:
+    """The bytes that a source holds, whatever it is packed with. Raises BadInput."""
+    if source.packing is None:
+        yield stream
+        return
+    try:
+        if source.packing == ".gz":
+            with gzip.open(stream) as inner:
+                yield cast("IO[bytes]", inner)
+        else:
+            with _zstd(stream, source.name) as inner:
+                yield inner
+    except (EOFError, zlib.error) as error:
+        raise BadInput(f"{source.name}: damaged or cut off: {error}; copy it again") from error
+
+
+@contextmanager
+def _zstd(stream: IO[bytes], name: str) -> Generator[IO[bytes]]:
+    pyarrow = import_pyarrow(name)
+    with pyarrow.CompressedInputStream(stream, "zstd") as inner:
+        yield cast("IO[bytes]", io.BufferedReader(inner))
+
+
+def import_pyarrow(name: str) -> Any:
+    """pyarrow, which reads and writes `name`. Raises BadInput where it is not installed."""
+    try:
+        return importlib.import_module("pyarrow")
+    except ImportError as error:
+        raise BadInput(f"{name}: takes pyarrow: {INSTALL}") from error

@@ -1,0 +1,207 @@
+"""`gguf-embed index`, `search --index` and `show`: what they print, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+from commands import run_command
+
+from gguf_embed.cli import console, options
+from gguf_embed.plan.settings import Settings
+from gguf_embed.testing import FakeEmbedder, FakeReranker
+
+Run = Callable[..., tuple[int, str, str]]
+opened: list[tuple[str, str | None]] = []
+
+
+def open_fake(
+    model: str, settings: Settings | None = None, *, quiet: bool = False, isolated: bool = False
+) -> FakeEmbedder:
+    opened.append((model, settings.quant if settings else None))
+    return FakeEmbedder.open(model, settings=settings, dim=32 if model == "other" else 64)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """run(*arguments) -> (exit code, standard output, standard error), with the fakes."""
+    monkeypatch.setattr(options, "open_embedder", open_fake)
+    monkeypatch.setattr(options, "open_reranker", lambda model, *_, **how: FakeReranker.open())
+    monkeypatch.setenv("GGUF_EMBED_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    opened.clear()
+    return partial(run_command, capsys)
+
+
+@pytest.fixture
+def handbook(run: Run, tmp_path: Path) -> Path:
+    folder = tmp_path / "handbook"
+    folder.mkdir()
+    (folder / "refunds.md").write_text("# Refunds\n\nWe refund late parcels.\n\nAt once.\n")
+    (folder / "travel.md").write_text("# Travel\n\nTrains are booked by the office.\n")
+    code, _, err = run("index", "handbook", "-o", "hb", "--about", "handbook=house rules")
+    assert code == 0, err
+    return folder
+
+
+def test_index_says_what_it_did(run: Run, handbook: Path):
+    (handbook / "late.txt").write_bytes(b"\xff\xff")
+    (handbook / "image.png").touch()
+    (handbook / "travel.md").write_text("# Travel\n\nTrains are booked by you.\n")
+    code, out, err = run("index", "-o", "hb")
+    assert (code, out) == (0, "")
+    assert re.search(
+        r"hb: files: 1 changed, 1 unchanged; 1 passage embedded, 0 had a vector, 10 tokens in "
+        r"[\d.]+ s; now 2 passages",
+        err,
+    )
+    assert "not read: handbook/late.txt: line 1: not UTF-8" in err
+    assert "1 other file passed over (.png)" in err
+    found = json.loads(run("index", "-o", "hb", "--json")[1])
+    assert found["format"] == "gguf-embed-index/1"
+    assert (found["n_unchanged"], found["n_passages"], found["passed_over"]) == (2, 2, {".png": 1})
+    assert found["unread"][0]["source"] == str(handbook / "late.txt")
+
+
+def test_search_shows_places(run: Run, handbook: Path):
+    code, out, err = run("search", "late parcels", "--index", "hb", "--top", 1)
+    assert (code, err) == (0, "")
+    first, above, text = out.splitlines()
+    assert re.fullmatch(r" 1  0\.\d{3}  handbook/refunds\.md:1-5  [0-9a-f]{8}", first)
+    assert above.strip() == "Refunds  [house rules]"
+    assert text.strip() == "# Refunds We refund late parcels. At once."
+    assert opened[-1] == ("all-minilm-l6-v2", "F32")  # the model of the index, as it was
+    found = json.loads(run("search", "late parcels", "--index", "hb", "--json")[1])
+    assert (found["model"], found["n_passages"], found["by"]) == ("fake", 2, "both")
+    hit = found["results"][0]
+    assert hit["source"] == str(handbook / "refunds.md")
+    assert (hit["position"], hit["last_position"]) == (1, 5)
+    assert (hit["headings"], hit["about"], hit["words"]) == (["Refunds"], "house rules", 1.0)
+
+
+def test_search_by_words_opens_no_model(run: Run, handbook: Path):
+    opened.clear()
+    code, out, _ = run("search", "office", "--index", "hb", "--by", "words", "--files")
+    assert (code, out) == (0, " 1  1.000  handbook/travel.md  [house rules]\n")
+    assert opened == []
+    assert "no passage in hb" in run("search", "zebra", "--index", "hb", "--by", "words")[2]
+
+
+def test_search_takes_all_or_some(run: Run, handbook: Path):
+    def sources(*arguments: object) -> list[str]:
+        out = run("search", "late parcels", "--index", "hb", "--json", *arguments)[1]
+        return [Path(each["source"]).name for each in json.loads(out)["results"]]
+
+    assert sources("--all", "--top", 1) == ["refunds.md", "travel.md"]
+    assert sources("--min-score", 0.3) == ["refunds.md"]
+    assert sources("--path", "travel*") == ["travel.md"]
+    assert sources("--rerank", "any", "--top", 1) == ["refunds.md"]
+    assert sources("--rerank", "any", "--min-score", 0.99) == []
+
+
+def test_context_and_links(run: Run, handbook: Path, monkeypatch: pytest.MonkeyPatch):
+    out = run("search", "late parcels", "--index", "hb", "--top", 1, "--context", 0)[1]
+    assert out.splitlines()[2:] == [
+        "1  # Refunds",
+        "2",
+        "3  We refund late parcels.",
+        "4",
+        "5  At once.",
+    ]
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    place = (handbook / "refunds.md").as_uri()
+    linked = console.linked("refunds\x1b.md", handbook / "refunds.md", 3)
+    assert linked == f"\x1b]8;;{place}#L3\x1b\\refunds\\x1b.md\x1b]8;;\x1b\\"
+
+
+def test_show(run: Run, handbook: Path):
+    out = run("search", "late parcels", "--index", "hb", "--json")[1]
+    id = json.loads(out)["results"][0]["id"]
+    code, out, err = run("show", id)
+    assert (code, err) == (0, "")
+    place, heading, blank, first, *_ = out.splitlines()
+    assert (place, heading, blank) == ("handbook/refunds.md:1-5", "Refunds", "")
+    assert first == "1  # Refunds"
+    (handbook / "travel.md").write_text("other\n")
+    code, out, err = run("show", "travel.md:3", "--index", "hb")
+    assert out.splitlines()[-1] == "3  Trains are booked by the office."
+    assert "handbook/travel.md: has changed since it was indexed" in err
+    (excerpt,) = json.loads(run("show", "travel.md:2-3", "--json")[1])["excerpts"]
+    assert excerpt["text"] == "\nTrains are booked by the office."
+
+
+def test_open_starts_the_editor(run: Run, handbook: Path, monkeypatch: pytest.MonkeyPatch):
+    started: list[list[str]] = []
+    monkeypatch.setattr(
+        "gguf_embed.system.child.run_for_user", lambda each: started.append(each) or 0
+    )
+    monkeypatch.setenv("VISUAL", "vi -R")
+    run("search", "late parcels", "--index", "hb", "--open")
+    assert started == [["vi", "-R", "+1", str(handbook / "refunds.md")]]
+    monkeypatch.setenv("VISUAL", "code")
+    run("show", "travel.md:3", "--open")
+    assert started[1] == ["code", "--goto", f"{handbook / 'travel.md'}:3"]
+    monkeypatch.delenv("VISUAL")
+    monkeypatch.delenv("EDITOR", raising=False)
+    assert "no editor is known" in run("show", "travel.md:3", "--open")[2]
+
+
+def test_list(run: Run, handbook: Path):
+    run("index", "handbook/travel.md", "-o", "./other.index", "--exclude", "drafts")
+    out = run("index", "list")[1]
+    assert re.search(r"^hb +fake F32 +2 +2 +\d\.\d +\S+ \S+ +handbook$", out, re.MULTILINE)
+    assert "other" not in out
+    out = run("index", "list", "hb", "./other.index")[1]
+    assert re.search(r"folder +handbook \(2 files\): house rules", out)
+    assert re.search(r"exclude +drafts", out)
+    rows = json.loads(run("index", "list", "--json")[1])["indexes"]
+    assert [row["name"] for row in rows] == ["hb"]
+    assert rows[0]["folders"] == [
+        {"folder": str(handbook), "about": "house rules", "n_files": 2},
+    ]
+
+
+def test_another_model(run: Run, handbook: Path):
+    for command in (["search", "x", "--index", "hb"], ["index", "-o", "hb"]):
+        code, _, err = run(*command, "--model", "other")
+        assert code == 2
+        assert re.search(r"made by fake F32 \(vector space \w+\).* fake F32 \(vector space", err)
+    assert run("index", "-o", "hb", "--rebuild", "--model", "other")[0] == 0
+    assert run("search", "late parcels", "--index", "hb")[0] == 0
+    assert opened[-1][0] == "other"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["index", "handbook"], "the index has no name"),
+        (["index", "-o", "none"], "there is no such index; name its folders"),
+        (["index", "absent", "-o", "hb"], "absent: no such file or directory"),
+        (["index", "", "-o", "hb"], "a folder is empty"),
+        (["index", "handbook", "-o", "a b"], "is no name for an index"),
+        (["index", "-o", "hb", "--about", "nothing"], "write FOLDER=TEXT"),
+        (["index", "-o", "hb", "--chunk-tokens", "99"], "fake takes 32 tokens here"),
+        (["index", "list", "none"], "none: no index in"),
+        (["search", "x", "--index", "hc"], "there are hb"),
+        (["search", "x", "handbook", "--index", "hb"], "--path handbook"),
+        (["search", "x", "--index", "hb", "--prose"], "--prose: is for a search without --index"),
+        (["search", "x", "handbook", "--files"], "--files: is for a search with --index"),
+        (["search", "x", "handbook", "--by", "words"], "--by: is for a search with --index"),
+        (["search", "w " * 50, "--index", "hb"], "the question has 53 tokens, fake takes 32"),
+        (["search", "x", "--index", "hb", "--path", "none"], "matches no file"),
+        (["search", "a\udcff", "--index", "hb"], "lone surrogate"),
+        (["show", "ffffffff"], "no passage has this id"),
+        (["show", "none.md:1", "--index", "hb"], "no such file in the index"),
+        (["show", "travel.md:9-2", "--index", "hb"], "lines count from 1"),
+        (["show", "x", "--context", "-1"], "--context -1"),
+    ],
+)
+def test_bad_input(run: Run, handbook: Path, arguments: list[str], complaint: str):
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert complaint in err

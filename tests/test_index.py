@@ -1,0 +1,525 @@
+"""An index: what updates do, what answers are, and what happens when a run is killed."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gguf_embed.engine.backend import Outcome
+from gguf_embed.errors import BadInput, BadOption
+from gguf_embed.index.changes import SeenFile, changes_between
+from gguf_embed.index.facts import KnownFile
+from gguf_embed.index.index import Index
+from gguf_embed.index.making import Wanted, make_index
+from gguf_embed.index.places import existing, named_indexes, place_of
+from gguf_embed.index.ranking import best_rows, by_meaning, fused
+from gguf_embed.index.update import UpdateReport
+from gguf_embed.index.vector_file import VectorFile, cosines, joined
+from gguf_embed.index.words import phrases, searchable
+from gguf_embed.io.folder import FileStamp
+from gguf_embed.testing import FakeBackend, FakeEmbedder
+
+HANDBOOK = {
+    "refunds.md": "# Refunds\n\nWe refund every order within ten days.\n\n"
+    "## Late orders\n\nA late parcel is refunded at once.\n",
+    "travel.md": "# Travel\n\nTrains are booked by the office.\n",
+    "deep/bread.txt": "flour and water make bread in the oven\n",
+}
+
+
+@pytest.fixture
+def handbook(tmp_path: Path) -> Path:
+    folder = tmp_path / "handbook"
+    for name, text in HANDBOOK.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    return tmp_path / "made.index"
+
+
+def make(
+    place: Path, *folders: Path, embedder: FakeEmbedder | None = None, **wanted: object
+) -> UpdateReport:
+    wanted.setdefault("folders", dict.fromkeys(folders))
+    wanted.setdefault("chunk_tokens", 20)
+    with embedder or FakeEmbedder.open() as opened:
+        return make_index(place, opened, Wanted(**wanted), model="fake")  # type: ignore[arg-type]
+
+
+def ask(place: Path, question: str, **how: object) -> list[str]:
+    """The files that answer, the best first."""
+    with Index.open(place) as index, FakeEmbedder.open() as embedder:
+        return [hit.path.name for hit in index.search(question, embedder, **how)]  # type: ignore[arg-type]
+
+
+def counts(report: UpdateReport) -> tuple[int, ...]:
+    """New, changed, moved, deleted, unchanged files, and passages that were embedded."""
+    return (
+        report.n_new,
+        report.n_changed,
+        report.n_moved,
+        report.n_deleted,
+        report.n_unchanged,
+        report.n_embedded,
+    )
+
+
+# -- updates -----------------------------------------------------------------------------------
+
+
+def test_an_index_answers_with_places(handbook: Path, place: Path):
+    report = make(place, folders={handbook: "house rules"})
+    assert counts(report)[0] == 3
+    assert report.n_embedded == report.n_passages == 4
+    with Index.open(place) as index, FakeEmbedder.open() as embedder:
+        hit, *others = index.search("a late parcel", embedder)
+        assert len(others) == 3
+        assert hit.path == handbook / "refunds.md"
+        assert hit.passage.text == HANDBOOK["refunds.md"][hit.passage.start : hit.passage.end]
+        assert (hit.passage.first_line, hit.passage.last_line) == (5, 7)
+        assert hit.passage.headings == ("Refunds", "Late orders")
+        assert hit.folder.about == "house rules"
+        alone = embedder.encode(hit.passage.text, prompt=embedder.prompt("document"))
+        asked = embedder.encode_query("a late parcel")
+        assert hit.similarity == pytest.approx(float(alone @ asked), abs=1e-6)
+
+
+def test_an_update_embeds_what_is_new_alone(handbook: Path, place: Path):
+    make(place, handbook)
+    assert counts(make(place)) == (0, 0, 0, 0, 3, 0)
+    (handbook / "travel.md").rename(handbook / "deep" / "journeys.md")
+    assert counts(make(place)) == (0, 0, 1, 0, 2, 0)
+    assert ask(place, "trains", top=1) == ["journeys.md"]
+    assert ask(place, "journeys", top=1, by="words") == ["journeys.md"]
+    assert ask(place, "travel.md", paths=["journeys.md"], by="words") == ["journeys.md"]  # heading
+    (handbook / "refunds.md").write_text(HANDBOOK["refunds.md"] + "\n## Gifts\n\nNone.\n")
+    report = make(place)
+    assert counts(report) == (0, 1, 0, 0, 2, 1 + 1)  # the passage before it ends elsewhere now
+    assert report.n_reused == 1
+    (handbook / "deep" / "bread.txt").unlink()
+    assert counts(make(place)) == (0, 0, 0, 1, 2, 0)
+    assert "bread.txt" not in ask(place, "flour and bread")
+    assert ask(place, "flour", by="words") == []
+    (handbook / "copy.md").write_text((handbook / "refunds.md").read_text())
+    report = make(place)
+    assert (report.n_new, report.n_embedded, report.n_reused) == (1, 0, 3)
+
+
+def test_after_any_changes_it_is_as_if_made_anew(handbook: Path, place: Path, tmp_path: Path):
+    make(place, handbook)
+    (handbook / "travel.md").write_text("# Travel\n\nPlanes are not booked.\n")
+    (handbook / "more.md").write_text("# More\n\nA parcel of bread.\n")
+    (handbook / "refunds.md").rename(handbook / "money.md")
+    make(place)
+    make(tmp_path / "anew.index", handbook)
+    for by in ("both", "meaning", "words"):
+        found = []
+        for each in (place, tmp_path / "anew.index"):
+            with Index.open(each) as index, FakeEmbedder.open() as embedder:
+                hits = index.search("a parcel of bread", embedder, by=by)  # type: ignore[arg-type]
+            found.append([(hit.id, hit.path, hit.score) for hit in hits])
+        ids = [[each[:2] for each in one] for one in found]
+        assert sorted(ids[0]) == sorted(ids[1])
+        np.testing.assert_allclose([h[2] for h in found[0]], [h[2] for h in found[1]], rtol=1e-6)
+
+
+def test_what_cannot_be_read_is_named_and_comes_back_when_it_can(handbook: Path, place: Path):
+    (handbook / "travel.md").write_bytes(b"caf\xe9\n")
+    (handbook / "blank.txt").write_text(" \n")
+    (handbook / "broken.pdf").write_bytes(b"%PDF-1.4 nothing")
+    (handbook / "broken.docx").write_bytes(b"PK")
+    (handbook / "vectors.npy").touch()
+    report = make(place, handbook)
+    reasons = {path.name: reason for path, reason in report.unread}
+    assert reasons.keys() == {"travel.md", "blank.txt", "broken.pdf", "broken.docx"}
+    assert "not UTF-8: byte 0xe9 at offset 3" in reasons["travel.md"]
+    assert reasons["blank.txt"] == "holds no text"
+    assert report.passed_over == {".npy": 1}
+    with Index.open(place) as index:
+        assert {each.name for each in index.status().unread} == reasons.keys()
+    (handbook / "travel.md").write_text("trains\n")
+    assert "travel.md" not in {path.name for path, _ in make(place).unread}
+    (handbook / "travel.md").write_bytes(b"\xff\xff")
+    make(place)
+    assert "travel.md" not in ask(place, "trains")
+
+
+def test_folders_that_are_not_there_keep_their_files(handbook: Path, place: Path, tmp_path: Path):
+    make(place, handbook)
+    handbook.rename(tmp_path / "elsewhere")
+    report = make(place)
+    assert report.absent == [handbook]
+    assert ask(place, "a late parcel", top=1) == ["refunds.md"]
+    (tmp_path / "elsewhere").rename(handbook)
+    assert counts(make(place)) == (0, 0, 0, 0, 3, 0)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "a.md").write_text("zebras\n")
+    make(place, other)
+    make(place, remove=[handbook])
+    assert ask(place, "a late parcel") == ["a.md"]
+    with pytest.raises(BadInput, match="not in this index; its folders: "):
+        make(place, remove=[handbook])
+    with pytest.raises(BadInput, match="would be there twice"):
+        make(place, tmp_path)
+
+
+def test_which_files_are_taken_is_kept(handbook: Path, place: Path):
+    (handbook / "tool.py").write_text("def bake(): pass\n")
+    (handbook / ".gitignore").write_text("deep/\n")
+    (handbook / ".hidden.md").write_text("hidden\n")
+    report = make(place, handbook, include=["*.py"], exclude=["travel.*"])
+    assert report.n_new == 2
+    assert {*ask(place, "bake")} == {"tool.py", "refunds.md"}
+    assert make(place).n_unchanged == 2
+    assert make(place, gitignore=False).n_new == 1
+    with pytest.raises(BadOption, match="--include '/': is no pattern"):
+        make(place, include=["/"])
+    assert make(place, include=[]).n_deleted == 1
+
+
+def test_a_single_file_is_a_folder_of_one(handbook: Path, place: Path):
+    make(place, handbook / "refunds.md")
+    assert {*ask(place, "trains")} == {"refunds.md"}
+    assert ask(place, "refunds", paths=["refunds.md"], top=1) == ["refunds.md"]
+
+
+def test_an_index_does_not_read_itself(handbook: Path):
+    place = handbook / "own.index"
+    make(place, handbook)
+    (place / "notes.md").write_text("x\n")
+    report = make(place)
+    assert (report.n_unchanged, report.n_new, report.passed_over) == (3, 0, {})
+
+
+# -- kills, locks, generations -------------------------------------------------------------------
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from gguf_embed.index import update
+from gguf_embed.index.making import Wanted, make_index
+from gguf_embed.testing import FakeEmbedder
+update.BATCH_LEAST = 1
+after, done, append = int(sys.argv[3]), 0, update.VectorFile.append
+def append_and_die(self, vectors, n_rows):
+    global done
+    append(self, vectors, n_rows)
+    done += 1
+    if done > after:
+        os.kill(os.getpid(), signal.SIGKILL)
+update.VectorFile.append = append_and_die
+with FakeEmbedder.open() as embedder:
+    wanted = Wanted(folders={Path(sys.argv[2]): None}, chunk_tokens=20)
+    make_index(Path(sys.argv[1]), embedder, wanted, model="fake")
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_leaves_an_index_and_the_next_goes_on(handbook: Path, place: Path):
+    """It dies between the vectors and the tables, the one moment when they differ."""
+    for after, n_there in ((0, 0), (0, 0), (1, 1)):
+        done = subprocess.run([sys.executable, "-c", KILLED, place, handbook, str(after)])
+        assert done.returncode == -signal.SIGKILL
+        with Index.open(place) as index:
+            assert index.status().n_files == n_there
+            assert index.status().unfinished > 0
+        assert len(ask(place, "bread in the oven")) == n_there
+    report = make(place)
+    assert (report.n_new, report.n_unchanged) == (2, 1)
+    assert ask(place, "a late parcel", top=1) == ["refunds.md"]
+    assert ask(place, "bread in the oven", top=1) == ["bread.txt"]
+    with Index.open(place) as index:
+        assert index.status().unfinished == 0
+    size = (place / "1" / "vectors.f32").stat().st_size
+    assert size == 4 * 64 * report.n_passages
+
+
+def test_one_writer_at_a_time(handbook: Path, place: Path):
+    from gguf_embed.index.generations import only_writer
+
+    make(place, handbook)
+    with only_writer(place), pytest.raises(BadInput, match="another run is updating this index"):
+        make(place)
+    assert counts(make(place))[4] == 3
+
+
+def test_a_reader_sees_what_an_update_has_finished(handbook: Path, place: Path):
+    make(place, handbook)
+    with Index.open(place) as index, FakeEmbedder.open() as embedder:
+        assert len(index.search("zebras", embedder)) == 4
+        (handbook / "zebras.md").write_text("zebras\n")
+        make(place)
+        assert index.search("zebras", embedder)[0].path.name == "zebras.md"
+        make(place, rebuild=True)
+        (handbook / "gnus.md").write_text("gnus\n")
+        make(place)
+        assert index.search("gnus", embedder)[0].path.name == "gnus.md"
+        assert [path.name for path in place.iterdir() if path.is_dir()] == ["2"]
+
+
+class _Dies(FakeBackend):
+    """Ends the run when it meets a word."""
+
+    def run(self, sequences, **how):  # type: ignore[no-untyped-def]
+        if any(int(self.tokenize("oven")[1]) in ids for ids in sequences):
+            raise KeyboardInterrupt
+        return super().run(sequences, **how)
+
+
+def test_another_model_is_refused_and_taken_by_a_rebuild(handbook: Path, place: Path):
+    make(place, folders={handbook: "rules"}, exclude=["travel*"])
+    space = FakeEmbedder.open().fingerprint(prompt="document: ").id
+    with FakeEmbedder.open(dim=32) as other, Index.open(place) as index:
+        with pytest.raises(BadInput, match=rf"made by fake F32 .*{space}.*embedded by fake F32"):
+            index.search("x", other)
+        assert index.search("parcel", by="words")
+        with pytest.raises(BadInput, match="embed it all anew with --rebuild"):
+            make(place, embedder=other)
+    dying = FakeEmbedder.open(dim=32, backend=_Dies(dim=32))
+    with pytest.raises(KeyboardInterrupt):
+        make(place, embedder=dying, rebuild=True)
+    assert ask(place, "a late parcel", top=1) == ["refunds.md"]  # the old one goes on
+    report = make(place, embedder=FakeEmbedder.open(dim=32), rebuild=True)
+    assert report.n_passages == 3
+    with FakeEmbedder.open(dim=32) as other, Index.open(place) as index:
+        hit = index.search("a late parcel", other)[0]
+        assert (hit.path.name, hit.folder.about) == ("refunds.md", "rules")
+        assert index.facts.space.dim == 32
+        assert index.status().selection.exclude == ("travel*",)
+    with pytest.raises(BadInput, match="passages of 20 tokens with an overlap of 0, not 24"):
+        make(place, embedder=FakeEmbedder.open(dim=32), chunk_tokens=24)
+
+
+def test_vectors_that_nobody_needs_go(handbook: Path, place: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("gguf_embed.index.making.TIDY_ROWS", 2)
+    make(place, handbook)
+    for n in range(4):
+        (handbook / "travel.md").write_text(f"# Travel\n\nTrain number {n} goes to town.\n")
+        make(place)
+    with Index.open(place) as index:
+        status = index.status()
+        assert (status.n_passages, status.n_dead_rows) == (4, 1)
+    assert ask(place, "train number 3", top=1) == ["travel.md"]
+    assert ask(place, "a late parcel", top=1) == ["refunds.md"]
+    assert ask(place, "late", by="words") == ["refunds.md"]
+
+
+class _Nan(FakeBackend):
+    """Has no vectors for texts with the word "oven"."""
+
+    def run(self, sequences, **how):  # type: ignore[no-untyped-def]
+        outcome = super().run(sequences, **how)
+        oven = int(self.tokenize("oven")[1])
+        return Outcome(
+            vectors=outcome.vectors,
+            bad=tuple(row for row, ids in enumerate(sequences) if oven in ids),
+        )
+
+
+def test_a_passage_without_a_vector_is_named_and_found_by_its_words(handbook: Path, place: Path):
+    report = make(place, handbook, embedder=FakeEmbedder.open(backend=_Nan()))
+    (named,) = report.no_vector
+    assert f"{handbook}/deep/bread.txt:1: " in named
+    assert ask(place, "oven", by="words") == ["bread.txt"]
+
+
+@pytest.mark.parametrize(
+    "damage", ["index.json", "1/facts.json", "1/tables.sqlite", "1/vectors.f32"]
+)
+def test_a_damaged_index_is_refused_with_the_way_out(handbook: Path, place: Path, damage: str):
+    make(place, handbook)
+    (place / damage).write_bytes(b"?")
+    with pytest.raises(BadInput, match=r"anew|damaged"):
+        ask(place, "x")
+    if damage != "index.json":
+        make(place, handbook, rebuild=True)
+        assert ask(place, "a late parcel", top=1) == ["refunds.md"]
+
+
+# -- answers -----------------------------------------------------------------------------------
+
+
+def test_answers_may_be_chosen(handbook: Path, place: Path):
+    make(place, handbook)
+    assert ask(place, "bread", paths=["deep"]) == ["bread.txt"]
+    assert {*ask(place, "bread", paths=["*.md"])} == {"refunds.md", "travel.md"}
+    assert ask(place, "office", by="words", paths=["*.md"]) == ["travel.md"]
+    assert ask(place, "office", by="words", paths=["*.txt"]) == []
+    assert ask(place, "bread in the oven", min_score=0.5) == ["bread.txt"]
+    assert len(ask(place, "bread", top=None)) == 4
+    with pytest.raises(BadInput, match="matches no file"):
+        ask(place, "x", paths=["none"])
+    with pytest.raises(BadOption, match="choose both, meaning, words"):
+        ask(place, "x", by="luck")
+    with pytest.raises(BadOption, match="question is empty"):
+        ask(place, " ")
+    with Index.open(place) as index, pytest.raises(BadOption, match="needs the embedder"):
+        index.search("x")
+
+
+def test_words_are_found_in_any_script(tmp_path: Path, place: Path):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    (folder / "ja.md").write_text("返金は十日以内に行います\n")
+    (folder / "de.md").write_text("Über die Brücke gehen\n")
+    (folder / "code.md").write_text("call openTheDoor or close_the_window\n")
+    make(place, folder)
+    for question, answer in [
+        ("十日", "ja.md"),
+        ("返金", "ja.md"),
+        ("brucke", "de.md"),
+        ("door", "code.md"),
+        ("openthedoor", "code.md"),
+        ("window", "code.md"),
+        ('"quoted" OR (window', "code.md"),
+    ]:
+        assert ask(place, question, by="words") == [answer], question
+    assert ask(place, "日十", by="words") == []
+    assert ask(place, "?!", by="words") == []
+
+
+def test_a_passage_is_shown_in_its_document(handbook: Path, place: Path):
+    make(place, handbook)
+    with Index.open(place) as index, FakeEmbedder.open() as embedder:
+        hit = index.search("a late parcel", embedder)[0]
+        (alone,) = index.passage(hit.id)
+        assert "\n".join(alone.lines) == "## Late orders\n\nA late parcel is refunded at once."
+        (around,) = index.passage("#" + hit.id.upper(), context=99)
+        assert "\n".join(around.lines) + "\n" == HANDBOOK["refunds.md"] + "\n" * (
+            around.lines[-1] == ""
+        )
+        assert around.headings == ("Refunds", "Late orders")
+        lines = index.lines("deep/bread.txt", 1, 1)
+        assert lines.lines == (HANDBOOK["deep/bread.txt"].rstrip(),)
+        assert not lines.stale
+        (handbook / "deep" / "bread.txt").write_text("other\n")
+        assert index.lines(str(handbook / "deep" / "bread.txt"), 1, 9).stale
+        for bad, message in [("ffffffff", "no passage has this id"), ("xyz", "is no id")]:
+            with pytest.raises(BadInput, match=message):
+                index.passage(bad)
+        with pytest.raises(BadInput, match="no such file in the index"):
+            index.lines("none.md", 1, 2)
+        with pytest.raises(BadInput, match="no lines 50 to 60; it has 7"):
+            index.lines("refunds.md", 50, 60)
+
+
+def test_indexes_have_names(handbook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("GGUF_EMBED_HOME", str(tmp_path / "home"))
+    assert named_indexes() == []
+    make(place_of("handbook"), handbook)
+    assert named_indexes() == ["handbook"]
+    assert existing("handbook") == tmp_path / "home" / "indexes" / "handbook"
+    with pytest.raises(BadInput, match="there are handbook"):
+        existing("handbok")
+    monkeypatch.chdir(tmp_path)
+    assert place_of("a.index") == tmp_path / "a.index"
+    assert place_of("./a") == tmp_path / "a"
+    for bad in ("", "..", "-x"):
+        with pytest.raises(BadOption):
+            place_of(bad)
+
+
+# -- pure parts --------------------------------------------------------------------------------
+
+
+def known(id: int, name: str, digest: bytes, n: int = 1) -> KnownFile:
+    stamp = FileStamp(n_bytes=1, mtime_ns=n, ctime_ns=0)
+    return KnownFile(id=id, folder=1, name=name, digest=digest, stamp=stamp, first_row=0, n_rows=1)
+
+
+def seen(name: str, digest: bytes, n: int = 1) -> SeenFile:
+    stamp = FileStamp(n_bytes=1, mtime_ns=n, ctime_ns=0)
+    return SeenFile(folder=1, name=name, path=Path(name), stamp=stamp, digest=digest)
+
+
+FILES = st.dictionaries(
+    st.sampled_from(["a.md", "b.md", "c.md", "d.txt"]), st.sampled_from([b"1", b"2", b"3"])
+)
+
+
+@given(FILES, FILES)
+def test_changes_lead_from_what_is_known_to_what_is_seen(before, after):
+    changes = changes_between(
+        [known(i, name, digest) for i, (name, digest) in enumerate(before.items())],
+        [seen(name, digest) for name, digest in after.items()],
+    )
+    files = dict(before)
+    for old in changes.deleted:
+        del files[old.name]
+    for old, _ in changes.moved:
+        del files[old.name]
+    for _, now in (*changes.moved, *changes.changed):
+        files[now.name] = now.digest
+    for now in changes.new:
+        assert now.name not in files
+        files[now.name] = now.digest
+    assert files == after
+    for old, now in changes.moved:
+        assert old.digest == now.digest
+        assert old.name[-3:] == now.name[-3:]
+    left = {old.digest for old in changes.deleted if old.name != "d.txt"}
+    assert not left & {now.digest for now in changes.new if now.name != "d.txt"}
+
+
+@given(
+    st.lists(st.integers(0, 20), min_size=1, max_size=40),
+    st.integers(1, 50),
+)
+def test_the_best_rows_are_those_of_a_sort(values: list[int], n: int):
+    scores = np.float32(values)
+    expected = sorted(range(len(values)), key=lambda row: (-values[row], row))[:n]
+    assert best_rows(scores, n).tolist() == expected
+
+
+@given(st.sets(st.integers(0, 30)), st.integers(1, 31))
+def test_products_are_those_of_the_rows_in_use(rows: set[int], n_rows: int):
+    vectors = np.random.default_rng(0).normal(size=(n_rows, 4)).astype(np.float32)
+    used = {row for row in rows if row < n_rows}
+    ranges = joined([(row, row + 1) for row in used])
+    assert all(a[1] < b[0] for a, b in pairwise(ranges))
+    found = cosines(vectors, vectors[0], ranges)
+    for row in range(n_rows):
+        expected = vectors[row] @ vectors[0] if row in used else -2
+        assert found[row] == pytest.approx(expected, abs=1e-5)
+
+
+def test_scores_are_fused():
+    nearness = np.float32([0.5, -2, 0.4, 0.3])
+    rows = [each.row for each in by_meaning(nearness, 9)]
+    assert rows == [0, 2, 3]
+    found = fused(nearness, {3: 8.0, 2: 4.0}, 3, share=0.5)
+    assert [each.row for each in found] == [3, 2, 0]
+    assert [round(each.score, 3) for each in found] == [0.65, 0.45, 0.25]
+    assert found[2].words is None
+    assert fused(nearness, {}, 3, share=0.5)[0].score == 0.25
+
+
+def test_words_of_questions():
+    quoted = ['"how"', '"do"', '"i"', '"open"', '"it"', '"東 京 タ ワ ー"', '"now"']
+    assert phrases("How do I open_it? 東京タワー now NOW") == quoted
+    assert searchable("plain words") == "plain words"
+    assert searchable("parseHTMLPage") == "parseHTMLPage\nparse HTML Page"
+
+
+def test_vectors_behind_the_end_are_written_over(tmp_path: Path):
+    file = VectorFile(tmp_path / "v.f32", 2)
+    ones, twos = np.ones((3, 2), np.float32), np.full((1, 2), 2, np.float32)
+    file.append(ones, 0)
+    file.append(twos, 1)
+    np.testing.assert_array_equal(file.rows(2), np.concatenate([ones[:1], twos]))
+    assert (tmp_path / "v.f32").stat().st_size == 24
+    with pytest.raises(BadInput, match="does not hold the 9 vectors"):
+        file.rows(9)
