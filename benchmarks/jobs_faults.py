@@ -44,8 +44,12 @@ def computed(self, microbatch):
     real(self, microbatch)
 job.Job._computed = computed
 if sys.argv[1] == "fake":
-    from gguf_embed.testing import FakeEmbedder
-    options.open_embedder = lambda model, settings=None, **_: FakeEmbedder.open(dim=384)
+    from gguf_embed.testing import FakeBackend, FakeEmbedder
+    class Forgetful(FakeBackend):
+        def run(self, sequences, **choices):
+            self.microbatches.clear()  # which a test may look at
+            return super().run(sequences, **choices)
+    options.open_embedder = lambda model, settings=None, **_: FakeEmbedder.open(backend=Forgetful(dim=384))
 sys.argv.pop(1)
 sys.exit(cli.main())
 """
