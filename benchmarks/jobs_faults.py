@@ -49,7 +49,8 @@ if sys.argv[1] == "fake":
         def run(self, sequences, **choices):
             self.microbatches.clear()  # which a test may look at
             return super().run(sequences, **choices)
-    options.open_embedder = lambda model, settings=None, **_: FakeEmbedder.open(backend=Forgetful(dim=384))
+    backend = Forgetful(dim=384)
+    options.open_embedder = lambda *_, **__: FakeEmbedder.open(backend=backend)
 sys.argv.pop(1)
 sys.exit(cli.main())
 """
