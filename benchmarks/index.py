@@ -36,6 +36,7 @@ from typing import Any
 import numpy as np
 
 from gguf_embed import Embedder
+from gguf_embed.catalog import BUILTIN
 from gguf_embed.engine.options import Block
 from gguf_embed.index.index import Index
 from gguf_embed.index.making import Wanted, make_index
@@ -122,7 +123,7 @@ def corpus(work: Path, embedder: Embedder, most_files: int) -> dict[str, Any]:
 
     def timed() -> tuple[float, Any]:
         begin = time.perf_counter()
-        report = make_index(place, embedder, Wanted(folders={folder: None}), model="builtin")
+        report = make_index(place, embedder, Wanted(folders={folder: None}), model=BUILTIN)
         return time.perf_counter() - begin, report
 
     first, report = timed()
@@ -158,7 +159,7 @@ def finds(work: Path, embedder: Embedder, n_passages: int | None) -> dict[str, A
     for row, text in enumerate(task.passages):
         (folder / f"{row}.txt").write_text(text)
     place = work / "bodies.index"
-    make_index(place, embedder, Wanted(folders={folder: None}), model="builtin")
+    make_index(place, embedder, Wanted(folders={folder: None}), model=BUILTIN)
     rows = range(0, len(task.queries), max(1, len(task.queries) // 1000))
     wanted = list(rows)  # the body of the same docstring
     found: dict[str, list[dict[int, float]]] = {"meaning": [], "words": []}
@@ -262,7 +263,7 @@ def latency(work: Path, embedder: Embedder, sizes: list[int]) -> dict[str, Any]:
                 place,
                 embedder,
                 Wanted(folders={folder: None}, include=["*.py"], gitignore=False),
-                model="builtin",
+                model=BUILTIN,
             )
             if report.n_passages >= size or not waiting:
                 break
@@ -294,6 +295,7 @@ def latency(work: Path, embedder: Embedder, sizes: list[int]) -> dict[str, Any]:
                 index.search(text, embedder, paths=["_*"])
                 times.append(time.perf_counter() - begin)
             figures["both, filtered by path"] = quantiles(times)
+        print(json.dumps({size: figures}), file=sys.stderr, flush=True)
         figures["cold_s"] = cold(place, asked[0])
         result[f"{size}"] = figures
         print(json.dumps({size: figures}), file=sys.stderr)

@@ -49,9 +49,8 @@ if sys.argv[1] == "fake":
         def run(self, sequences, **choices):
             self.microbatches.clear()  # which a test may look at
             return super().run(sequences, **choices)
-    def opened(model, settings=None, **_):
-        return FakeEmbedder.open(backend=Forgetful(dim=384))
-    options.open_embedder = opened
+    backend = Forgetful(dim=384)
+    options.open_embedder = lambda *_, **__: FakeEmbedder.open(backend=backend)
 sys.argv.pop(1)
 sys.exit(cli.main())
 """

@@ -54,8 +54,8 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def started(stack: ExitStack, command: list[str], port: int, health: str) -> None:
-    """A server, until the stack ends."""
+def started(stack: ExitStack, command: list[str], port: int, health: str) -> int:
+    """A server, until the stack ends; its process id."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def end() -> None:
@@ -70,7 +70,7 @@ def started(stack: ExitStack, command: list[str], port: int, health: str) -> Non
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}{health}") as answer:
                 if answer.status == 200:
-                    return
+                    return process.pid
         except OSError:
             time.sleep(0.1)
     raise SystemExit(f"{command[0]} is not ready after {START_S} s")

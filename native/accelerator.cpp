@@ -656,7 +656,7 @@ ggml_status compute(ggml_backend_t backend, ggml_cgraph * graph) {
             if (step.first->op != GGML_OP_MUL_MAT) continue;
             const ggml_tensor *w = step.first->src[0], *x = step.first->src[1];
             const auto rows = static_cast<size_t>(x->ne[1]), inner = static_cast<size_t>(w->ne[0]);
-            quantized = std::max(quantized, rows * inner * sizeof(int16_t));
+            quantized = std::max(quantized, rows * (inner + 1) * sizeof(int16_t));
             scales = std::max(scales, rows * (inner / 32 + 1) * sizeof(float));
         }
         engine.quantized.of(quantized);
@@ -700,7 +700,14 @@ const char * device_description(ggml_backend_dev_t) { return best_kernels()->nam
 
 void device_memory(ggml_backend_dev_t, size_t * free, size_t * total) { *free = *total = 0; }
 
-enum ggml_backend_dev_type device_type(ggml_backend_dev_t) { return GGML_BACKEND_DEVICE_TYPE_ACCEL; }
+// llama.cpp gives every context all devices of type ACCEL. A context that is made while its thread
+// does not offer us sees a second CPU device, of which it needs none: so models with the accelerator
+// and without it live side by side in one process.
+thread_local bool offered = false;
+
+enum ggml_backend_dev_type device_type(ggml_backend_dev_t) {
+    return offered ? GGML_BACKEND_DEVICE_TYPE_ACCEL : GGML_BACKEND_DEVICE_TYPE_CPU;
+}
 
 void device_props(ggml_backend_dev_t device, ggml_backend_dev_props * props) {
     *props = {};
@@ -763,6 +770,7 @@ extern "C" {
 
 GGML_BACKEND_API ggml_backend_reg_t ggml_backend_init(void);
 GGML_BACKEND_API int ggml_backend_score(void);
+GGML_BACKEND_API void gguf_embed_offer(int);
 
 ggml_backend_reg_t ggml_backend_init(void) {
     using namespace gguf_embed;
@@ -772,5 +780,8 @@ ggml_backend_reg_t ggml_backend_init(void) {
 
 // 0 where this processor has none of our instruction sets: ggml then does not load us.
 int ggml_backend_score(void) { return gguf_embed::best_kernels() != nullptr; }
+
+// Whether contexts that this thread makes from now on get the accelerator.
+void gguf_embed_offer(int whether) { gguf_embed::offered = whether != 0; }
 
 }  // extern "C"

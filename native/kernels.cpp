@@ -136,6 +136,7 @@ struct Avx2 {
     }
     // a, but 0 where x is below the limit; not where x is not a number
     static Floats as_floats(Ints x) { return _mm256_castsi256_ps(x); }
+    static Ints as_ints(Floats x) { return _mm256_castps_si256(x); }
     static Floats unless_below(Floats a, Floats x, Floats limit) {
         return _mm256_andnot_ps(_mm256_cmp_ps(x, limit, _CMP_LT_OQ), a);
     }
@@ -452,14 +453,23 @@ void unpack(const char * const * columns, int64_t n_inner, Factors<Isa> & f, Str
 
 // The unit of a vector of floats as int16, or 0 where the vector is all zeros or not finite.
 template <class Isa> float unit_of(const float * x, int64_t n, float & unit) {
-    auto squares = Isa::zero_floats(), top = Isa::zero_floats();
+    constexpr int chains = 4;  // that do not wait for each other
+    typename Isa::Floats squares[chains], top[chains];
+    for (int c = 0; c < chains; c++) squares[c] = top[c] = Isa::zero_floats();
     int64_t i = 0;
-    for (; i + Isa::lanes <= n; i += Isa::lanes) {
-        const auto v = Isa::load_floats(x + i);
-        squares = Isa::fma(v, v, squares);
-        top = Isa::max(top, Isa::magnitude(v));
+    for (; i + chains * Isa::lanes <= n; i += chains * Isa::lanes) {
+#pragma GCC unroll 4
+        for (int c = 0; c < chains; c++) {
+            const auto v = Isa::load_floats(x + i + c * Isa::lanes);
+            squares[c] = Isa::fma(v, v, squares[c]);
+            top[c] = Isa::max(top[c], Isa::magnitude(v));
+        }
     }
-    float square = Isa::sum(squares), largest = Isa::largest(top);
+    for (int c = 1; c < chains; c++) {
+        squares[0] = Isa::add(squares[0], squares[c]);
+        top[0] = Isa::max(top[0], top[c]);
+    }
+    float square = Isa::sum(squares[0]), largest = Isa::largest(top[0]);
     for (; i < n; i++) {
         square += x[i] * x[i];
         largest = larger(largest, std::fabs(x[i]));
@@ -506,6 +516,41 @@ void unpack_other(const char * const * columns, int n_columns, int64_t n_inner, 
         to_int16<Isa>(floats, n_inner, unit_of<Isa>(floats, n_inner, strip.scale[c]), ints);
         for (int64_t i = 0; i < n_inner; i += 2) {
             std::memcpy(&strip.pairs[(i / 2 * strip_columns<Isa> + c) * 2], ints + i, 4);
+        }
+    }
+}
+
+// Pairs of int16 are multiplied: an odd number of inner values gets a zero more.
+constexpr int64_t even(int64_t n) { return (n + 1) / 2 * 2; }
+
+// Columns of 16 bits a number: as floats, then as int16 with the scale of each column's own values,
+// then turned, so that the pairs of all columns lie side by side.
+template <class Isa, class Load>
+void unpack_halves(const char * const * columns, int64_t n_inner, Strip<Isa> & strip, Load load) {
+    constexpr int step = 2 * Isa::lanes;  // inner values in a vector of int16
+    alignas(64) float floats[max_block];
+    alignas(64) int16_t ints[Isa::lanes][max_block];
+    for (int half = 0; half < strip_columns<Isa>; half += Isa::lanes) {
+        for (int c = 0; c < Isa::lanes; c++) {
+            const char * const from = columns[half + c];
+            int64_t i = 0;
+            for (; i + Isa::lanes <= n_inner; i += Isa::lanes) Isa::store_floats(floats + i, load(from + 2 * i));
+            if (i < n_inner) {
+                alignas(64) char part[Isa::lanes * sizeof(float)] = {};
+                std::memcpy(part, from + 2 * i, static_cast<size_t>(2 * (n_inner - i)));
+                Isa::store_floats(floats + i, load(part));
+            }
+            to_int16<Isa>(floats, n_inner, unit_of<Isa>(floats, n_inner, strip.scale[half + c]), ints[c]);
+            for (i = n_inner; i % step != 0; i++) ints[c][i] = 0;
+        }
+        for (int64_t i = 0; i < n_inner; i += step) {
+            typename Isa::Floats v[Isa::lanes];
+#pragma GCC unroll 16
+            for (int c = 0; c < Isa::lanes; c++) v[c] = Isa::as_floats(Isa::load(ints[c] + i));
+            Isa::transpose(v);
+            int16_t * const to = strip.pairs + (i / 2 * strip_columns<Isa> + half) * 2;
+#pragma GCC unroll 16
+            for (int j = 0; j < Isa::lanes; j++) Isa::store(to + j * strip_columns<Isa> * 2, Isa::as_ints(v[j]));
         }
     }
 }
@@ -629,8 +674,9 @@ template <class Isa, Activation activation> void finish(const Product & p, int64
 template <class Isa, int R>
 void integer_rows(const Product & p, int64_t row, int64_t n_inner, int64_t block, const Strip<Isa> & strip, float * sums) {
     typename Isa::Ints whole[R][2];
-    const int16_t * x = p.quantized + block * p.block * p.n_rows + row * n_inner;
-    integer_tile<Isa, R>(strip.pairs, x, n_inner, n_inner / 2, whole);
+    const int64_t stride = even(n_inner);
+    const int16_t * x = p.quantized + block * p.block * p.n_rows + row * stride;
+    integer_tile<Isa, R>(strip.pairs, x, stride, stride / 2, whole);
     const auto left = Isa::load_floats(strip.scale), right = Isa::load_floats(strip.scale + Isa::lanes);
     for (int r = 0; r < R; r++) {
         const auto scale = Isa::all(p.scales[block * p.n_rows + row + r]);
@@ -677,7 +723,7 @@ template <class Isa, class Work> void tiles(int64_t n_rows, Work work) {
     }
 }
 
-bool is_integer(Weight type) { return type != Weight::f32 && type != Weight::f16 && type != Weight::bf16; }
+bool is_integer(Weight type) { return type != Weight::f32; }
 
 int64_t inner_unit(Weight type) {
     switch (type) {
@@ -685,6 +731,8 @@ int64_t inner_unit(Weight type) {
         case Weight::q4_0:
         case Weight::q5_0:
         case Weight::iq4_nl:
+        case Weight::f16:
+        case Weight::bf16:
             return 32;
         default:
             return 256;
@@ -705,7 +753,9 @@ void quantize_rows(const float * x, int64_t stride, int64_t n_rows, int64_t n_in
             const int64_t n = smaller(block, n_inner - b * block);
             const float * from = x + row * stride + b * block;
             const float per_unit = unit_of<Isa>(from, n, scales[b * n_rows + row]);
-            to_int16<Isa>(from, n, per_unit, quantized + b * block * n_rows + row * n);
+            int16_t * const to = quantized + b * block * n_rows + row * even(n);
+            to_int16<Isa>(from, n, per_unit, to);
+            if (n % 2) to[n] = 0;
         }
     }
 }
@@ -715,8 +765,9 @@ template <class Isa> size_t product_scratch(const Product & p) {
 }
 
 // Floats of all columns, [inner][column].
-template <class Isa, class Load>
-void unpack_floats(const char * const * columns, int64_t n_inner, int64_t value_bytes, float * strip, Load load) {
+template <class Isa> void unpack_floats(const char * const * columns, int64_t n_inner, float * strip) {
+    constexpr int64_t value_bytes = sizeof(float);
+    const auto load = [](const char * from) { return Isa::as_floats(Isa::load(from)); };
     for (int64_t i = 0; i < n_inner; i += Isa::lanes) {
         const int n = static_cast<int>(smaller(Isa::lanes, n_inner - i));
         for (int half = 0; half < strip_columns<Isa>; half += Isa::lanes) {
@@ -747,13 +798,11 @@ template <class Isa>
 void unpack_block(const Product & p, const char * const * columns, int n_columns, int64_t n_inner, Scratch<Isa> & s) {
     switch (p.type) {
         case Weight::f32:
-            return unpack_floats<Isa>(columns, n_inner, 4, s.floats, [](const char * from) {
-                return Isa::as_floats(Isa::load(from));
-            });
+            return unpack_floats<Isa>(columns, n_inner, s.floats);
         case Weight::f16:
-            return unpack_floats<Isa>(columns, n_inner, 2, s.floats, [](const char * from) { return Isa::from_halves(from); });
+            return unpack_halves<Isa>(columns, n_inner, s.strip, [](const char * from) { return Isa::from_halves(from); });
         case Weight::bf16:
-            return unpack_floats<Isa>(columns, n_inner, 2, s.floats, [](const char * from) { return Isa::from_brain(from); });
+            return unpack_halves<Isa>(columns, n_inner, s.strip, [](const char * from) { return Isa::from_brain(from); });
         case Weight::q8_0: return unpack<Isa, Q8_0<Isa>>(columns, n_inner, s.factors, s.strip);
         case Weight::q4_0: return unpack<Isa, Q4_0<Isa>>(columns, n_inner, s.factors, s.strip);
         case Weight::q5_0: return unpack<Isa, Q5_0<Isa>>(columns, n_inner, s.factors, s.strip);

@@ -30,7 +30,7 @@ struct Product {
     int64_t n_columns;  // n
     int64_t n_inner;    // k
     int64_t block;      // inner values that share a scale
-    const int16_t * quantized;  // [block of k][row][block], see `quantize_rows`
+    const int16_t * quantized;  // [block of k][row][block, made even], see `quantize_rows`
     const float * scales;       // [block of k][row]
     const float * x;            // the float kernel reads the rows themselves
     int64_t x_stride;           // floats from row to row
@@ -99,6 +99,7 @@ struct Kernels {
 };
 
 // Null where this file was not compiled for the instruction set.
-const Kernels * avx2_kernels();
+// Visible, so that the test program tests what is shipped.
+__attribute__((visibility("default"))) const Kernels * avx2_kernels();
 
 }  // namespace gguf_embed

@@ -38,10 +38,11 @@ struct Format {
     double bound;  // of the error of a product, as a share of the lengths of its vectors
 };
 
-// The float kernel rounds as float32 does; int16 with one scale for a block gives about 1e-4.
+// The float kernel rounds as float32 does, int16 with one scale for a block gives about 1e-5 where
+// weights have that scale as well, and 1e-4 where theirs are made of smaller ones.
 const Format formats[] = {
-    {Weight::f32, GGML_TYPE_F32, 2e-6},     {Weight::f16, GGML_TYPE_F16, 2e-6},
-    {Weight::bf16, GGML_TYPE_BF16, 2e-6},   {Weight::q8_0, GGML_TYPE_Q8_0, 2e-4},
+    {Weight::f32, GGML_TYPE_F32, 2e-6},     {Weight::f16, GGML_TYPE_F16, 6e-5},
+    {Weight::bf16, GGML_TYPE_BF16, 6e-5},   {Weight::q8_0, GGML_TYPE_Q8_0, 2e-4},
     {Weight::q4_0, GGML_TYPE_Q4_0, 2e-4},   {Weight::q5_0, GGML_TYPE_Q5_0, 2e-4},
     {Weight::q4_k, GGML_TYPE_Q4_K, 2e-4},   {Weight::q5_k, GGML_TYPE_Q5_K, 2e-4},
     {Weight::q6_k, GGML_TYPE_Q6_K, 2e-4},   {Weight::iq4_nl, GGML_TYPE_IQ4_NL, 2e-4},
@@ -126,7 +127,7 @@ Job job(const Format & format, int64_t n_rows, int64_t n_columns, int64_t n_inne
     p.x = j.x.data();
     p.x_stride = n_inner;
     const auto n_blocks = (n_inner + p.block - 1) / p.block;
-    j.quantized.resize(static_cast<size_t>(n_rows * n_inner));
+    j.quantized.resize(static_cast<size_t>(n_rows * (n_inner + 1)));
     j.scales.resize(static_cast<size_t>(n_rows * n_blocks));
     j.out.resize(static_cast<size_t>(n_rows * n_columns));
     p.quantized = j.quantized.data();

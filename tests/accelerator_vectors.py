@@ -1,6 +1,6 @@
 """Prints what a model's vectors are with the accelerator, and whether they stay the same.
 
-    GGUF_EMBED_ACCELERATOR=1 python tests/accelerator_vectors.py MODEL OUT.npy
+    python tests/accelerator_vectors.py MODEL OUT.npy on|off
 
 The texts are the golden ones. Each is embedded alone, with one thread; then in random batches,
 with two threads, and by four contexts at once.
@@ -43,7 +43,8 @@ def batches(
 
 def main() -> None:
     model = Model(Path(sys.argv[1]), repack=False)
-    kernel = library.accelerated().kernel
+    on = sys.argv[3] == "on"
+    kernel = library.accelerated().kernel if on else None
     causal = "qwen3" in sys.argv[1]
     params = ContextParams(
         n_ctx=N_CTX,
@@ -52,6 +53,8 @@ def main() -> None:
         n_threads=1,
         pooling=Pooling.LAST if causal else Pooling.MEAN,
         tap=causal,
+        flash_attn=True,
+        accelerator=on,
     )
     texts = load().texts[::4]
     sequences = [model.tokenize(text.encode())[: N_CTX // 2] for text in texts]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
+import sys
 import zipfile
 from pathlib import Path, PurePath
 
@@ -35,6 +37,8 @@ def text_of(name: str, data: bytes | str) -> str:
         ("a?[b-d].txt", ["axb.txt"], ["axe.txt", "a/b.txt"]),
         ("[!a].txt", ["b.txt"], ["a.txt"]),
         ("x.[ch", ["x.[ch"], ["x.c"]),
+        ("docs/**", ["docs/a", "docs/a/b"], ["docs"]),
+        ("a\\*", ["a*"], ["ab"]),
     ],
 )
 def test_globs(pattern: str, yes: list[str], no: list[str]):
@@ -46,6 +50,22 @@ def test_globs(pattern: str, yes: list[str], no: list[str]):
 def test_what_is_no_pattern():
     with pytest.raises(BadOption, match=r"--path '\./': is no pattern"):
         compile_globs("--path", ["./"])
+
+
+def test_rules_of_gitignore():
+    rules = parse_ignore("# a comment\n\n*.log\n!keep.log\n/top\nbuild/\n\\#c\n")
+    levels = [("", rules), ("sub", parse_ignore("!b.log"))]
+
+    def ignored(path: str, *, is_folder: bool = False) -> bool:
+        return is_ignored(path, is_folder=is_folder, levels=levels)
+
+    assert [
+        path for path in ("a.log", "x/a.log", "top", "#c", "sub/a.log") if not ignored(path)
+    ] == []
+    assert [
+        path for path in ("keep.log", "x/top", "build", "sub/b.log", "c") if ignored(path)
+    ] == []
+    assert ignored("build", is_folder=True)
 
 
 TREE = (
@@ -121,6 +141,20 @@ def test_a_folder_is_listed(tmp_path: Path):
     assert [name for name, _ in listing.unreadable] == ["gone.md"]
     with pytest.raises(BadInput, match="no such file or directory"):
         list_folder(tmp_path / "none", Choice())
+    with pytest.raises(BadInput, match="is no file and no folder"):
+        list_folder(Path(os.devnull), Choice())
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path):
+    (tmp_path / "a.md").touch()
+    (tmp_path / "sub" / ".gitignore").mkdir(parents=True)
+    listing = list_folder(tmp_path, Choice())
+    assert [each.name for each in listing.files] == ["a.md"]
+    ((name, reason),) = listing.unreadable
+    assert name == "sub"
+    assert "cannot be read: Is a directory" in reason
+    with pytest.raises(BadInput, match="sub: cannot be read"):
+        list_folder(tmp_path / "sub", Choice())
 
 
 # -- documents ---------------------------------------------------------------------------------
@@ -151,6 +185,7 @@ y</pre></body></html>"""
     assert "```\nx  =  1\ny\n```" in text
     assert "alert" not in text
     assert "home" not in text
+    assert text_of("a.html", '<meta charset="odd"><td>a</td><td>b</td>') == "a b"
     latin = b'<meta charset="iso-8859-1"><p>caf\xe9</p>'
     assert text_of("a.htm", latin) == "café"
 
@@ -162,7 +197,7 @@ def packed(name: str, xml: str) -> bytes:
     return data.getvalue()
 
 
-def test_office_files():
+def test_office_files(monkeypatch: pytest.MonkeyPatch):
     word = (
         '<w:document xmlns:w="http://w"><w:body>'
         '<w:p><w:pPr><w:pStyle w:val="Heading2"/></w:pPr><w:r><w:t>Boats</w:t></w:r></w:p>'
@@ -177,6 +212,15 @@ def test_office_files():
         "<t:p>A <t:span>boat</t:span> floats.</t:p></o>"
     )
     assert text_of("a.odt", packed("content.xml", open_text)) == "# Boats\n\nA boat floats."
+    titled = (
+        '<w:document xmlns:w="http://w"><w:p><w:pStyle w:val="Title"/><w:t>Boats</w:t></w:p><w:p/>'
+        '<w:p><w:ph type="title"/><w:t>Sails</w:t><w:br/><w:t>up</w:t></w:p></w:document>'
+    )
+    assert text_of("a.docx", packed("word/document.xml", titled)) == "# Boats\n\n# Sails\nup"
+    with monkeypatch.context() as patched:
+        patched.setattr("gguf_embed.io.documents.MAX_XML_BYTES", 9)
+        with pytest.raises(BadInput, match=r"word/document\.xml has \d+ bytes"):
+            text_of("a.docx", packed("word/document.xml", titled))
     for data, message in [
         (b"PK", "damaged"),
         (packed("word/document.xml", "<open"), "damaged"),
@@ -202,11 +246,22 @@ startxref
 """
 
 
-def test_pdf():
-    pytest.importorskip("pypdf")
+def test_pdf(monkeypatch: pytest.MonkeyPatch):
+    pypdf = pytest.importorskip("pypdf")
     assert text_of("a.pdf", PDF) == "# Page 1\n\nA boat floats.\n"
     with pytest.raises(BadInput, match="a PDF that cannot be read"):
         text_of("a.pdf", b"%PDF-1.4 nothing")
+    with pytest.raises(BadInput, match="a PDF without text"):
+        text_of("a.pdf", PDF.replace(b"A boat floats.", b"              "))
+    locked, data = pypdf.PdfWriter(), io.BytesIO()
+    locked.add_blank_page(9, 9)
+    locked.encrypt("word", algorithm="RC4-128")
+    locked.write(data)
+    with pytest.raises(BadInput, match="needs a password"):
+        text_of("a.pdf", data.getvalue())
+    monkeypatch.setitem(sys.modules, "pypdf", None)
+    with pytest.raises(BadInput, match=r"pip install 'gguf-embed\[pdf\]'"):
+        text_of("a.pdf", PDF)
 
 
 # -- the best of many --------------------------------------------------------------------------

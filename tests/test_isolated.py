@@ -19,6 +19,7 @@ import tiny
 
 from gguf_embed import BadInput, BadText, Embedder, NativeFailed, Settings
 from gguf_embed.engine import isolated
+from gguf_embed.engine.barriers import waiting
 from gguf_embed.engine.gate import Gate
 from gguf_embed.engine.hosted import FAULT_VARIABLE
 from gguf_embed.engine.isolated import IsolatedModel
@@ -48,6 +49,17 @@ def expected(path: Path) -> Vectors:
 def backend(path: Path) -> Iterator[IsolatedModel]:
     with IsolatedModel(prove_model(path, UNTUNED)) as backend:
         yield backend
+
+
+def test_threads_of_the_child_do_not_spin_for_long(path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert waiting({"OMP_WAIT_POLICY": "active"}) == waiting({"GOMP_SPINCOUNT": "9"}) == {}
+    if not Path("/proc/self/environ").exists():
+        pytest.skip("no /proc")
+    proved = prove_model(path, UNTUNED)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    with IsolatedModel(proved) as backend:
+        assert b"GOMP_SPINCOUNT=1000" in Path(f"/proc/{backend.pid}/environ").read_bytes()
 
 
 def embedder_of(backend: IsolatedModel) -> Embedder:

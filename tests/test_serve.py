@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 import pytest
 import serve_child
+from conftest import Write
 
-from gguf_embed import Embedder
+from gguf_embed import Embedder, Reranker
 
 pytestmark = [
     pytest.mark.native,
@@ -79,11 +80,18 @@ class Process:
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The built-in model, behind a key."""
+def rerankers(tiny_model: Write) -> list[Path]:
+    return [tiny_model("qwen3_reranker"), tiny_model("xlmr_reranker")]
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory, rerankers: list[Path]) -> Iterator[str]:
+    """The built-in model and two rerankers, behind a key."""
     folder = tmp_path_factory.mktemp("serve")
     (folder / "keys").write_text(f"# ours\n{KEY}\n")
     command = ["-m", "gguf_embed", "serve", "--port", "0", "--no-tune", "--preload"]
+    for model in (MODEL, *rerankers):
+        command += ["--model", str(model)]
     running = Process([*command, "--api-key-file", str(folder / "keys")], folder)
 
     def read() -> str:
@@ -187,8 +195,44 @@ def test_cohere(url: str, direct: np.ndarray):
     )
     equal(made.embeddings.float_, direct)
     assert made.embeddings.ubinary is not None
-    with pytest.raises(cohere.core.ApiError, match="no reranker is loaded"):
+    with pytest.raises(cohere.core.ApiError, match="gives vectors, not scores; the rerankers here"):
         client.rerank(model=MODEL, query="x", documents=["a"], request_options={"max_retries": 0})
+
+
+QUERY = "the cat in the house"
+DOCUMENTS = ["a dog and a boat", "the cat is in the house", "bread", "the cat"]
+
+
+def test_cohere_reranks(url: str, rerankers: list[Path]):
+    import cohere
+
+    from gguf_embed import Settings
+
+    new, old = cohere.ClientV2(api_key=KEY, base_url=url), cohere.Client(KEY, base_url=url)
+    for path in rerankers:
+        with Reranker.open(path, settings=Settings(tune=False)) as reranker:
+            expected = [(each.index, each.score) for each in reranker.rank(QUERY, DOCUMENTS, top=2)]
+        made = new.rerank(model=path.stem, query=QUERY, documents=DOCUMENTS, top_n=2)
+        assert [(row.index, row.relevance_score) for row in made.results] == expected
+        v1 = old.rerank(
+            model=path.stem,
+            query=QUERY,
+            documents=[{"text": text} for text in DOCUMENTS],
+            top_n=2,
+            return_documents=True,
+        )
+        assert [(row.index, row.relevance_score) for row in v1.results] == expected
+        assert v1.results[0].document is not None
+        assert v1.results[0].document.text == DOCUMENTS[expected[0][0]]
+
+
+def test_cohere_reranks_async(url: str, rerankers: list[Path]):
+    import cohere
+
+    client = cohere.AsyncClientV2(api_key=KEY, base_url=url)
+    name = rerankers[0].stem
+    made = asyncio.run(client.rerank(model=name, query=QUERY, documents=DOCUMENTS))
+    assert len(made.results) == len(DOCUMENTS)
 
 
 def test_cohere_async(url: str, direct: np.ndarray):

@@ -21,14 +21,15 @@ from gguf_embed.server.models import Models
 from gguf_embed.server.offers import Offer, Offers
 from gguf_embed.server.safety import Keys, hosts_for
 from gguf_embed.server.service import Service
-from gguf_embed.testing import FakeBackend, FakeEmbedder
+from gguf_embed.server.traces import Traces
+from gguf_embed.testing import FakeBackend, FakeEmbedder, FakePairBackend, FakeReranker
 
 TEXTS = ["a cat sits", "a dog", "a cat sits", "the moon is far"]
 KEY = "k" * 24
 
 
-def offer(name: str) -> Offer:
-    return Offer(id=name, names=frozenset({name}), model=name)
+def offer(name: str, *, is_reranker: bool = False) -> Offer:
+    return Offer(id=name, names=frozenset({name}), model=name, is_reranker=is_reranker)
 
 
 class Served:
@@ -40,8 +41,10 @@ class Served:
         limits: Limits | None = None,
         keys: tuple[str, ...] = (),
         hosts: frozenset[str] | None = None,
-        open_model: Callable[[Offer, int | None], FakeEmbedder] | None = None,
+        open_model: Callable[[Offer, int | None], FakeEmbedder | FakeReranker] | None = None,
+        rerankers: tuple[str, ...] = (),
         origins: tuple[str, ...] = (),
+        traces: Traces | None = None,
         **fake: Any,
     ) -> None:
         self.opened: list[str] = []
@@ -49,7 +52,13 @@ class Served:
         self.threads = ThreadPoolExecutor(4)
         self.meters = Meters()
         models = Models(
-            Offers([offer("fake"), offer("other")]),
+            Offers(
+                [
+                    offer("fake"),
+                    offer("other"),
+                    *(offer(name, is_reranker=True) for name in rerankers),
+                ]
+            ),
             open_model or self._open,
             threads=self.threads,
             keep_alive_s=-1,
@@ -58,13 +67,19 @@ class Served:
         self.service = Service(models, limits or Limits(), threads=self.threads)
         self.service.ready = True
         self.app = application(
-            self.service, self.meters, keys=Keys(keys), hosts=hosts, origins=origins
+            self.service,
+            self.meters,
+            keys=Keys(keys),
+            hosts=hosts,
+            origins=origins,
+            traces=traces,
         )
         self.client = TestClient(self.app, base_url="http://localhost")
 
-    def _open(self, offer: Offer, left_bytes: int | None) -> FakeEmbedder:
+    def _open(self, offer: Offer, left_bytes: int | None) -> FakeEmbedder | FakeReranker:
         self.opened.append(offer.id)
-        return FakeEmbedder.open(offer.id, **self.fake)
+        kind = FakeReranker if offer.is_reranker else FakeEmbedder
+        return kind.open(offer.id, **self.fake)
 
 
 @pytest.fixture
@@ -337,6 +352,132 @@ def test_reranking_needs_a_reranker(
     assert "no reranker is loaded" in answer.json()[message]
 
 
+QUERY = "where is the cat"
+DOCUMENTS = ["a dog barks", "the cat is there", "the cat", "a dog barks"]
+
+
+@pytest.fixture(scope="module")
+def judge() -> Iterator[FakeReranker]:
+    with FakeReranker.open() as reranker:
+        yield reranker
+
+
+def best(scores: np.ndarray) -> list[int]:
+    return np.argsort(-scores, kind="stable").tolist()
+
+
+def test_tei_reranks(serve: Callable[..., Served], judge: FakeReranker):
+    client = serve(rerankers=("judge", "second")).client
+    expected = judge.score(QUERY, DOCUMENTS)
+    body = {"query": QUERY, "texts": DOCUMENTS}
+    answer = client.post("/rerank", json=body)
+    assert answer.status_code == 200, answer.text
+    rows = answer.json()
+    assert [row["index"] for row in rows] == best(expected) == [1, 2, 0, 3]
+    np.testing.assert_array_equal(floats([row["score"] for row in rows]), -np.sort(-expected))
+    assert {*rows[0]} == {"index", "score"}
+    assert int(answer.headers["x-compute-tokens"]) > 0
+    rows = client.post("/rerank", json={**body, "raw_scores": True, "return_text": True}).json()
+    raw = judge.score(QUERY, DOCUMENTS, raw=True)
+    np.testing.assert_array_equal(floats([row["score"] for row in rows]), -np.sort(-raw))
+    assert [row["text"] for row in rows] == [DOCUMENTS[row["index"]] for row in rows]
+
+    long = {"query": QUERY, "texts": ["a " * 100]}
+    answer = client.post("/rerank", json=long)
+    assert (answer.status_code, answer.json()["error_type"]) == (413, "validation")
+    answer = client.post("/rerank", json={**long, "truncate": True})
+    assert (answer.status_code, answer.headers["x-truncated"]) == (200, "1")
+    assert client.post("/rerank", json={"query": "q", "texts": []}).status_code == 400
+
+
+def test_cohere_and_jina_rerank(serve: Callable[..., Served], judge: FakeReranker):
+    client = serve(rerankers=("judge", "second")).client
+    expected = judge.score(QUERY, DOCUMENTS)
+    body = {"model": "second", "query": QUERY, "documents": DOCUMENTS, "top_n": 2}
+    said = client.post("/v2/rerank", json=body).json()
+    assert [row["index"] for row in said["results"]] == best(expected)[:2]
+    scores = [row["relevance_score"] for row in said["results"]]
+    np.testing.assert_array_equal(floats(scores), -np.sort(-expected)[:2])
+    assert said["id"]
+    assert said["meta"]["billed_units"] == {"search_units": 1}
+    answer = client.post("/v2/rerank", json={**body, "top_n": 0})
+    assert answer.status_code == 400
+    assert "top_n" in answer.json()["message"]
+    assert client.post("/v2/rerank", json={**body, "documents": []}).status_code == 400
+
+    given = [{"text": text, "title": "the cat", "id": row} for row, text in enumerate(DOCUMENTS)]
+    body = {"query": QUERY, "documents": given, "return_documents": True}
+    said = client.post("/v1/rerank", json=body).json()
+    assert [row["document"]["id"] for row in said["results"]] == best(expected)
+    assert (said["model"], said["object"]) == ("judge", "list")
+    assert said["usage"]["total_tokens"] == said["usage"]["prompt_tokens"] > 0
+    said = client.post("/v1/rerank", json={**body, "rank_fields": ["title", "text"]}).json()
+    titled = judge.score(QUERY, [f"the cat\n{text}" for text in DOCUMENTS])
+    scores = [row["relevance_score"] for row in said["results"]]
+    np.testing.assert_array_equal(floats(scores), -np.sort(-titled))
+    answer = client.post("/v1/rerank", json={**body, "rank_fields": ["author"]})
+    assert (answer.status_code, "author" in answer.json()["message"]) == (400, True)
+    answer = client.post("/v1/rerank", json={**body, "documents": [{"title": "x"}]})
+    assert (answer.status_code, "`text`" in answer.json()["message"]) == (400, True)
+
+
+def test_who_is_asked_for_what_it_does_not_give_says_so(serve: Callable[..., Served]):
+    client = serve(rerankers=("judge",)).client
+    body = {"model": "judge", "input": "x"}
+    for path, message in (("/v1/embeddings", "error"), ("/api/embed", "error")):
+        answer = client.post(path, json=body)
+        assert answer.status_code == 400
+        assert "judge is a reranker: it gives scores, not vectors" in str(answer.json()[message])
+    answer = client.post("/v2/rerank", json={"model": "fake", "query": "q", "documents": ["a"]})
+    assert answer.status_code == 400
+    assert "fake gives vectors, not scores; the rerankers here: judge" in answer.json()["message"]
+    answer = client.post("/v2/rerank", json={"model": "x", "query": "q", "documents": ["a"]})
+    assert answer.status_code == 404
+
+
+def test_rerankers_come_and_go_beside_embedders(serve: Callable[..., Served]):
+    served = serve(rerankers=("judge", "second"))
+    client = served.client
+    for model in ("judge", "second", "judge"):
+        body = {"model": model, "query": QUERY, "documents": DOCUMENTS}
+        assert client.post("/v2/rerank", json=body).status_code == 200
+    client.post("/v1/embeddings", json={"input": "x"})
+    assert served.opened == ["judge", "second", "fake"]
+    gives = {each["id"]: each["gives"] for each in client.get("/status").json()["models"]}
+    assert gives == {"judge": "scores", "second": "scores", "fake": "vectors"}
+    gives = {each["id"]: each["gives"] for each in client.get("/v1/models").json()["data"]}
+    assert gives == {"fake": "vectors", "other": "vectors", "judge": "scores", "second": "scores"}
+    assert client.get("/info").json()["model_type"] == {"embedding": {"pooling": "mean"}}
+    metrics = client.get("/metrics").text
+    assert 'te_request_duration_count{dialect="cohere",model="judge"} 2.0' in metrics
+    assert len(client.get("/api/ps").json()["models"]) == 3
+    answer = client.post("/api/show", json={"model": "judge"})
+    assert answer.json()["capabilities"] == []
+
+
+def test_a_server_of_rerankers_alone(serve: Callable[..., Served]):
+    served = serve(rerankers=("judge",))
+    served.service.models.offers = Offers([offer("judge", is_reranker=True)])
+    assert "reranker" in served.client.get("/info").json()["model_type"]
+    answer = served.client.post("/embed", json={"inputs": "x"})
+    assert (answer.status_code, "is a reranker" in answer.json()["error"]) == (413, True)
+
+
+def test_a_pair_without_a_score_is_named(serve: Callable[..., Served]):
+    class Failing(FakePairBackend):
+        def _vector(self, ids: Any) -> np.ndarray:
+            vector = super()._vector(ids)
+            return vector * np.nan if vector[0] == 1 else vector
+
+    client = serve(
+        open_model=lambda offer, left: FakeReranker.open(backend=Failing()), rerankers=("judge",)
+    ).client
+    body = {"query": QUERY, "documents": ["a dog", QUERY]}
+    answer = client.post("/v2/rerank", json=body)
+    assert (answer.status_code, "row 1" in answer.json()["message"]) == (500, True)
+    assert client.post("/v2/rerank", json={**body, "documents": ["a dog"]}).status_code == 200
+
+
 # -- who may ask, and how much -------------------------------------------------------------------
 
 
@@ -558,6 +699,43 @@ def test_health_ready_status_and_metrics(serve: Callable[..., Served]):
     status = client.get("/status").json()
     assert status["models"][0]["id"] == "fake"
     assert status["requests_in_flight"] == 1
+
+
+def test_a_request_is_a_span_with_its_parts(serve: Callable[..., Served]):
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    kept, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(kept))
+    client = serve(traces=Traces(provider.get_tracer("test")), rerankers=("judge",)).client
+    caller = "0af7651916cd43dd8448eb211c80319c"
+    headers = {"traceparent": f"00-{caller}-b7ad6b7169203331-01"}
+    client.post("/v1/embeddings", json={"model": "fake", "input": TEXTS}, headers=headers)
+    *parts, request = kept.get_finished_spans()
+    assert [part.name for part in parts] == ["load", "tokenize", "queue", "compute"]
+    assert all(part.parent.span_id == request.context.span_id for part in parts if part.parent)
+    assert f"{request.context.trace_id:032x}" == caller
+    assert request.name == "POST /v1/embeddings"
+    assert request.start_time <= parts[0].start_time <= parts[-1].end_time <= request.end_time
+    said = request.attributes
+    assert (said["http.response.status_code"], said["gguf_embed.texts"]) == (200, 4)
+    assert said["gen_ai.operation.name"] == "embeddings"
+    assert not any(text in str(span.to_json()) for span in (*parts, request) for text in TEXTS)
+    kept.clear()
+    client.post("/v2/rerank", json={"query": "q", "documents": ["a"]})
+    client.post("/v2/rerank", json={"query": "q"})
+    *_, scored, refused = kept.get_finished_spans()
+    assert scored.attributes["gen_ai.operation.name"] == "rerank"
+    assert refused.attributes["error.type"] == "invalid_request"
+
+
+def test_without_an_address_no_spans_are_made(monkeypatch: pytest.MonkeyPatch):
+    from gguf_embed.server.traces import traces
+
+    monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
+    monkeypatch.delenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", raising=False)
+    assert not traces()
 
 
 def test_request_ids(serve: Callable[..., Served]):

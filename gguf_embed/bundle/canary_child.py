@@ -21,7 +21,9 @@ from gguf_embed.system.child import Child, take_job, tell
 from gguf_embed.vectors import Vectors
 
 # llama.cpp's own pooling without what makes it fast: the vectors that every fast path must give.
-_PLAIN: Final = Settings(flash_attn=False, repack=False, tap=False, n_contexts=1, tune=False)
+_PLAIN: Final = Settings(
+    flash_attn=False, repack=False, accelerator=False, tap=False, n_contexts=1, tune=False
+)
 
 
 def canary_vectors(

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+from dataclasses import asdict
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +25,8 @@ WEIGHT_TYPES = quants.TESTED_TYPES
 
 DESCRIPTION = """\
 Check the installation: versions, devices and CPU features, the native self-test (run anew, in
-child processes, so that a crash is only a verdict), and a text embedded with the built-in model.
-Then what would make it faster. Exit code 1 where embedding does not work."""
+child processes, so that a crash is only a verdict), a text embedded with the built-in model, what
+our own kernels gain. Then what would make it faster. Exit code 1 where embedding does not work."""
 
 EPILOG = """\
 examples:
@@ -44,6 +45,7 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the report; returns 0 where embedding works, else 1."""
+    from gguf_embed.engine.gain import Gain, measure_gain
     from gguf_embed.machine.advice import advised
     from gguf_embed.machine.machine import machine_to_json, summary
     from gguf_embed.machine.probe import probe
@@ -57,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     # Where the library cannot be loaded there is nothing to test; the remarks say why.
     verdicts, on_gpus, advice = _self_test(machine) if machine.build is not None else ({}, {}, [])
     works, embedding = _embed_one()
+    gain = measure_gain() if works else Gain(kernel=None, remark="nothing does here")
     advice = [*machine.remarks, *advice, *_heal()]
     load, measurements = _measurements(machine) if machine.build is not None else (None, {})
     if versions["rich"] == "-":
@@ -72,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
             "measurements": measurements,
             "self_test": {v.weight_type: v.stages for v in verdicts.values()},
             "gpu_self_test": on_gpus,
+            "accelerator": asdict(gain),
             "advice": advice,
         }
         console.print_json("doctor", report)
@@ -90,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
         rows.append(("load", f"other work keeps {100 * load.before:.0f} % of the cores busy"))
     if measurements:
         rows.append(("measured", ", ".join(f"{n} {name}" for name, n in measurements.items())))
+    rows.append(("accelerator", str(gain)))
     rows.append(("embedding", embedding))
     rows += [("advice", text) for text in advice]
     console.print_pairs(rows)

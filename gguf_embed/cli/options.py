@@ -110,6 +110,7 @@ def settings(args: argparse.Namespace) -> Settings:
         n_threads=args.threads,
         tune=not args.no_tune,
         exact=args.exact,
+        accelerator=args.accelerator,
     )
 
 
@@ -174,7 +175,12 @@ def _add_how(parser: argparse.ArgumentParser, add: Callable[..., object]) -> Non
     add(
         "--exact",
         action="store_true",
-        help="compute each text alone: slower, and to the bit the same whatever else is embedded",
+        help="to the bit the same whatever else is embedded; slower where no accelerator runs",
+    )
+    add(
+        "--accelerator",
+        action=argparse.BooleanOptionalAction,
+        help="our own kernels for x86 CPUs, or an error (default: where they are proved right)",
     )
     add("--no-tune", action="store_true", help="skip the short measuring on first use")
     add_limits(parser)

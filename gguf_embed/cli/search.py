@@ -170,6 +170,7 @@ def _rerank_settings(args: argparse.Namespace) -> Settings:
         n_threads=args.threads,
         tune=not args.no_tune,
         exact=args.exact,
+        accelerator=args.accelerator,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from gguf_embed.cli import console, options
 from gguf_embed.errors import BadOption
 
 if TYPE_CHECKING:
+    from gguf_embed.server.offers import Offer
     from gguf_embed.server.run import ServeOptions
 
 NEEDED = ("httptools", "msgspec", "orjson", "prometheus_client", "starlette", "uvicorn")
@@ -21,7 +23,8 @@ KEYS_VARIABLE = "GGUF_EMBED_API_KEYS"
 DESCRIPTION = """\
 Serve vectors over HTTP to clients of OpenAI, Ollama, text-embeddings-inference and Cohere: only the
 address changes. With no --model the built-in model is the default, and every model on this machine
-can be asked for by its name; with --model those, and no others.
+can be asked for by its name; with --model those, and no others. Rerankers give scores at /rerank,
+/v1/rerank and /v2/rerank.
 
 Requests share microbatches; a short query overtakes long documents. The model runs in a child
 process: a text that llama.cpp dies of costs its own request only. Ctrl-C or SIGTERM lets requests
@@ -35,7 +38,7 @@ who may ask:
 
 examples:
   gguf-embed serve
-  gguf-embed serve --model qwen3-embedding:0.6b --model bge-m3 --preload
+  gguf-embed serve --model qwen3-embedding:0.6b --model qwen3-reranker:0.6b --preload
   gguf-embed serve --host 0.0.0.0 --api-key-file keys.txt --tls-cert cert.pem --tls-key key.pem
   gguf-embed serve --unix-socket /run/gguf-embed/socket
   gguf-embed serve --json-logs --keep-alive 1h --memory 8GiB"""
@@ -150,8 +153,7 @@ def _options(args: argparse.Namespace) -> ServeOptions:
 
     settings = options.settings(args)
     given: list[str] = args.model or []
-    for name in given:
-        _bring(name, args)
+    offers = [_brought(name, args) for name in given]
     defaults = Limits()
     limits = Limits(
         max_body_bytes=args.max_body or defaults.max_body_bytes,
@@ -166,7 +168,7 @@ def _options(args: argparse.Namespace) -> ServeOptions:
     if keep_alive is None:
         keep_alive = -1.0 if args.preload else 300.0
     return ServeOptions(
-        offers=tuple(offer_of(name) for name in given or [BUILTIN]),
+        offers=tuple(offers) or (offer_of(BUILTIN),),
         only_these=bool(given),
         settings=settings,
         host=args.host,
@@ -185,12 +187,18 @@ def _options(args: argparse.Namespace) -> ServeOptions:
     )
 
 
-def _bring(name: str, args: argparse.Namespace) -> None:
+def _brought(name: str, args: argparse.Namespace) -> Offer:
     """The file on this machine and proved, or a refusal, before anybody asks for it."""
     from gguf_embed.engine.opening import prove_model
+    from gguf_embed.plan.mode import is_reranker
+    from gguf_embed.server.offers import offer_of
 
+    settings = options.settings(args)
     with console.transfer("fetch", quiet=args.quiet) as moved:
-        prove_model(name, options.settings(args), on_status=console.say, on_download=moved)
+        proved = prove_model(
+            name, settings, reranker=None, on_status=console.say, on_download=moved
+        )
+    return replace(offer_of(name), is_reranker=is_reranker(proved.choice.card, proved.header))
 
 
 def _keys(file: str | None) -> tuple[str, ...]:

@@ -111,6 +111,7 @@ def _spelled(settings: RunSettings) -> str:
     return (
         f"{contexts} x {threads}, microbatch {settings.batch_tokens} tokens, "
         f"flash attention {_on(settings.flash_attn)}, repacking {_on(settings.repack)}, "
+        f"accelerator {_on(settings.accelerator)}, "
         f"last layer read {'before' if settings.tap else 'after'} the language-model head{gpu}"
     )
 

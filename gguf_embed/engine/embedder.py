@@ -331,7 +331,7 @@ class Embedder(Closes):
 
     def prepare(
         self, texts: Sequence[str] | Sequence[Sequence[int]], **options: Unpack[EncodeOptions]
-    ) -> Pending:
+    ) -> Pending[Block]:
         """A call that no thread waits for: tokenized and checked here, computed by its `submit`.
 
         Texts may come as token ids of this model. Options and errors are those of `encode`.

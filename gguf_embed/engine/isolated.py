@@ -28,6 +28,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from gguf_embed.engine.backend import BatchLimits, Head, Outcome
+from gguf_embed.engine.barriers import waiting
 from gguf_embed.engine.gate import Gate
 from gguf_embed.engine.loaded import limits_of
 from gguf_embed.engine.proved import Proved
@@ -67,7 +68,8 @@ class Process:
     """One child. `ask` may be called from several threads."""
 
     def __init__(self, job: object, on_status: Status | None) -> None:
-        self._child = Child("gguf_embed.engine.hosted", job, environment={"GGML_NO_BACKTRACE": "1"})
+        environment = {"GGML_NO_BACKTRACE": "1", **waiting(os.environ)}
+        self._child = Child("gguf_embed.engine.hosted", job, environment=environment)
         self.segments = Segments()
         self._on_status = on_status
         self._lock = threading.Lock()

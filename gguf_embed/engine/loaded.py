@@ -23,7 +23,7 @@ class LoadedModel(Closes):
     """The `Backend` of native code: model, contexts and tokenizer."""
 
     def __init__(self, model: Model, runner: Runner, tokenizer: Tokenizer, *, exact: bool) -> None:
-        """All three are this object's to close; `exact`: each text is decoded alone."""
+        """All three are this object's to close; `exact`: each text as if decoded alone."""
         self.model = model
         self.runner = runner
         self.tokenizer = tokenizer
@@ -72,7 +72,11 @@ class LoadedModel(Closes):
 
 
 def limits_of(settings: RunSettings, mode: EmbedMode, *, exact: bool) -> BatchLimits:
-    """How microbatches are packed for a model that runs so; `exact`: each text alone."""
+    """How microbatches are packed for a model that runs so; `exact`: each text alone.
+
+    With the accelerator a text has the same bits in any company: it was proved.
+    """
+    exact = exact and not settings.accelerator
     return BatchLimits(
         max_tokens=settings.batch_tokens,
         max_seqs=1 if exact else settings.max_batch_seqs,

@@ -30,7 +30,7 @@ from gguf_embed.engine.proved import Proved, prove_choice
 from gguf_embed.engine.tune_record import Target
 from gguf_embed.gguf.header import Header
 from gguf_embed.machine import probe as hardware
-from gguf_embed.plan.mode import EmbedMode, check_no_reranker, embed_mode
+from gguf_embed.plan.mode import EmbedMode, check_no_reranker, embed_mode, is_reranker
 from gguf_embed.plan.plan import Plan
 from gguf_embed.plan.reranker import check_is_reranker, rerank_mode
 from gguf_embed.plan.settings import RunSettings, Settings
@@ -158,16 +158,21 @@ def prove_model(
     name: str | Path,
     settings: Settings,
     *,
-    reranker: bool = False,
+    reranker: bool | None = False,
     on_status: Status | None = None,
     on_download: download.OnDownload | None = None,
 ) -> Proved:
-    """The first part of the corridor: a file that is here and safe to load, and nothing loaded."""
-    mode_of = rerank_mode if reranker else embed_mode
-    check_kind = check_is_reranker if reranker else check_no_reranker
+    """The first part of the corridor: a file that is here and safe to load, and nothing loaded.
+
+    `reranker` None takes a model of either kind, as the one that it is.
+    """
     if settings.n_threads and (remark := hardware.check_threads(settings.n_threads)):
         _log.warning("%s", remark)
     choice = choose(name, hardware.probe(), settings)
+    if reranker is None:
+        reranker = is_reranker(choice.card, choice.header)
+    mode_of = rerank_mode if reranker else embed_mode
+    check_kind = check_is_reranker if reranker else check_no_reranker
     # What is another kind of model is refused before gigabytes move.
     if choice.header is not None:
         mode_of(choice.header, choice.card, settings)

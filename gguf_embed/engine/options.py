@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypedDict
 
@@ -60,6 +60,15 @@ class RerankOptions(TypedDict, total=False):
     priority: Priority
     on_error: OnError
     on_progress: OnProgress | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """Documents with their scores, in the order as given."""
+
+    scores: Vectors  # (n,)
+    n_tokens: Sequence[int]  # of the pairs, as computed
+    truncated: Sequence[bool]  # whose ends were cut
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
     pending = embedder.prepare(["one text", "another"])   # tokens, checked; nothing is computed yet
     pending.submit(done.set)                              # returns at once
     ...
-    block = pending.block()
+    block = pending.result()
 
 A server has hundreds of them at a time.
 """
@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Generic, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ from gguf_embed.engine.prepare import Prepared
 from gguf_embed.engine.running import Lifetime, Running
 from gguf_embed.engine.scheduler import OnComputed
 from gguf_embed.engine.stream import Collecting, Request
-from gguf_embed.engine.turns import Caller, Done
+from gguf_embed.engine.turns import Caller, Done, Priority
 from gguf_embed.errors import BadOption, TextTooLong
 
 
@@ -38,18 +38,26 @@ class Waits:
     compute_s: float  # from then to the end of the last
 
 
-class Pending:
+_Result = TypeVar("_Result")
+
+
+class Pending(Generic[_Result]):
     """The texts of one call. Safe to use from several threads."""
 
     def __init__(
-        self, prepared: Prepared, request: Request, lifetime: Lifetime, running: Running
+        self,
+        prepared: Prepared,
+        priority: Priority,
+        lifetime: Lifetime,
+        running: Running,
+        collect: Callable[[Sequence[Done]], _Result],
     ) -> None:
-        """Use `Embedder.prepare`."""
+        """Use `Embedder.prepare` or `Reranker.prepare`; `collect` makes their results one."""
         self._prepared = prepared
-        self._request = request
         self._lifetime = lifetime
         self._running = running
-        self._caller = Caller(priority=request.priority)
+        self._collect = collect
+        self._caller = Caller(priority=priority)
         self._lock = threading.Lock()
         self._arrived: list[Done] = []
         self._n_left = len(prepared.tokens)
@@ -73,7 +81,7 @@ class Pending:
         return self._prepared.cut
 
     def submit(self, on_done: Callable[[], None]) -> None:
-        """Have it computed. `on_done` is called once, in any thread, when `block` can be called."""
+        """Have it computed. `on_done` is called once, in any thread; then there is a `result`."""
         self._on_done = on_done
         self._submitted_at = time.monotonic()
         with self._lifetime.call(self._running) as running:
@@ -87,14 +95,11 @@ class Pending:
         if self._lifetime.is_current(self._running):
             self._running.scheduler.cancel(self._caller)
 
-    def block(self) -> Block:
-        """The vectors in order; raises what the computation raised, or what it lacks."""
+    def result(self) -> _Result:
+        """All in order; raises what the computation raised, or what it lacks."""
         if self._failure is not None:
             raise self._failure
-        collecting = Collecting(self._prepared, self._request)
-        for done in self._arrived:
-            collecting.add(done)
-        return collecting.block()
+        return self._collect(self._arrived)
 
     def waits(self) -> Waits:
         """Of a call that is done."""
@@ -126,7 +131,7 @@ def prepared(
     texts: Sequence[str] | Sequence[Sequence[int]],
     request: Request,
     n_vocab: int,
-) -> Pending:
+) -> Pending[Block]:
     """Texts, or token ids of a vocabulary of `n_vocab`, ready to be submitted. Raises BadInput."""
     preparer = running.preparer
     if all(isinstance(text, str) for text in texts):
@@ -147,7 +152,14 @@ def prepared(
         rows = preparer.given(ids, n_vocab=n_vocab, truncate=request.truncate)
     if rows.too_long:
         raise TextTooLong(rows.too_long, preparer.n_ctx)
-    return Pending(rows, request, lifetime, running)
+
+    def collect(arrived: Sequence[Done]) -> Block:
+        collecting = Collecting(rows, request)
+        for done in arrived:
+            collecting.add(done)
+        return collecting.block()
+
+    return Pending(rows, request.priority, lifetime, running, collect)
 
 
 class Meter:

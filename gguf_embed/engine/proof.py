@@ -48,7 +48,9 @@ _STAGES = {
     "tokenize": "tokenizes with it",
     "decode": "computes vectors with it",
     "tap": "reads its last layer",
+    "accelerator": "computes with the accelerator",
 }
+WITH_ACCELERATOR = "accelerator"  # the last stage: the file itself is proved by then
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,13 +69,24 @@ class ProofSettings:
     repack: bool = True
     flash_attn: bool = True
     tap: bool = True
+    accelerator: bool = False  # try it as well
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Verdict:
+    """What is wrong, "" for nothing: with the file, and with the accelerator beside it."""
+
+    file: str
+    accelerator: str = ""
+    proven: bool = True  # not where the child was killed or too slow
 
 
 def prove(
     path: Path, settings: ProofSettings, *, on_status: Callable[[str], None] | None = None
-) -> None:
+) -> str:
     """Return where the file is safe to load here; the first time a child process tries it.
 
+    Returns why it is not to run with the accelerator, "" where it may or that was not asked.
     Raises BadModelFile where llama.cpp dies of it or its vectors mean nothing, which is kept, and
     NativeFailed where the child was killed or too slow, which is not.
     """
@@ -82,10 +95,11 @@ def prove(
     verdict = _read(kept, identity)
     if verdict is None:
         verdict = _try(path, settings, identity["n_bytes"], on_status)
-        if _identity(path) == identity:
+        if verdict.proven and _identity(path) == identity:
             _keep(kept, identity, verdict)
-    if verdict:
-        raise BadModelFile(f"{printable(path)}: {verdict}")
+    if verdict.file:
+        raise BadModelFile(f"{printable(path)}: {verdict.file}")
+    return verdict.accelerator
 
 
 def _try(
@@ -93,27 +107,32 @@ def _try(
     settings: ProofSettings,
     n_bytes: int,
     on_status: Callable[[str], None] | None,
-) -> str:
-    """What is wrong with the file, "" for nothing."""
+) -> _Verdict:
+    """What is wrong with the file, and with the accelerator beside it."""
     if on_status is not None and n_bytes > SAID_BEFORE_BYTES:
         on_status(f"proving {printable(Path(path.name))} in a child process, once")
     started = time.monotonic()
     job = {"path": os.fsdecode(path), **asdict(settings), "pooling": int(settings.pooling)}
-    stage, verdict = "start", None
+    stage, verdict, accelerator = "start", None, None
     # ggml would start a debugger at an abort; that takes seconds, and we have its line.
     with Child("gguf_embed.engine.trial", job, environment={"GGML_NO_BACKTRACE": "1"}) as child:
         for answer in child.answers(timeout_s=TIMEOUT_S + n_bytes / SLOWEST_BYTES_PER_S):
             stage = str(answer.get("stage", stage))
             verdict = answer.get("verdict", verdict)
+            accelerator = answer.get("accelerator", accelerator)
             if error := answer.get("error"):
                 raise _raised(error, str(answer.get("message")))
         ending = child.ending
-    if verdict is None or not ending.ok:
+    proven = True
+    if verdict == "" and stage == WITH_ACCELERATOR and accelerator is None:
+        accelerator = f"the process that tried it ended: {ending.reason or 'no vectors'}"
+        proven = ending.crashed
+    elif verdict is None or not ending.ok:
         verdict = _verdict_of(path, stage, ending)
     if on_status is not None:
         taken_s = time.monotonic() - started
         on_status(f"proved {printable(Path(path.name))} in a child process, once: {taken_s:.1f} s")
-    return str(verdict)
+    return _Verdict(file=str(verdict), accelerator=str(accelerator or ""), proven=proven)
 
 
 def _verdict_of(path: Path, stage: str, ending: Ending) -> str:
@@ -170,21 +189,23 @@ def _key(identity: Mapping[str, Any], settings: ProofSettings) -> str:
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _read(kept: Path, identity: Mapping[str, Any]) -> str | None:
+def _read(kept: Path, identity: Mapping[str, Any]) -> _Verdict | None:
     """The kept verdict; None where there is none that can be read as one."""
     with suppress(OSError, ValueError, RecursionError):
         read: object = json.loads(kept.read_text("utf-8"))
         if isinstance(read, dict):
             verdict: object = read.get("verdict")  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+            accelerator: object = read.get("accelerator", "")  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
             of: object = read.get("of")  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-            if isinstance(verdict, str) and of == identity:
-                return verdict
+            if isinstance(verdict, str) and isinstance(accelerator, str) and of == identity:
+                return _Verdict(file=verdict, accelerator=accelerator)
     return None
 
 
-def _keep(kept: Path, identity: Mapping[str, Any], verdict: str) -> None:
+def _keep(kept: Path, identity: Mapping[str, Any], verdict: _Verdict) -> None:
     try:
-        text = json.dumps({"verdict": verdict, "of": identity}, indent=1)
+        said = {"verdict": verdict.file, "accelerator": verdict.accelerator, "of": identity}
+        text = json.dumps(said, indent=1)
         write_whole(kept, text + "\n", make_folder=True)
     except OutputFailed as error:
         _log.info("the proof is not kept: %s", error)

@@ -11,9 +11,11 @@ from gguf_embed.catalog.card import ModelCard
 from gguf_embed.engine import proof
 from gguf_embed.engine.choice import Choice
 from gguf_embed.engine.tune_record import Target, safe_run
+from gguf_embed.errors import BadOption, NativeFailed
 from gguf_embed.gguf.header import Header, read_header
 from gguf_embed.machine import selftest
 from gguf_embed.machine.selftest import SafePaths
+from gguf_embed.native import accelerator, library
 from gguf_embed.plan.mode import EmbedMode, SpecialTokens, embed_mode, special_tokens
 from gguf_embed.plan.settings import Settings
 
@@ -35,14 +37,17 @@ class Proved:
     @property
     def target(self) -> Target:
         """What a measurement starts from, and its bounds."""
-        choice = self.choice
+        choice, start = self.choice, self.choice.plan.run
+        if self.safe.accelerator:
+            wanted = self.settings.accelerator is True or accelerator.usually_pays()
+            start = replace(start, accelerator=wanted)
         return Target(
             path=self.path,
             header=self.header,
             mode=self.mode,
             safe=self.safe,
             n_cores=choice.settings.n_threads or choice.machine.usable_cores,
-            start=choice.plan.run,
+            start=start,
             tier=choice.plan.tier,
             gpus=choice.gpus,
             fits=choice.fits,
@@ -51,6 +56,19 @@ class Proved:
     def without_tap(self) -> Proved:
         """Planned anew, for a model that turned out to have no tap."""
         return replace(self, choice=self.choice.without(tap=True))
+
+
+def _unfit(choice: Choice, settings: Settings, safe: SafePaths) -> str:
+    """Why the accelerator is not tried, "" where it is."""
+    if settings.accelerator is False:
+        return "it is switched off"
+    if choice.plan.tier != "cpu":
+        return "layers are on a GPU, and it is for models on the CPU"
+    if settings.repack:
+        return "repack=True lays the weights out for ggml's kernels"
+    if settings.flash_attn is False or not safe.flash:
+        return "it needs flash attention, which is off"
+    return library.why_not_accelerated()
 
 
 def prove_choice(
@@ -73,7 +91,10 @@ def prove_choice(
     if not safe.gpu or not safe.flash:
         choice = choice.without(gpus=not safe.gpu, flash_attn=not safe.flash)
     run = safe_run(choice.plan.run, safe)
-    proof.prove(
+    unfit = _unfit(choice, settings, safe)
+    if unfit and settings.accelerator:
+        raise BadOption(f"accelerator=True: {unfit}; leave it out, then it runs where it can")
+    refusal = proof.prove(
         path,
         proof.ProofSettings(
             pooling=mode.pooling,
@@ -87,9 +108,19 @@ def prove_choice(
             gpus=choice.gpus,
             repack=safe.repack if settings.repack is None else settings.repack,
             flash_attn=run.flash_attn,
+            accelerator=not unfit,
         ),
         on_status=on_status,
     )
+    if refusal and settings.accelerator:
+        raise NativeFailed(
+            f"{path}: the accelerator is not used for it: {refusal}; leave out accelerator=True, "
+            "then llama.cpp's own kernels run"
+        )
+    if refusal:
+        remark = f"no accelerator for {path.name}: {refusal}; llama.cpp's own kernels run"
+        safe = replace(safe, remark=f"{safe.remark}. {remark}" if safe.remark else remark)
+    safe = replace(safe, accelerator=not unfit and not refusal)
     return Proved(
         choice=choice,
         settings=settings,

@@ -10,7 +10,7 @@ pair (template, tokens, cut) -> pack -> run -> score (head, logistic) -> put in 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,12 +22,12 @@ from gguf_embed.catalog import RERANKER, catalog
 from gguf_embed.engine import arguments
 from gguf_embed.engine.fingerprint import Fingerprint, known_sha256
 from gguf_embed.engine.opening import Opened, open_reranker
-from gguf_embed.engine.options import OnProgress, Ranked, RerankOptions
+from gguf_embed.engine.options import OnError, OnProgress, Ranked, RerankOptions, Scored
 from gguf_embed.engine.pairs import Pairing, pairing_of
-from gguf_embed.engine.prepare import Prepared
+from gguf_embed.engine.pending import Meter, Pending
 from gguf_embed.engine.running import Lifetime, Running
-from gguf_embed.engine.score_head import ScoreHead, logistic, read_head
-from gguf_embed.engine.stream import DIED, NO_VECTOR, no_vector
+from gguf_embed.engine.score_head import ScoreHead, read_head
+from gguf_embed.engine.scoring import Scoring
 from gguf_embed.engine.turns import Caller, Priority
 from gguf_embed.errors import BadModelFile, BadOption, TextTooLong
 from gguf_embed.gguf.header import read_header
@@ -44,12 +44,15 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Scored:
-    """The pairs of a call and their scores, row by row."""
+class _Asked:
+    """The options of one call, checked."""
 
-    scores: Vectors  # (n,)
-    n_tokens: Sequence[int]
-    truncated: Sequence[bool]
+    task: str | None
+    cut: bool  # what is too long
+    raw: bool
+    priority: Priority
+    on_error: OnError
+    on_progress: OnProgress | None
 
 
 class Reranker(Closes):
@@ -71,6 +74,7 @@ class Reranker(Closes):
         self._source = opened.source
         self._again = opened.again
         self._lifetime = Lifetime(opened.backend, opened.reopen, n_ctx=self.n_ctx, shown=repr(self))
+        self.meter = Meter(self._lifetime)
 
     @classmethod
     def open(
@@ -208,80 +212,81 @@ class Reranker(Closes):
                 normalized=not check_switch("raw", raw),
             )
 
-    def _scored(self, query: str, documents: list[str], options: RerankOptions) -> _Scored:
-        """pair -> submit -> score -> put back in order."""
-        arguments.check_names(options, RerankOptions)
-        arguments.check_text(query, "the query")
-        truncate = arguments.check_document_truncate(options.get("truncate", "end"))
-        task = arguments.check_string("task", options.get("task"))
-        raw = check_switch("raw", options.get("raw", False))
-        on_error = arguments.check_on_error(options.get("on_error", "raise"))
-        priority = arguments.check_priority(options.get("priority", Priority.NORMAL))
-        on_progress = options.get("on_progress")
-        arguments.check_callback("on_progress", on_progress)
+    def prepare(
+        self, query: str, documents: Iterable[str], **options: Unpack[RerankOptions]
+    ) -> Pending[Scored]:
+        """A call that no thread waits for: paired and checked here, computed by its `submit`.
+
+        Options and errors are those of `score`, but for `on_progress`, which it does not take.
+        """
+        asked = _asked(options)
+        if asked.on_progress is not None:
+            raise BadOption("a call that no thread waits for tells no progress; use score")
         with self._lifetime.call() as running:
-            pairs = self._pairing.rows(
-                running.preparer,
-                query,
-                documents,
-                n_ctx=self.n_ctx,
-                task=task,
-                cut=truncate == "end",
-                on_error=on_error,
-            )
-            if pairs.too_long:
-                raise TextTooLong(pairs.too_long, self.n_ctx)
-            logits, reasons = self._logits(running, pairs, Caller(priority=priority), on_progress)
-        for index, reason in sorted(reasons.items()):
-            if on_error == "raise":
-                raise no_vector(pairs.first_rows[index], len(pairs.tokens[index]), reason)
-        # The last one stands for documents that have no tokens.
-        place = pairs.place
-        truncated = cast("list[bool]", np.append(pairs.truncated, False)[place].tolist())
-        if any(truncated):
+            scoring = self._scoring(running, query, list(_documents(documents)), asked)
+        return Pending(
+            scoring.pairs, asked.priority, self._lifetime, running, collect=scoring.scored
+        )
+
+    def _scored(self, query: str, documents: list[str], options: RerankOptions) -> Scored:
+        """pair -> submit -> score -> put back in order."""
+        asked = _asked(options)
+        on_progress = asked.on_progress
+        with self._lifetime.call() as running:
+            scoring = self._scoring(running, query, documents, asked)
+            pairs = scoring.pairs
+            if pairs.untokenized and on_progress is not None:
+                on_progress(len(pairs.untokenized), 0)
+            caller = Caller(priority=asked.priority)
+            try:
+                for done in running.scheduler.submit(caller, pairs.tokens).results():
+                    n_documents = scoring.add(done)
+                    if on_progress is not None:
+                        on_progress(n_documents, done.n_tokens)
+            finally:
+                running.scheduler.cancel(caller)
+        scored = scoring.scored()
+        if any(scored.truncated):
             _log.warning(
                 "%d of %d documents cut to fit into %d tokens beside the query (first: row %d); "
                 "truncate='error' (--truncate error) refuses them",
-                sum(truncated),
-                len(truncated),
+                sum(scored.truncated),
+                len(scored.truncated),
                 self.n_ctx,
-                truncated.index(True),
+                list(scored.truncated).index(True),
             )
-        scores: Vectors = logits if raw else logistic(logits)
-        n_tokens = np.fromiter(map(len, pairs.tokens), np.int32, len(pairs.tokens))
-        return _Scored(
-            scores=np.append(scores, np.float32(np.nan))[place],
-            n_tokens=cast("list[int]", np.append(n_tokens, 0)[place].tolist()),
-            truncated=truncated,
-        )
+        return scored
 
-    def _logits(
-        self,
-        running: Running,
-        pairs: Prepared,
-        caller: Caller,
-        on_progress: OnProgress | None,
-    ) -> tuple[Vectors, dict[int, str]]:
-        """Of each different pair, NaN where there is none; and why there is none."""
-        logits = np.full(len(pairs.tokens), np.nan, np.float32)
-        reasons: dict[int, str] = {}
-        n_same = np.bincount(pairs.place[pairs.place >= 0], minlength=len(pairs.tokens))
-        if pairs.untokenized and on_progress is not None:
-            on_progress(len(pairs.untokenized), 0)
-        try:
-            for done in running.scheduler.submit(caller, pairs.tokens).results():
-                rows = np.array(done.rows, np.intp)
-                with np.errstate(all="ignore"):  # what is not finite is found below
-                    logits[rows] = self._head.logits(done.vectors)
-                bad = {int(row) for row in rows[~np.isfinite(logits[rows])]} | set(done.bad)
-                for row in bad:
-                    logits[row] = np.nan
-                    reasons[row] = DIED if row in done.died else NO_VECTOR
-                if on_progress is not None:
-                    on_progress(int(n_same[rows].sum()), done.n_tokens)
-        finally:
-            running.scheduler.cancel(caller)
-        return logits, reasons
+    def _scoring(
+        self, running: Running, query: str, documents: list[str], asked: _Asked
+    ) -> Scoring:
+        """The pairs of a call, and nothing scored yet. Raises TextTooLong."""
+        pairs = self._pairing.rows(
+            running.preparer,
+            arguments.check_text(query, "the query"),
+            documents,
+            n_ctx=self.n_ctx,
+            task=asked.task,
+            cut=asked.cut,
+            on_error=asked.on_error,
+        )
+        if pairs.too_long:
+            raise TextTooLong(pairs.too_long, self.n_ctx)
+        return Scoring(pairs, self._head, raw=asked.raw, on_error=asked.on_error)
+
+
+def _asked(options: RerankOptions) -> _Asked:
+    arguments.check_names(options, RerankOptions)
+    on_progress = options.get("on_progress")
+    arguments.check_callback("on_progress", on_progress)
+    return _Asked(
+        task=arguments.check_string("task", options.get("task")),
+        cut=arguments.check_document_truncate(options.get("truncate", "end")) == "end",
+        raw=check_switch("raw", options.get("raw", False)),
+        priority=arguments.check_priority(options.get("priority", Priority.NORMAL)),
+        on_error=arguments.check_on_error(options.get("on_error", "raise")),
+        on_progress=on_progress,
+    )
 
 
 def _documents(documents: object) -> Iterable[str]:

@@ -239,6 +239,7 @@ def tap_works(model: Model, mode: EmbedMode, settings: RunSettings) -> bool:
         pooling=mode.pooling,
         causal=mode.causal,
         flash_attn=settings.flash_attn,
+        accelerator=settings.accelerator,
     )
     with Context(model, params, encoder=False) as context:
         expected = context.run(texts)

@@ -1,8 +1,10 @@
 """The child process in which a model file is tried before any other process loads it.
 
     {"stage": "load"} {"stage": "tokenize"} {"stage": "decode"} {"stage": "tap"} {"verdict": ""}
+    {"stage": "accelerator"} {"accelerator": ""}
 
 A verdict says what is wrong, "" for nothing. `engine/proof.py` reads it, and explains a death.
+The accelerator is tried where it is asked for, after the verdict on the file itself.
 """
 
 from __future__ import annotations
@@ -10,7 +12,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +24,15 @@ from gguf_embed.engine import canaries
 from gguf_embed.engine.tokenizer import RunTooLong, Tokenizer
 from gguf_embed.errors import BadModelFile, GgufEmbedError, NativeFailed
 from gguf_embed.gguf.header import read_header
+from gguf_embed.gguf.quants import tolerance
 from gguf_embed.gguf.vocabulary import check_vocabulary
 from gguf_embed.native.context import Context, ContextParams, TapUnavailable
+from gguf_embed.native.library import accelerated
 from gguf_embed.native.model import Model, Tokens
 from gguf_embed.plan.mode import SpecialTokens
 from gguf_embed.system.child import take_job, tell
 from gguf_embed.system.files import printable
-from gguf_embed.vectors import Pooling, Vectors
+from gguf_embed.vectors import Pooling, Vectors, least_cosine
 
 # Tests kill the child on purpose: "decode:SIGSEGV".
 FAULT_VARIABLE = "GGUF_EMBED_PROOF_FAULT"
@@ -65,6 +71,7 @@ class TriedFile:
         self.encoder: bool = job["encoder"]
         self.job = job
         self.model = Model(self.path, n_gpu_layers=job["n_gpu_layers"], repack=job["repack"])
+        self.decoded: tuple[Sequence[Tokens], Vectors] | None = None  # what is right
         self.n_long: int = min(
             job["n_ctx"],
             N_LONG_SMALL if small else N_LONG_LARGE,
@@ -104,6 +111,7 @@ class TriedFile:
         if not np.isfinite(plain).all():
             return f"it gives NaN, or numbers too large, for ordinary text; {_NEXT}"
         sequences = [*short, long]
+        self.decoded = sequences, vectors
         if self.pooling is Pooling.RANK:
             differ = len({sequence.tobytes() for sequence in sequences}) > 1
             same = differ and bool((vectors == vectors[0]).all())
@@ -128,11 +136,36 @@ class TriedFile:
 
     def tap(self, ids: Sequence[Tokens]) -> None:
         """Decode with the tap, which need not be there but must not crash."""
-        if self.job["tap"] and not self.encoder and self.pooling is not Pooling.RANK:
+        if self._has_tap:
             try:
                 self._run([ids[0][: self.n_long]], flash=self.job["flash_attn"], tap=True)
             except TapUnavailable:
                 return
+
+    def accelerate(self) -> str:
+        """Why this file is not to run with the accelerator, "" for nothing.
+
+        Its vectors must be those of llama.cpp, as near as two kernels can be, and the same to the
+        bit alone and in company.
+        """
+        if self.decoded is None:
+            return "the file gave no vectors to compare with"
+        if (remark := accelerated().remark) != "":
+            return remark
+        sequences, expected = self.decoded
+        self.model.close()
+        params = self._params(flash=True, accelerator=True)
+        with Model(self.path, repack=False) as model:
+            batch: list[Vectors] = []
+            alone: list[Vectors] = []
+            with _context(model, params, encoder=self.encoder, tap=self._has_tap) as context:
+                batch.append(context.run(sequences[:-1]))
+                batch.append(context.run(sequences[-1:]))
+                alone += [context.run([sequence]) for sequence in sequences]
+        ours = np.concatenate(batch)
+        if not np.array_equal(ours, np.concatenate(alone)):
+            return "a text alone gives other bits than in company"
+        return difference(ours, expected, self.pooling, tolerance(self.header.matrix_types))
 
     def _run(
         self,
@@ -142,18 +175,54 @@ class TriedFile:
         tap: bool = False,
         pooling: Pooling | None = None,
     ) -> Vectors:
-        params = ContextParams(
+        params = replace(self._params(flash=flash), tap=tap)
+        if pooling is not None:
+            params = replace(params, pooling=pooling)
+        with Context(self.model, params, self.encoder) as context:
+            return context.run(sequences)
+
+    def _params(self, *, flash: bool, accelerator: bool = False) -> ContextParams:
+        return ContextParams(
             n_ctx=self.n_long,
             n_ubatch=self.n_long,
             n_seq_max=min(4, self.n_long),
             n_threads=self.n_threads,
-            pooling=self.pooling if pooling is None else pooling,
+            pooling=self.pooling,
             causal=self.job["causal"],
             flash_attn=flash,
-            tap=tap,
+            accelerator=accelerator,
         )
-        with Context(self.model, params, self.encoder) as context:
-            return context.run(sequences)
+
+    @property
+    def _has_tap(self) -> bool:
+        """Whether the file will be run with the tap, as far as is known."""
+        return self.job["tap"] and not self.encoder and self.pooling is not Pooling.RANK
+
+
+def difference(ours: Vectors, expected: Vectors, pooling: Pooling, least: float) -> str:
+    """What tells the accelerator's vectors from llama.cpp's, "" for nothing that counts."""
+    if pooling is Pooling.RANK:
+        bound = (1 - least) * np.maximum(1, np.abs(expected)).max()
+        most = float(np.abs(ours - expected).max())
+        return "" if most <= bound else f"its scores differ from llama.cpp's by {most:.3g}"
+    cosine = least_cosine(ours, expected)
+    return "" if cosine >= least else f"its vectors differ from llama.cpp's (cosine {cosine:.4f})"
+
+
+@contextmanager
+def _context(
+    model: Model, params: ContextParams, *, encoder: bool, tap: bool
+) -> Generator[Context]:
+    """With the tap where there is one: a graph without it says so at the first text."""
+    with Context(model, replace(params, tap=tap), encoder) as context:
+        if tap:
+            try:
+                context.run([np.zeros(1, np.int32)])
+            except TapUnavailable:
+                with Context(model, params, encoder) as untapped:
+                    yield untapped
+                return
+        yield context
 
 
 def _of_equal_length(text: Tokens, other: Tokens) -> Tokens:
@@ -193,6 +262,13 @@ def _verdict(job: dict[str, Any]) -> str:
         return fault
     _enter("tap")
     tried.tap(ids)
+    tell({"verdict": ""})
+    if job["accelerator"]:
+        _enter("accelerator")
+        try:
+            tell({"accelerator": tried.accelerate()})
+        except GgufEmbedError as error:
+            tell({"accelerator": _reason(error, job)})
     return ""
 
 

@@ -119,6 +119,9 @@ def measured_run(tuned: Tuned, header: Header, mode: EmbedMode) -> MeasuredRun:
 def _changes(target: Target) -> Iterable[tuple[str, Sequence[Any]]]:
     """Settings to try, in order of what they usually gain; contexts come as (contexts, threads)."""
     safe, n_cores = target.safe, target.n_cores
+    both = "accelerator, repack"  # weights in a layout of ggml's own are out of our kernels' sight
+    if safe.accelerator and not target.start.accelerator:
+        yield both, [(True, False)]
     # Repacking means loading the weights once more, so it comes first, with its own best batch.
     if target.tier != "gpu":
         yield "repack", [True, False] if safe.repack else [False]
@@ -131,6 +134,8 @@ def _changes(target: Target) -> Iterable[tuple[str, Sequence[Any]]]:
     yield "flash_attn", [True, False] if safe.flash else [False]
     if target.tier == "cpu":
         yield "batch_tokens", BATCH_TOKENS
+    if safe.accelerator and target.start.accelerator:  # last, as it is not likely to win
+        yield both, [(False, target.start.repack and safe.repack)]
 
 
 class _Search:
@@ -273,6 +278,11 @@ def _with(settings: RunSettings, name: str, value: Any) -> RunSettings:
         return replace(settings, n_contexts=n_contexts, n_threads=n_threads)
     if name == "max_batch_tokens":
         return replace(settings, max_batch_tokens=value, batch_tokens=value)
+    if name == "accelerator, repack":
+        accelerator, repack = value
+        return replace(settings, accelerator=accelerator, repack=repack)
+    if settings.accelerator and name in ("repack", "flash_attn"):
+        return settings  # it needs them as they are
     return replace(settings, **{name: value})
 
 

@@ -68,8 +68,15 @@ class Tuned:
 
 
 def safe_run(run: RunSettings, safe: SafePaths) -> RunSettings:
-    """The same without what crashed in the self-test."""
-    return replace(run, repack=run.repack and safe.repack, flash_attn=run.flash_attn and safe.flash)
+    """The same without what crashed in the self-test, or is not proved."""
+    accelerator = run.accelerator and safe.accelerator
+    return replace(
+        run,
+        # The accelerator reads weights as they are in the file, and attention in one operation.
+        repack=run.repack and safe.repack and not accelerator,
+        flash_attn=(run.flash_attn or accelerator) and safe.flash,
+        accelerator=accelerator,
+    )
 
 
 def read_record(target: Target) -> Tuned | None:
@@ -102,6 +109,8 @@ def record_path(target: Target) -> Path:
     header = target.header
     digest = hashlib.sha256(f"{header.architecture} {header.file_bytes}".encode())
     digest.update(f"{target.tier} {target.gpus}".encode())
+    if target.safe.accelerator:
+        digest.update(b"accelerator")
     for tensor in header.tensors:
         digest.update(f"{tensor.name} {tensor.shape} {tensor.type}".encode())
     n_cores, of_file = target.n_cores, digest.hexdigest()[:16]

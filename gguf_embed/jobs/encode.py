@@ -117,7 +117,7 @@ class Unit:
     def __init__(
         self,
         texts: Sequence[str],
-        pending: Pending,
+        pending: Pending[Block],
         rows: Sequence[int],
         failed: Sequence[FailedRow],
         known: dict[int, Known],
@@ -147,7 +147,7 @@ class Unit:
     def result(self) -> Encoded:
         """Wait for it, and keep what is new. Raises NativeFailed."""
         self._done.wait()
-        block = self._pending.block()
+        block = self._pending.result()
         n = len(self._texts)
         vectors = np.full((n, self._dim), np.nan, np.float32)
         token_counts = np.zeros(n, np.int32)
@@ -188,7 +188,7 @@ class Unit:
 
 def _prepared(
     embedder: Embedder, texts: Sequence[str], rows: list[int], options: EncodeOptions
-) -> tuple[Pending, list[int], list[FailedRow]]:
+) -> tuple[Pending[Block], list[int], list[FailedRow]]:
     """Those of the rows that can be computed, ready; and why the others cannot."""
     failed: list[FailedRow] = []
     while True:

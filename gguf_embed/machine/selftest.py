@@ -119,6 +119,7 @@ class SafePaths:
     repack: bool
     remark: str | None  # one line for the user where something had to be given up
     gpu: bool = True
+    accelerator: bool = False  # proved with the model itself, not here
 
 
 def check(weight_types: Sequence[str], *, gpus: Sequence[str] = ()) -> SafePaths:

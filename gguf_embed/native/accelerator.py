@@ -1,7 +1,8 @@
 """Our own ggml backend: whether it is here, fits, and runs. `native/build.py` compiles it.
 
-It is loaded into llama.cpp before the first model is, and stays until the process ends. It is
-off unless the environment variable GGUF_EMBED_ACCELERATOR is 1.
+It is loaded into llama.cpp once, before the first context that is to have it, and stays until the
+process ends. Only contexts that are made within `offered` get it. The environment variable
+GGUF_EMBED_ACCELERATOR=0 keeps it out altogether.
 """
 
 from __future__ import annotations
@@ -10,11 +11,16 @@ import ctypes
 import functools
 import logging
 import os
+import platform
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 SWITCH = "GGUF_EMBED_ACCELERATOR"
+DEVICE = "GGUF_EMBED"  # as ggml calls it
 
 _log = logging.getLogger("gguf_embed.accelerator")
 
@@ -28,9 +34,14 @@ class Accelerator:
     remark: str  # why it does not run; empty where it runs
 
 
-def is_wanted() -> bool:
-    """Whether the environment asks for it."""
-    return os.environ.get(SWITCH, "0") == "1"
+def is_off() -> bool:
+    """Whether the environment keeps it out."""
+    return os.environ.get(SWITCH) == "0"
+
+
+def has_platform() -> bool:
+    """Whether there is one for such machines at all."""
+    return sys.platform == "linux" and platform.machine() in ("x86_64", "AMD64")
 
 
 def library_path(version: str) -> Path:
@@ -41,31 +52,64 @@ def library_path(version: str) -> Path:
     return Path(__file__).parent / f"libgguf_embed_accelerator-{version}.so"
 
 
-def identity(version: str) -> str:
-    """What the build id must hold of the accelerator; empty where it will not be loaded."""
+def why_absent(version: str) -> str:
+    """Why none can be loaded beside this llama-cpp-python, with the next step; "" where one can."""
+    if is_off():
+        return f"{SWITCH}=0 keeps it out"
     path = library_path(version)
-    if not is_wanted() or not path.exists():
+    if path.exists():
         return ""
+    if not has_platform():
+        return f"there is none for {sys.platform} on {platform.machine()}"
+    remark = f"none was compiled for llama-cpp-python {version}"
+    if others := others_than(version):
+        remark += f" (only {', '.join(others)})"
+    return f"{remark}; run install.py"
+
+
+def usually_pays() -> bool:
+    """Whether this CPU has nothing that ggml's own kernels use and ours do not.
+
+    Elsewhere only a measurement tells whose are faster.
+    """
+    flags = cpu_flags()
+    return "avx2" in flags and not flags & {"avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16"}
+
+
+def cpu_flags() -> frozenset[str]:
+    """Names of this CPU's instruction sets, as Linux has them."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines():
+            if line.startswith("flags"):
+                return frozenset(line.split())
+    return frozenset()
+
+
+def others_than(version: str) -> list[str]:
+    """Libraries that are here, for other versions of llama-cpp-python."""
+    path = library_path(version)
+    return sorted(p.name for p in path.parent.glob(path.name.replace(version, "*")) if p != path)
+
+
+def identity(version: str) -> str:
+    """What the build id must hold of the accelerator; empty where none can be loaded."""
+    if why_absent(version):
+        return ""
+    path = library_path(version)
     stat = path.stat()
     return f"{path.name} {stat.st_size} {stat.st_mtime_ns}"
 
 
 @functools.cache
 def load(version: str, ggml: Any) -> Accelerator:
-    """Load it into ggml where it is wanted and fits; its remark says why not.
+    """Load it into ggml where it is here and fits; its remark says why not.
 
-    `ggml` is the loaded library that has ggml's functions, `version` llama-cpp-python's. The first
-    call must come before a model is loaded; later ones say again what became of it.
+    `ggml` is the loaded library that has ggml's functions, `version` llama-cpp-python's. Later
+    calls say again what became of it.
     """
-    if not is_wanted():
-        return Accelerator(kernel=None, path=None, remark=f"off; {SWITCH}=1 turns it on")
+    if remark := why_absent(version):
+        return _refused(path=None, remark=remark)
     path = library_path(version)
-    if not path.exists():
-        others = sorted(p.name for p in path.parent.glob(path.name.replace(version, "*")))
-        remark = f"no accelerator was compiled for llama-cpp-python {version}"
-        if others:
-            remark += f" (only {', '.join(others)})"
-        return _refused(path=None, remark=f"{remark}; run install.py")
     pointer = ctypes.c_void_p
     registered = _function(ggml, "ggml_backend_load", pointer, ctypes.c_char_p)(os.fsencode(path))
     if not registered:
@@ -77,6 +121,18 @@ def load(version: str, ggml: Any) -> Accelerator:
     return Accelerator(kernel=kernel, path=path, remark="")
 
 
+@contextmanager
+def offered(accelerator: Accelerator) -> Generator[None]:
+    """Meanwhile the contexts that this thread makes get the accelerator, which is loaded."""
+    offer = ctypes.CDLL(str(accelerator.path)).gguf_embed_offer
+    offer.restype, offer.argtypes = None, [ctypes.c_int]
+    offer(1)
+    try:
+        yield
+    finally:
+        offer(0)
+
+
 def _function(ggml: Any, name: str, result: Any, *arguments: Any) -> Any:
     function = getattr(ggml, name)
     function.restype, function.argtypes = result, list(arguments)
@@ -84,5 +140,5 @@ def _function(ggml: Any, name: str, result: Any, *arguments: Any) -> Any:
 
 
 def _refused(*, path: Path | None, remark: str) -> Accelerator:
-    _log.warning("accelerator: %s", remark)
+    _log.info("no accelerator: %s", remark)
     return Accelerator(kernel=None, path=path, remark=remark)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from gguf_embed.errors import NativeFailed
 from gguf_embed.native.handle import Handle
-from gguf_embed.native.library import accelerated, bindings, forget_reason, ggml, reason
+from gguf_embed.native.library import accelerating, bindings, forget_reason, ggml, reason
 from gguf_embed.native.model import Model, Tokens
 from gguf_embed.system.closing import Closes
 from gguf_embed.vectors import Pooling, Vectors, output_mask, pool
@@ -34,6 +34,8 @@ class ContextParams:
 
     `tap` reads the last hidden state from inside the graph and leaves out the language-model head;
     it needs a model with a KV cache. None leaves the choice to the model or to llama.cpp.
+    `accelerator` lets our own ggml backend compute what it covers: of a model that is not repacked,
+    whose layout it does not know.
     """
 
     n_ctx: int
@@ -44,6 +46,7 @@ class ContextParams:
     causal: bool | None = None
     flash_attn: bool | None = None
     tap: bool = False
+    accelerator: bool = False
 
 
 class Context(Closes):
@@ -82,7 +85,7 @@ class Context(Closes):
         native_params.pooling_type = int(params.pooling)
         native_params.attention_type = -1 if params.causal is None else int(not params.causal)
         flash_attn = params.flash_attn
-        if flash_attn is None and accelerated().kernel is not None:
+        if flash_attn is None and params.accelerator:
             # Left to itself llama.cpp leaves it out where attention and layer have two devices.
             flash_attn = True
         native_params.flash_attn_type = -1 if flash_attn is None else int(flash_attn)
@@ -99,7 +102,7 @@ class Context(Closes):
             self._n_outputs_max = params.n_seq_max if last_only else self.n_batch
             native_params.n_outputs_max = self._n_outputs_max
         forget_reason()
-        with model.handle.in_use() as of_model:
+        with model.handle.in_use() as of_model, accelerating(whether=params.accelerator):
             pointer: Any = native.llama_init_from_model(of_model, native_params)
             if not pointer:
                 raise NativeFailed(

@@ -55,11 +55,31 @@ def bindings() -> Any:
 
 @functools.cache
 def accelerated() -> accelerator.Accelerator:
-    """Load our own ggml backend, if it is wanted and fits; says what became of it.
+    """Load our own ggml backend, if it is here and fits; says what became of it.
 
-    Called before a model is loaded. A backend that is registered cannot be taken out again.
+    A backend that is registered cannot be taken out again; only contexts that ask for it get it.
     """
     return accelerator.load(version(), bindings()._lib)
+
+
+@contextmanager
+def accelerating(*, whether: bool) -> Generator[None]:
+    """Contexts that this thread makes meanwhile get the accelerator, or do not.
+
+    Raises NativeFailed where it is asked for and does not run.
+    """
+    if not whether:
+        yield
+        return
+    if accelerated().kernel is None:
+        raise NativeFailed(f"the accelerator does not run: {accelerated().remark}")
+    with accelerator.offered(accelerated()):
+        yield
+
+
+def why_not_accelerated() -> str:
+    """Why the accelerator cannot be tried here, with the next step; "" where it can."""
+    return accelerator.why_absent(version())
 
 
 def _unloadable(error: Exception) -> str:
@@ -213,7 +233,7 @@ class _Props(ctypes.Structure):
 
 
 def devices() -> tuple[NativeDevice, ...]:
-    """Every device of the installed build, in ggml's order."""
+    """Every device of the installed build, in ggml's order, but for our own."""
     pointer = ctypes.c_void_p
     get = ggml("ggml_backend_dev_get", pointer, ctypes.c_size_t)
     get_props = ggml("ggml_backend_dev_get_props", None, pointer, ctypes.POINTER(_Props))
@@ -225,6 +245,8 @@ def devices() -> tuple[NativeDevice, ...]:
         device = get(index)
         props = _Props()
         get_props(device, ctypes.byref(props))
+        if props.name.decode() == accelerator.DEVICE:
+            continue
         found.append(
             NativeDevice(
                 name=props.name.decode(),

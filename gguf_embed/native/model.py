@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from gguf_embed.errors import BadModelFile, NativeFailed
 from gguf_embed.native.handle import Handle
-from gguf_embed.native.library import accelerated, bindings, forget_reason, reason
+from gguf_embed.native.library import bindings, forget_reason, reason
 from gguf_embed.system.closing import Closes
 
 Tokens: TypeAlias = npt.NDArray[np.int32]
@@ -38,9 +38,6 @@ class Model(Closes):
         `no_alloc` reads the header only, so that contexts report the memory they would take.
         """
         native = bindings()
-        # Before the first model; weights in ggml's own layout would be out of its sight.
-        if accelerated().kernel is not None:
-            repack = False
         params = native.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
         params.use_extra_bufts = repack

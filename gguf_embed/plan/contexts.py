@@ -62,4 +62,5 @@ def _context(
         causal=mode.causal,
         flash_attn=run.flash_attn,
         tap=tapped(run, mode),
+        accelerator=run.accelerator,
     )

@@ -51,7 +51,7 @@ def embed_mode(
     check_embedder(header, pooling=pooling)
     if not rerankers:
         check_no_reranker(card, header.source)
-        if header.pooling is Pooling.RANK or any(map(header.tensor, _SCORES)):
+        if _scores(header):
             raise BadModelFile(_RERANKER.format(header.source))
     if settings.pooling is Pooling.NONE:
         raise BadOption("pooling=NONE gives a text no vector; leave it out, and use token_vectors")
@@ -75,6 +75,17 @@ def layers_pooling(pooling: Pooling, *, encoder: bool) -> Pooling:
     if pooling is not Pooling.RANK:
         return pooling
     return Pooling.CLS if encoder else Pooling.LAST
+
+
+def is_reranker(card: ModelCard | None, header: Header | None) -> bool:
+    """Whether a model scores pairs, as the catalog says, else its file."""
+    if card is not None:
+        return card.kind == "reranker"
+    return header is not None and _scores(header)
+
+
+def _scores(header: Header) -> bool:
+    return header.pooling is Pooling.RANK or any(map(header.tensor, _SCORES))
 
 
 def check_no_reranker(card: ModelCard | None, name: str) -> None:

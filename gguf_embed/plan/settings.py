@@ -48,6 +48,7 @@ class Settings:
     n_threads: int | None = None  # of each context; without n_contexts: cores to share out
     flash_attn: bool | None = None
     repack: bool | None = None
+    accelerator: bool | None = None  # our own kernels; None: where proved right; True: or an error
     tap: bool | None = None  # False: with the language-model head, as llama.cpp itself pools
     tune: bool = True  # measure on first use of a model on a machine
     exact: bool = False  # decode each text alone: to the bit the same in any company
@@ -82,6 +83,7 @@ class Settings:
                 self.n_threads,
                 self.flash_attn,
                 self.repack,
+                self.accelerator or None,  # without it there is as much to measure as ever
                 self.tap,
             )
         )
@@ -98,7 +100,7 @@ _NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
     "n_contexts": (1, None),
     "n_threads": (1, None),
 }
-_OPEN_SWITCHES: Final = ("causal", "flash_attn", "repack", "tap")
+_OPEN_SWITCHES: Final = ("causal", "flash_attn", "repack", "accelerator", "tap")
 _SWITCHES: Final = (*_OPEN_SWITCHES, "allow_smaller", "tune", "exact")
 
 
@@ -126,6 +128,7 @@ class RunSettings:
     flash_attn: bool = True
     repack: bool = True
     tap: bool = True
+    accelerator: bool = False
 
 
 def keep_asked(measured: RunSettings, planned: RunSettings, settings: Settings) -> RunSettings:
@@ -144,5 +147,6 @@ def keep_asked(measured: RunSettings, planned: RunSettings, settings: Settings) 
         n_threads=planned.n_threads if share_asked else measured.n_threads,
         flash_attn=measured.flash_attn if settings.flash_attn is None else planned.flash_attn,
         repack=measured.repack if settings.repack is None else planned.repack,
+        accelerator=measured.accelerator if settings.accelerator is None else settings.accelerator,
         tap=measured.tap if settings.tap is None else planned.tap,
     )

@@ -25,6 +25,7 @@ from gguf_embed.server.pages import pages
 from gguf_embed.server.safety import Keys
 from gguf_embed.server.service import Service
 from gguf_embed.server.tei import TEI
+from gguf_embed.server.traces import Traces
 
 
 def dialects(meters: Meters) -> tuple[Dialect, ...]:
@@ -40,6 +41,7 @@ def application(
     keys: Keys,
     hosts: frozenset[str] | None = None,
     origins: Sequence[str] = (),
+    traces: Traces | None = None,
     lifespan: Callable[[], AbstractAsyncContextManager[None]] | None = None,
 ) -> ASGIApp:
     """For an ASGI server. `hosts` None: any; `origins`: web pages that may ask (CORS)."""
@@ -49,6 +51,7 @@ def application(
         bodies=Bodies(service.limits.max_bodies_bytes),
         keys=keys,
         hosts=hosts,
+        traces=traces or Traces(),
     )
     spoken = dialects(meters)
     by_path: dict[str, dict[str, tuple[Dialect, Endpoint]]] = {}

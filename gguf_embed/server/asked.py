@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from gguf_embed.engine.options import EncodeOptions, FailedRow, OnError, Truncate
+from gguf_embed.engine.options import (
+    EncodeOptions,
+    FailedRow,
+    OnError,
+    RerankOptions,
+    Truncate,
+)
 from gguf_embed.engine.turns import Priority
 from gguf_embed.vectors import Vectors
 
@@ -34,10 +40,8 @@ class EmbedRequest:
 
     @property
     def priority(self) -> Priority:
-        """A few short texts are somebody's question, and overtake."""
-        n = len(self.texts)
-        urgent = n <= URGENT_TEXTS and sum(map(len, self.texts)) <= URGENT_CHARS
-        return Priority.QUERY if urgent else Priority.NORMAL
+        """Of all texts."""
+        return _priority(self.texts)
 
     @property
     def options(self) -> EncodeOptions:
@@ -64,15 +68,13 @@ class Times:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Embedded:
-    """Vectors in the order of the texts."""
+class Result:
+    """What is told of every request that a model computed."""
 
     model: str  # as the request named it
     served: str  # as it is served
-    vectors: Vectors  # (n, dim)
-    token_counts: npt.NDArray[np.int32]  # (n,), after the cut
+    token_counts: npt.NDArray[np.int32]  # (n,), after the cut; of pairs, those of the query too
     n_truncated: int
-    failed: tuple[FailedRow, ...]
     n_chars: int
     times: Times
 
@@ -83,11 +85,53 @@ class Embedded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Embedded(Result):
+    """Vectors in the order of the texts."""
+
+    vectors: Vectors  # (n, dim)
+    failed: tuple[FailedRow, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reranked(Result):
+    """Scores in the order of the documents."""
+
+    scores: Vectors  # (n,)
+
+    def best(self, top: int | None = None) -> list[tuple[int, float]]:
+        """Positions with scores, the best first; of equal ones the first given."""
+        order = np.argsort(-self.scores, kind="stable")[:top]
+        return [(int(row), float(self.scores[row])) for row in order]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RerankRequest:
     """Documents to scores."""
 
     query: str
     documents: Sequence[str]
     model: str | None = None
+    task: str | None = None
     raw_scores: bool = False
-    truncate: Truncate = "error"
+    truncate: Literal["end", "error"] = "error"
+
+    @property
+    def texts(self) -> list[str]:
+        """All of them."""
+        return [self.query, *self.documents]
+
+    @property
+    def options(self) -> RerankOptions:
+        """As `Reranker.prepare` takes them."""
+        return {
+            "task": self.task,
+            "raw": self.raw_scores,
+            "truncate": self.truncate,
+            "priority": _priority(self.texts),
+        }
+
+
+def _priority(texts: Sequence[str] | Sequence[list[int]]) -> Priority:
+    """A few short texts are somebody's question, and overtake."""
+    urgent = len(texts) <= URGENT_TEXTS and sum(map(len, texts)) <= URGENT_CHARS
+    return Priority.QUERY if urgent else Priority.NORMAL

@@ -9,7 +9,7 @@ from typing import TypeVar
 import msgspec
 from starlette.types import Receive, Scope
 
-from gguf_embed.server.asked import Embedded, EmbedRequest
+from gguf_embed.server.asked import Embedded, EmbedRequest, Reranked, RerankRequest, Result
 from gguf_embed.server.failures import ClientGone, Kind, Refused
 from gguf_embed.server.service import Service
 
@@ -46,7 +46,7 @@ class Call:
         self.service = service
         self.scope = scope
         self.params: Mapping[str, str] = scope.get("path_params", {})
-        self.embedded: list[Embedded] = []  # for headers, meters and the log
+        self.results: list[Result] = []  # for headers, meters and the log
         self.model: str | None = None  # as the request names it
         self._receive = receive
         self._bodies = bodies
@@ -60,6 +60,12 @@ class Call:
             if key == name:
                 return value.decode("latin-1")
         return None
+
+    def headers(self) -> dict[str, str]:
+        """All of the request, by their names in lower case."""
+        return {
+            key.decode("latin-1"): value.decode("latin-1") for key, value in self.scope["headers"]
+        }
 
     async def body(self) -> bytes:
         """All of it. Raises Refused where it is too large or does not come, and ClientGone."""
@@ -117,8 +123,15 @@ class Call:
         """Vectors."""
         self.model = request.model
         embedded = await self.service.embed(request)
-        self.embedded.append(embedded)
+        self.results.append(embedded)
         return embedded
+
+    async def rerank(self, request: RerankRequest) -> Reranked:
+        """Scores."""
+        self.model = request.model
+        reranked = await self.service.rerank(request)
+        self.results.append(reranked)
+        return reranked
 
     def end(self) -> None:
         """Of whatever outcome."""

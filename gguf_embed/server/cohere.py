@@ -1,19 +1,21 @@
-"""Cohere's dialect, v2: /v2/embed and /v2/rerank; and Jina's /v1/rerank, which is like it.
+"""Cohere's dialect, v2: /v2/embed and /v2/rerank; and /v1/rerank, as its v1 and Jina have it.
 
-https://docs.cohere.com/reference/embed. `input_type` chooses the model's prompt where it has one.
+https://docs.cohere.com/reference/embed, https://docs.cohere.com/reference/rerank,
+https://docs.cohere.com/v1/reference/rerank, https://api.jina.ai/redoc.
+`input_type` chooses the model's prompt where it has one.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
-from typing import Any, Final, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
 from gguf_embed.engine.options import Truncate
 from gguf_embed.server.answers import Answer, answered
-from gguf_embed.server.asked import EmbedRequest, RerankRequest
+from gguf_embed.server.asked import EmbedRequest, Reranked, RerankRequest
 from gguf_embed.server.call import Call
 from gguf_embed.server.dialect import Dialect, Endpoint
 from gguf_embed.server.encodings import ENCODINGS
@@ -53,13 +55,17 @@ class Embed(msgspec.Struct, kw_only=True):
 
 
 class Rerank(msgspec.Struct, kw_only=True):
-    """The body of POST /v2/rerank and of Jina's /v1/rerank."""
+    """The body of POST /v2/rerank and /v1/rerank.
+
+    A document is cut to what the model takes, whatever a client says of tokens or chunks.
+    """
 
     query: str
     documents: list[str | dict[str, Any]]
     model: str | None = None
-    top_n: int | None = None
-    return_documents: bool = False
+    top_n: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    return_documents: bool | None = None
+    rank_fields: list[str] | None = None  # of documents that are objects; else their `text`
 
 
 async def embed(call: Call) -> Answer:
@@ -108,38 +114,61 @@ def _texts(body: Embed) -> list[str]:
 async def rerank(call: Call) -> Answer:
     """POST /v2/rerank."""
     body = await call.json(Rerank)
+    reranked, results = await _reranked(call, body)
+    return answered({"id": str(uuid.uuid4()), "results": results, "meta": _meta(reranked, "2")})
+
+
+async def rerank_v1(call: Call) -> Answer:
+    """POST /v1/rerank: what the clients of both read, in one answer."""
+    body = await call.json(Rerank)
+    reranked, results = await _reranked(call, body)
     return answered(
         {
             "id": str(uuid.uuid4()),
-            "results": await _results(call, body),
-            "meta": {"api_version": {"version": "2"}, "billed_units": {"search_units": 1}},
+            "object": "list",
+            "model": reranked.model,
+            "results": results,
+            "usage": {"prompt_tokens": reranked.n_tokens, "total_tokens": reranked.n_tokens},
+            "meta": _meta(reranked, "1"),
         }
     )
 
 
-async def jina_rerank(call: Call) -> Answer:
-    """POST /v1/rerank, as Jina has it."""
-    body = await call.json(Rerank)
-    results = await _results(call, body)
-    return answered({"model": body.model, "object": "list", "results": results})
+def _meta(reranked: Reranked, version: str) -> dict[str, object]:
+    return {
+        "api_version": {"version": version},
+        "billed_units": {"search_units": 1},
+        "tokens": {"input_tokens": reranked.n_tokens},
+    }
 
 
-async def _results(call: Call, body: Rerank) -> list[dict[str, object]]:
-    documents = [_document(each) for each in body.documents]
-    asked = RerankRequest(query=body.query, documents=documents, model=body.model, truncate="end")
-    scores = await call.service.rerank(asked)
-    ranked = sorted(range(len(scores)), key=lambda index: -scores[index])[: body.top_n]
+async def _reranked(call: Call, body: Rerank) -> tuple[Reranked, list[dict[str, object]]]:
+    if not body.documents:
+        raise Refused(Kind.EMPTY, "documents is empty; send at least one")
+    documents = [_document(each, body.rank_fields) for each in body.documents]
+    reranked = await call.rerank(
+        RerankRequest(query=body.query, documents=documents, model=body.model, truncate="end")
+    )
     results: list[dict[str, object]] = []
-    for index in ranked:
-        result: dict[str, object] = {"index": index, "relevance_score": scores[index]}
+    for row, score in reranked.best(body.top_n):
+        result: dict[str, object] = {"index": row, "relevance_score": score}
         if body.return_documents:
-            result["document"] = {"text": documents[index]}
+            given = body.documents[row]
+            result["document"] = {"text": given} if isinstance(given, str) else given
         results.append(result)
-    return results
+    return reranked, results
 
 
-def _document(given: str | dict[str, Any]) -> str:
-    text = given if isinstance(given, str) else given.get("text")
+def _document(given: str | dict[str, Any], fields: Sequence[str] | None) -> str:
+    """Of an object its `text`, or the fields that are named, a line for each."""
+    if isinstance(given, str):
+        return given
+    if fields:
+        missing = next((name for name in fields if name not in given), None)
+        if missing is not None:
+            raise Refused(Kind.INVALID, f"rank_fields names {missing!r}, which a document lacks")
+        return "\n".join(str(given[name]) for name in fields)
+    text = given.get("text")
     if not isinstance(text, str):
         raise Refused(Kind.INVALID, "a document is a text, or an object with its text in `text`")
     return text
@@ -153,12 +182,15 @@ def failed(failure: Failure) -> Answer:
 
 COHERE: Final = Dialect(
     name="cohere",
-    title="Cohere v2, and Jina's rerank",
+    title="Cohere, and Jina's rerank",
     endpoints=(
         Endpoint(path="/v2/embed", handler=embed, summary="Vectors of texts", request=Embed),
         Endpoint(path="/v2/rerank", handler=rerank, summary="Scores of documents", request=Rerank),
         Endpoint(
-            path="/v1/rerank", handler=jina_rerank, summary="The same for Jina", request=Rerank
+            path="/v1/rerank",
+            handler=rerank_v1,
+            summary="The same, as Cohere's v1 and Jina have it",
+            request=Rerank,
         ),
     ),
     failed=failed,

@@ -10,7 +10,7 @@ import logging
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from starlette.types import Receive, Scope, Send
@@ -22,6 +22,7 @@ from gguf_embed.server.failures import ClientGone, Failure, Kind, Refused, failu
 from gguf_embed.server.meters import Meters
 from gguf_embed.server.safety import Keys, host_of
 from gguf_embed.server.service import Service
+from gguf_embed.server.traces import Traces
 
 _log = logging.getLogger(__name__)
 access = logging.getLogger("gguf_embed.server.access")
@@ -42,6 +43,7 @@ class Door:
     bodies: Bodies
     keys: Keys
     hosts: frozenset[str] | None  # None: any
+    traces: Traces = field(default_factory=Traces)
 
     def admit(self, call: Call, *, public: bool) -> None:
         """Raise Refused for who may not come in."""
@@ -109,8 +111,19 @@ class Front:
             call.end()
             door.meters.in_flight -= 1
             door.meters.request(dialect.name, method, endpoint.path, status, err)
-            for done in call.embedded:
-                door.meters.embedded(done.served, dialect.name, done)
+            for done in call.results:
+                door.meters.result(done.served, dialect.name, done)
+            if door.traces:
+                door.traces.request(
+                    call.headers(),
+                    method=method,
+                    route=endpoint.path,
+                    dialect=dialect.name,
+                    status=status,
+                    seconds=time.monotonic() - begin,
+                    results=call.results,
+                    err=err,
+                )
             if access.isEnabledFor(logging.INFO):
                 _log_access(call, request_id, dialect, status, time.monotonic() - begin, err)
 
@@ -158,7 +171,7 @@ async def _send(
     ]
     if answer.parts is None:
         headers.append((b"content-length", str(len(answer.body)).encode()))
-    if n_truncated := sum(done.n_truncated for done in call.embedded):
+    if n_truncated := sum(done.n_truncated for done in call.results):
         headers.append((b"x-truncated", str(n_truncated).encode()))
     headers += [(name.encode(), value.encode("latin-1")) for name, value in answer.headers.items()]
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
@@ -188,7 +201,7 @@ def _request_id(given: str | None) -> str:
 def _log_access(
     call: Call, request_id: str, dialect: Dialect, status: int, seconds: float, err: str | None
 ) -> None:
-    done = call.embedded
+    done = call.results
     access.info(
         "%s %s %d %.1f ms",
         call.scope["method"],

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from gguf_embed import __version__
+from gguf_embed.engine.embedder import Embedder
 from gguf_embed.server.answers import HTML, TEXT, Answer, answered, text
 from gguf_embed.server.call import Call
 from gguf_embed.server.dialect import Dialect, Endpoint
@@ -96,7 +97,7 @@ def general(meters: Meters, pages: Callable[[str], Answer]) -> Dialect:
 
 def _state(loaded: Loaded) -> tuple[int, int]:
     """Tokens that wait, and deaths of the child."""
-    return loaded.embedder.meter.waiting_tokens, loaded.embedder.meter.n_deaths
+    return loaded.model.meter.waiting_tokens, loaded.model.meter.n_deaths
 
 
 def _status(call: Call, meters: Meters) -> dict[str, object]:
@@ -106,19 +107,23 @@ def _status(call: Call, meters: Meters) -> dict[str, object]:
         "started_at": service.started_at,
         "ready": service.ready and not service.ending,
         "requests_in_flight": meters.in_flight,
-        "models": [
-            {
-                "id": loaded.offer.id,
-                "quant": loaded.embedder.quant,
-                "dim": loaded.embedder.dim,
-                "n_ctx": loaded.embedder.n_ctx,
-                "prompts": dict(loaded.embedder.prompts),
-                "memory_bytes": loaded.used_bytes,
-                "tokens_per_s": round(loaded.tokens_per_s, 1),
-                "waiting_tokens": loaded.embedder.meter.waiting_tokens,
-                "expires_at": loaded.expires_at,
-            }
-            for loaded in service.models.loaded
-        ],
-        "default": service.models.offers.default.id,
+        "models": [_loaded(each) for each in service.models.loaded],
+        "default": service.models.offers.default_for(scores=False).id,
+    }
+
+
+def _loaded(loaded: Loaded) -> dict[str, object]:
+    model = loaded.model
+    gives: dict[str, object] = {"gives": "scores"}
+    if isinstance(model, Embedder):
+        gives = {"gives": "vectors", "dim": model.dim, "prompts": dict(model.prompts)}
+    return {
+        "id": loaded.offer.id,
+        **gives,
+        "quant": model.quant,
+        "n_ctx": model.n_ctx,
+        "memory_bytes": loaded.used_bytes,
+        "tokens_per_s": round(loaded.tokens_per_s, 1),
+        "waiting_tokens": model.meter.waiting_tokens,
+        "expires_at": loaded.expires_at,
     }

@@ -8,7 +8,7 @@ from typing import Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from gguf_embed.engine.scheduler import Computed
-from gguf_embed.server.asked import Embedded
+from gguf_embed.server.asked import Result
 
 _SECONDS: Final = (
     *(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
@@ -38,7 +38,7 @@ class Meters:
         )
         self._duration = Histogram(
             "te_request_duration",
-            "Seconds of a request that embeds",
+            "Seconds of a request that a model computes",
             _MODEL,
             buckets=_SECONDS,
             registry=registry,
@@ -64,8 +64,12 @@ class Meters:
             buckets=_SECONDS,
             registry=registry,
         )
-        self._texts = Counter("gguf_embed_texts", "Texts embedded", _MODEL, registry=registry)
-        self._tokens = Counter("gguf_embed_tokens", "Tokens embedded", _MODEL, registry=registry)
+        self._texts = Counter(
+            "gguf_embed_texts", "Texts embedded or scored", _MODEL, registry=registry
+        )
+        self._tokens = Counter(
+            "gguf_embed_tokens", "Tokens embedded or scored", _MODEL, registry=registry
+        )
         self._truncated = Counter(
             "gguf_embed_truncated_texts", "Texts that were cut", _MODEL, registry=registry
         )
@@ -110,8 +114,8 @@ class Meters:
         if err is not None:
             self._failures.labels(dialect, err).inc()
 
-    def embedded(self, model: str, dialect: str, done: Embedded) -> None:
-        """One that embedded."""
+    def result(self, model: str, dialect: str, done: Result) -> None:
+        """One that a model computed."""
         duration, tokenization, queue, inference, texts, tokens = self._embeds(model, dialect)
         times = done.times
         duration.observe(times.total_s)

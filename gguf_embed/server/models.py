@@ -15,7 +15,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TypeAlias, TypeVar
 
+from gguf_embed.catalog import RERANKER
 from gguf_embed.engine.embedder import Embedder
+from gguf_embed.engine.reranker import Reranker
 from gguf_embed.engine.scheduler import Computed
 from gguf_embed.errors import DoesNotFit
 from gguf_embed.plan.memory import HOST
@@ -25,7 +27,7 @@ from gguf_embed.server.offers import Offer, Offers, plain
 _log = logging.getLogger(__name__)
 
 # Opens a model in as much memory as the models that are loaded leave (None: as there is).
-Open: TypeAlias = Callable[[Offer, int | None], Embedder]
+Open: TypeAlias = Callable[[Offer, int | None], Embedder | Reranker]
 OnMicrobatch: TypeAlias = Callable[[str, Computed], None]
 
 _T = TypeVar("_T")
@@ -38,7 +40,7 @@ class Loaded:
     """A model that is in memory."""
 
     offer: Offer
-    embedder: Embedder
+    model: Embedder | Reranker
     load_s: float
     keep_alive_s: float  # below 0: for ever
     used_at: float = 0.0  # time.monotonic()
@@ -51,15 +53,27 @@ class Loaded:
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
+    def embedder(self) -> Embedder:
+        """Of a lease for vectors."""
+        assert isinstance(self.model, Embedder), "checked when it was leased"
+        return self.model
+
+    @property
+    def reranker(self) -> Reranker:
+        """Of a lease for scores."""
+        assert isinstance(self.model, Reranker), "checked when it was leased"
+        return self.model
+
+    @property
     def used_bytes(self) -> int:
         """Of RAM, as the plan says."""
-        memory = self.embedder.plan.memory.get(HOST)
+        memory = self.model.plan.memory.get(HOST)
         return memory.used_bytes if memory is not None else 0
 
     @property
     def gpu_bytes(self) -> int:
         """Of all GPUs."""
-        memory = self.embedder.plan.memory
+        memory = self.model.plan.memory
         return sum(part.used_bytes for device, part in memory.items() if device != HOST)
 
     def computed(self, batch: Computed) -> None:
@@ -101,15 +115,20 @@ class Models:
 
     @asynccontextmanager
     async def lease(
-        self, name: str | None, keep_alive_s: float | None = None
+        self,
+        name: str | None,
+        keep_alive_s: float | None = None,
+        *,
+        scores: bool | None = False,
     ) -> AsyncGenerator[Loaded]:
         """A model for one request; loaded if need be, and not unloaded meanwhile.
 
-        Raises ModelNotFound, DoesNotFit and what else opening raises.
+        One for vectors, with `scores` for scores, with None either. Raises Refused for what gives
+        the other, ModelNotFound, DoesNotFit and what else opening raises.
         """
-        offer = self._known(name) or await self._in_thread(lambda: self.offers.find(name))
-        if offer.is_reranker:
-            raise Refused(Kind.INVALID, f"{offer.id} is a reranker: it gives scores, not vectors")
+        offer = self._known(name, scores) or await self._in_thread(lambda: self.offers.find(name))
+        if scores is not None and offer.is_reranker is not scores:
+            raise self._other_kind(offer)
         loaded = self._ready(offer)
         if loaded is None:
             # Loading goes on where the one who asked goes away: others may want it too.
@@ -144,13 +163,32 @@ class Models:
         for loaded in self.loaded:
             await self._leave(loaded)
 
-    def _known(self, name: str | None) -> Offer | None:
+    def _known(self, name: str | None, scores: bool | None) -> Offer | None:
         """Of a name that is known without a look at the disk."""
         if name is None:
-            return self.offers.default
+            return self.offers.default_for(scores=scores is True)
         wanted = plain(name)
         loaded = (each.offer for each in self._loaded.values())
         return next((offer for offer in loaded if wanted in offer.names), None)
+
+    def _other_kind(self, offer: Offer) -> Refused:
+        """Why a model gives no vectors, or no scores, and which does."""
+        if offer.is_reranker:
+            return Refused(
+                Kind.INVALID,
+                f"{offer.id} is a reranker: it gives scores, not vectors; ask it at /rerank, "
+                "/v1/rerank or /v2/rerank",
+            )
+        if rerankers := self.offers.rerankers:
+            names = ", ".join(each.id for each in rerankers)
+            return Refused(
+                Kind.INVALID, f"{offer.id} gives vectors, not scores; the rerankers here: {names}"
+            )
+        return Refused(
+            Kind.NO_RERANKER,
+            f"no reranker is loaded: {offer.id} gives vectors, not scores; start the server with "
+            f"--model {RERANKER}, too",
+        )
 
     def _ready(self, offer: Offer) -> Loaded | None:
         loaded = self._loaded.get(offer.id)
@@ -165,22 +203,22 @@ class Models:
             if self._closed:
                 raise Refused(Kind.ENDING, "the server is ending; ask another, or later")
             begin = time.monotonic()
-            embedder = await self._opened(offer)
+            model = await self._opened(offer)
             loaded = Loaded(
                 offer=offer,
-                embedder=embedder,
+                model=model,
                 load_s=time.monotonic() - begin,
                 keep_alive_s=self._keep_alive_s,
                 used_at=time.monotonic(),
             )
             loaded.idle.set()
-            embedder.meter.watch(self._meter(loaded))
+            model.meter.watch(self._meter(loaded))
             self._loaded[offer.id] = loaded
             self._start_timer(loaded)
             _log.info("%s: loaded in %.1f s", offer.id, loaded.load_s)
             return loaded
 
-    async def _opened(self, offer: Offer) -> Embedder:
+    async def _opened(self, offer: Offer) -> Embedder | Reranker:
         """Opened; the least recently used ones leave until it fits."""
         while True:
             try:
@@ -231,7 +269,7 @@ class Models:
         await loaded.idle.wait()
         if loaded.timer is not None:
             loaded.timer.cancel()
-        await self._in_thread(loaded.embedder.close)
+        await self._in_thread(loaded.model.close)
         if self._loaded.get(loaded.offer.id) is loaded:
             del self._loaded[loaded.offer.id]
         loaded.gone.set()

@@ -5,11 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from gguf_embed.catalog import catalog
 from gguf_embed.catalog.card import ModelCard
-from gguf_embed.errors import ModelNotFound, shown
+from gguf_embed.errors import GgufEmbedError, ModelNotFound, shown
+from gguf_embed.gguf.header import read_header
+from gguf_embed.plan.mode import is_reranker
 from gguf_embed.store import hub, local, names
 from gguf_embed.store.local import Source
 from gguf_embed.system.files import printable
@@ -25,11 +28,7 @@ class Offer:
     quant: str | None = None
     card: ModelCard | None = None
     source: Source | None = None  # where its file is here, as far as that is known
-
-    @property
-    def is_reranker(self) -> bool:
-        """Whether it gives scores, not vectors."""
-        return self.card is not None and self.card.kind == "reranker"
+    is_reranker: bool = False  # it gives scores, not vectors
 
 
 def plain(name: str) -> str:
@@ -38,14 +37,23 @@ def plain(name: str) -> str:
 
 
 def offer_of(name: str | Path) -> Offer:
-    """What the person who starts the server names: also a path, or "auto"."""
+    """What the person who starts the server names: also a path, or "auto".
+
+    Only of what the catalog knows it tells whether that is a reranker.
+    """
     text = str(name)
     quant = names.quant_in(name)
     card = catalog.find(text.removesuffix(f":{quant}")) if isinstance(name, str) else None
     if card is not None:
         known = {plain(each) for each in (*card.names, text)}
         id_ = f"{card.id}:{quant}" if quant else card.id
-        return Offer(id=id_, names=frozenset(known), model=text, card=card)
+        return Offer(
+            id=id_,
+            names=frozenset(known),
+            model=text,
+            card=card,
+            is_reranker=is_reranker(card, None),
+        )
     path = Path(text)
     if text.lower().endswith(".gguf"):
         known = {plain(path.stem), plain(path.name)}
@@ -70,6 +78,7 @@ def _of_source(source: Source) -> Offer:
             names=frozenset(known),
             model=source.path or source.name,
             source=source,
+            is_reranker=source.path is not None and _file_reranks(source.path),
         )
     known |= {plain(name) for name in source.card.names}
     return Offer(
@@ -80,7 +89,25 @@ def _of_source(source: Source) -> Offer:
         quant=source.quant,
         card=source.card,
         source=source,
+        is_reranker=is_reranker(source.card, None),
     )
+
+
+def _file_reranks(path: Path) -> bool:
+    try:
+        state = path.stat()
+    except OSError:
+        return False
+    return _header_reranks(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _header_reranks(path: Path, n_bytes: int, changed_at: int) -> bool:
+    """Of a file as it was at that time."""
+    try:
+        return is_reranker(None, read_header(path))
+    except (GgufEmbedError, OSError):
+        return False  # to open it says why
 
 
 class Offers:
@@ -100,8 +127,18 @@ class Offers:
 
     @property
     def default(self) -> Offer:
-        """For requests that name none."""
+        """The first that was named."""
         return self._named[0]
+
+    def default_for(self, *, scores: bool) -> Offer:
+        """For requests that name none: the first that can do it, else the first of all."""
+        able = (offer for offer in self.all() if offer.is_reranker is scores)
+        return next(able, self.default)
+
+    @property
+    def rerankers(self) -> tuple[Offer, ...]:
+        """Those that give scores."""
+        return tuple(offer for offer in self.all() if offer.is_reranker)
 
     def find(self, name: str | None) -> Offer:
         """The model of that name. Raises ModelNotFound, which names those that there are."""

@@ -139,7 +139,7 @@ async def ps(call: Call) -> Answer:
                     "expires_at": _time(loaded.expires_at),
                     "size": loaded.used_bytes,
                     "size_vram": loaded.gpu_bytes,
-                    "context_length": loaded.embedder.n_ctx,
+                    "context_length": loaded.model.n_ctx,
                 }
                 for loaded in call.service.models.loaded
             ]

@@ -101,6 +101,7 @@ def _model(offer: Offer, call: Call) -> dict[str, object]:
         "object": "model",
         "created": int(call.service.started_at),
         "owned_by": offer.card.source_repo.partition("/")[0] if offer.card else "local",
+        "gives": "scores" if offer.is_reranker else "vectors",  # ours
     }
 
 

@@ -20,6 +20,7 @@ from typing import Final
 import uvicorn
 
 from gguf_embed.engine.embedder import Embedder
+from gguf_embed.engine.reranker import Reranker
 from gguf_embed.errors import BadOption, GgufEmbedError
 from gguf_embed.machine import probe as hardware
 from gguf_embed.plan.settings import Settings
@@ -32,6 +33,7 @@ from gguf_embed.server.protocol import patient
 from gguf_embed.server.pull import Puller
 from gguf_embed.server.safety import Keys, hosts_for, is_local
 from gguf_embed.server.service import Service
+from gguf_embed.server.traces import traces
 
 _log = logging.getLogger(__name__)
 
@@ -126,6 +128,7 @@ class _Running:
             keys=Keys(options.keys),
             hosts=hosts_for(bound, options.allowed_hosts),
             origins=options.origins,
+            traces=traces(),
             lifespan=self._living,
         )
         limits = options.limits
@@ -168,7 +171,7 @@ class _Running:
         """Load what should be there from the start."""
         for offer in self._options.offers if self._options.preload else ():
             try:
-                async with service.models.lease(offer.id):
+                async with service.models.lease(offer.id, scores=None):
                     pass
             except GgufEmbedError as error:
                 _log.error("%s is not loaded: %s", offer.id, error)
@@ -209,21 +212,22 @@ class _Server(uvicorn.Server):
 
 
 def _opener(settings: Settings) -> Open:
-    def open_model(offer: Offer, left_bytes: int | None) -> Embedder:
+    def open_model(offer: Offer, left_bytes: int | None) -> Embedder | Reranker:
         chosen = replace(
             settings,
             quant=offer.quant or settings.quant,
             memory_bytes=left_bytes if left_bytes is not None else settings.memory_bytes,
         )
-        embedder = Embedder.open(
+        kind = Reranker if offer.is_reranker else Embedder
+        model = kind.open(
             offer.model,
             settings=chosen,
             isolated=True,
             on_status=lambda line: _log.info("%s: %s", offer.id, line),
         )
-        for remark in embedder.remarks:
+        for remark in model.remarks:
             _log.warning("%s: %s", offer.id, remark)
-        return embedder
+        return model
 
     return open_model
 

@@ -1,4 +1,4 @@
-"""What every dialect asks for: texts of a model to vectors, within the limits of the server."""
+"""What every dialect asks for: texts of a model to vectors or scores, within limits."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import numpy as np
 
 from gguf_embed.engine.embedder import Embedder
-from gguf_embed.engine.options import EncodeOptions
 from gguf_embed.engine.pending import Pending
-from gguf_embed.server.asked import Embedded, EmbedRequest, RerankRequest, Times
-from gguf_embed.server.failures import Kind, Refused
+from gguf_embed.server.asked import Embedded, EmbedRequest, Reranked, RerankRequest, Times
 from gguf_embed.server.limits import Limits
 from gguf_embed.server.models import Loaded, Models
 from gguf_embed.server.pull import Puller
@@ -39,29 +39,14 @@ class Service:
         begin = time.monotonic()
         self.limits.check_texts(asked.texts)
         async with self.models.lease(asked.model, asked.keep_alive_s) as loaded:
-            load_s = time.monotonic() - begin
+            leased = time.monotonic()
             options = asked.options
             if asked.prompt_if_known and asked.prompt_name not in loaded.embedder.prompts:
                 options["prompt_name"] = None
-            loop = asyncio.get_running_loop()
-            done: asyncio.Future[None] = loop.create_future()
-            started = _Started()
-
-            def finish() -> None:
-                with suppress(RuntimeError):  # the loop has ended
-                    loop.call_soon_threadsafe(_set, done)
-
-            try:
-                pending = await self.in_thread(
-                    lambda: self._submitted(loaded, asked, options, finish, started)
-                )
-                tokenize_s = time.monotonic() - begin - load_s
-                await done
-            except asyncio.CancelledError:
-                started.cancel()
-                raise
-            block = pending.block()
-            waits = pending.waits()
+            pending, tokenize_s = await self._computed(
+                loaded, lambda: loaded.embedder.prepare(asked.texts, **options)
+            )
+            block = pending.result()
             return Embedded(
                 model=asked.model or loaded.offer.id,
                 served=loaded.offer.id,
@@ -70,22 +55,30 @@ class Service:
                 n_truncated=int(block.truncated.sum()),
                 failed=block.failed,
                 n_chars=sum(map(len, asked.texts)),
-                times=Times(
-                    total_s=time.monotonic() - begin,
-                    load_s=load_s,
-                    tokenize_s=tokenize_s,
-                    queue_s=waits.queue_s,
-                    compute_s=waits.compute_s,
-                ),
+                times=_times(begin, leased, tokenize_s, pending),
             )
 
-    async def rerank(self, asked: RerankRequest) -> list[float]:
+    async def rerank(self, asked: RerankRequest) -> Reranked:
         """Scores in the order of the documents."""
-        self.limits.check_texts([asked.query, *asked.documents])
-        raise Refused(
-            Kind.NO_RERANKER,
-            "no reranker is loaded; this server gives vectors, and scores once it has a reranker",
-        )
+        begin = time.monotonic()
+        texts = asked.texts
+        self.limits.check_texts(texts)
+        async with self.models.lease(asked.model, scores=True) as loaded:
+            leased = time.monotonic()
+            pending, tokenize_s = await self._computed(
+                loaded,
+                lambda: loaded.reranker.prepare(asked.query, asked.documents, **asked.options),
+            )
+            scored = pending.result()
+            return Reranked(
+                model=asked.model or loaded.offer.id,
+                served=loaded.offer.id,
+                scores=scored.scores,
+                token_counts=np.array(scored.n_tokens, np.int32),
+                n_truncated=sum(scored.truncated),
+                n_chars=sum(map(len, texts)),
+                times=_times(begin, leased, tokenize_s, pending),
+            )
 
     async def with_embedder(self, model: str | None, call: Callable[[Embedder], _T]) -> _T:
         """What a short call to a model returns, made in a thread."""
@@ -96,19 +89,42 @@ class Service:
         """A call that would hold the loop."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
+    async def _computed(
+        self, loaded: Loaded, prepare: Callable[[], Pending[_T]]
+    ) -> tuple[Pending[_T], float]:
+        """Prepared, submitted and done; and the seconds until it was submitted."""
+        begin = time.monotonic()
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+        started = _Started()
+
+        def finish() -> None:
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(_set, done)
+
+        try:
+            pending = await self.in_thread(
+                lambda: self._submitted(loaded, prepare, finish, started)
+            )
+            tokenize_s = time.monotonic() - begin
+            await done
+        except asyncio.CancelledError:
+            started.cancel()
+            raise
+        return pending, tokenize_s
+
     def _submitted(
         self,
         loaded: Loaded,
-        asked: EmbedRequest,
-        options: EncodeOptions,
+        prepare: Callable[[], Pending[_T]],
         on_done: Callable[[], None],
         started: _Started,
-    ) -> Pending:
+    ) -> Pending[_T]:
         """Tokenized and on its way; in a thread. Raises Refused where too much waits."""
-        embedder, speed = loaded.embedder, loaded.tokens_per_s
-        self.limits.check_queue(embedder.meter.waiting_tokens, 0, speed)
-        pending = embedder.prepare(asked.texts, **options)
-        self.limits.check_queue(embedder.meter.waiting_tokens, pending.n_tokens, speed)
+        meter, speed = loaded.model.meter, loaded.tokens_per_s
+        self.limits.check_queue(meter.waiting_tokens, 0, speed)
+        pending = prepare()
+        self.limits.check_queue(meter.waiting_tokens, pending.n_tokens, speed)
         pending.submit(on_done)
         started.begin(pending)
         return pending
@@ -118,10 +134,10 @@ class _Started:
     """What of a request runs, where it may be cancelled before that is known."""
 
     def __init__(self) -> None:
-        self._pending: Pending | None = None
+        self._pending: Pending[Any] | None = None
         self._cancelled = False
 
-    def begin(self, pending: Pending) -> None:
+    def begin(self, pending: Pending[Any]) -> None:
         """It runs; or it was cancelled before."""
         self._pending = pending
         if self._cancelled:
@@ -137,3 +153,14 @@ class _Started:
 def _set(done: asyncio.Future[None]) -> None:
     if not done.done():
         done.set_result(None)
+
+
+def _times(begin: float, leased: float, tokenize_s: float, pending: Pending[Any]) -> Times:
+    waits = pending.waits()
+    return Times(
+        total_s=time.monotonic() - begin,
+        load_s=leased - begin,
+        tokenize_s=tokenize_s,
+        queue_s=waits.queue_s,
+        compute_s=waits.compute_s,
+    )

@@ -17,7 +17,7 @@ from gguf_embed.engine.embedder import Embedder
 from gguf_embed.engine.options import Truncate
 from gguf_embed.engine.spelling import spelling_of
 from gguf_embed.server.answers import Answer, answered, dumps
-from gguf_embed.server.asked import Embedded, EmbedRequest, RerankRequest
+from gguf_embed.server.asked import EmbedRequest, RerankRequest, Result
 from gguf_embed.server.call import Call
 from gguf_embed.server.dialect import Dialect, Endpoint
 from gguf_embed.server.failures import Failure, Kind, Refused
@@ -50,7 +50,7 @@ class Embed(_Cut, kw_only=True):
 
 
 class Rerank(_Cut, kw_only=True):
-    """The body of POST /rerank."""
+    """The body of POST /rerank. A document loses its end only, whichever direction is said."""
 
     query: str
     texts: list[str]
@@ -179,22 +179,21 @@ async def _similarity(call: Call, inputs: SimilarityInputs, how: SimilarityParam
 async def rerank(call: Call) -> Answer:
     """POST /rerank."""
     body = await call.json(Rerank)
+    if not body.texts:
+        raise Refused(Kind.EMPTY, "`texts` cannot be empty")
     asked = RerankRequest(
         query=body.query,
         documents=body.texts,
         model=body.model,
         raw_scores=body.raw_scores,
-        truncate=body.cutting,
+        truncate="end" if body.truncate else "error",
     )
-    scores = await call.service.rerank(asked)
-    ranked = sorted(range(len(scores)), key=lambda index: -scores[index])
-    return answered(
-        [
-            {"index": index, "score": scores[index]}
-            | ({"text": body.texts[index]} if body.return_text else {})
-            for index in ranked
-        ]
-    )
+    reranked = await call.rerank(asked)
+    rows = [
+        {"index": row, "score": score} | ({"text": body.texts[row]} if body.return_text else {})
+        for row, score in reranked.best()
+    ]
+    return Answer(body=dumps(rows), headers=_headers(reranked))
 
 
 async def tokenize(call: Call) -> Answer:
@@ -242,17 +241,24 @@ async def info(call: Call) -> Answer:
     """GET /info."""
     limits, offer = call.service.limits, call.service.models.offers.default
 
-    def about(embedder: Embedder) -> dict[str, object]:
-        return {
+    async with call.service.models.lease(offer.id, scores=None) as loaded:
+        model = loaded.model
+    kind: dict[str, object] = {
+        "reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+    }
+    if isinstance(model, Embedder):
+        kind = {"embedding": {"pooling": model.pooling.name.lower()}}
+    return answered(
+        {
             "model_id": offer.card.source_repo if offer.card else offer.id,
             "model_sha": None,
-            "model_dtype": embedder.quant,
+            "model_dtype": model.quant,
             "served_model_name": offer.id,
-            "model_type": {"embedding": {"pooling": embedder.pooling.name.lower()}},
+            "model_type": kind,
             "max_concurrent_requests": limits.max_requests,
-            "max_input_length": embedder.n_ctx,
-            "max_batch_tokens": embedder.run_settings.batch_tokens,
-            "max_batch_requests": embedder.run_settings.max_batch_seqs,
+            "max_input_length": model.n_ctx,
+            "max_batch_tokens": model.run_settings.batch_tokens,
+            "max_batch_requests": model.run_settings.max_batch_seqs,
             "max_client_batch_size": limits.max_texts,
             "auto_truncate": False,
             "tokenization_workers": 8,
@@ -260,17 +266,16 @@ async def info(call: Call) -> Answer:
             "sha": None,
             "docker_label": None,
         }
+    )
 
-    return answered(await call.service.with_embedder(None, about))
 
-
-def _headers(embedded: Embedded) -> dict[str, str]:
+def _headers(result: Result) -> dict[str, str]:
     """Milliseconds, as there."""
-    times = embedded.times
+    times = result.times
     return {
         "x-compute-type": "cpu",
-        "x-compute-characters": str(embedded.n_chars),
-        "x-compute-tokens": str(embedded.n_tokens),
+        "x-compute-characters": str(result.n_chars),
+        "x-compute-tokens": str(result.n_tokens),
         "x-compute-time": _ms(times.total_s),
         "x-total-time": _ms(times.total_s),
         "x-tokenization-time": _ms(times.tokenize_s),

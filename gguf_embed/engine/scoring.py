@@ -1,0 +1,58 @@
+"""The scores of one call's pairs, put back in the order of the documents as they are done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import cast
+
+import numpy as np
+
+from gguf_embed.engine.options import OnError, Scored
+from gguf_embed.engine.prepare import Prepared
+from gguf_embed.engine.score_head import ScoreHead, logistic
+from gguf_embed.engine.stream import DIED, NO_VECTOR, no_vector
+from gguf_embed.engine.turns import Done
+
+
+class Scoring:
+    """Of one call; used by one thread at a time."""
+
+    def __init__(self, pairs: Prepared, head: ScoreHead, *, raw: bool, on_error: OnError) -> None:
+        """`raw`: logits rather than scores from 0 to 1."""
+        self.pairs = pairs
+        self._head = head
+        self._raw = raw
+        self._on_error = on_error
+        place, n_different = pairs.place, len(pairs.tokens)
+        self._logits = np.full(n_different, np.nan, np.float32)
+        self._reasons: dict[int, str] = {}  # why a pair has none
+        self._n_same = np.bincount(place[place >= 0], minlength=n_different)
+
+    def add(self, done: Done) -> int:
+        """Score some pairs; returns of how many documents they are."""
+        rows = np.array(done.rows, np.intp)
+        with np.errstate(all="ignore"):  # what is not finite is found below
+            self._logits[rows] = self._head.logits(done.vectors)
+        bad = {int(row) for row in rows[~np.isfinite(self._logits[rows])]} | set(done.bad)
+        for row in bad:
+            self._logits[row] = np.nan
+            self._reasons[row] = DIED if row in done.died else NO_VECTOR
+        return int(self._n_same[rows].sum())
+
+    def scored(self, arrived: Iterable[Done] = ()) -> Scored:
+        """All of them, once the last ones are added. Raises NativeFailed for what has no score."""
+        for done in arrived:
+            self.add(done)
+        pairs = self.pairs
+        for index, reason in sorted(self._reasons.items()):
+            if self._on_error == "raise":
+                raise no_vector(pairs.first_rows[index], len(pairs.tokens[index]), reason)
+        scores = self._logits if self._raw else logistic(self._logits)
+        n_tokens = np.fromiter(map(len, pairs.tokens), np.int32, len(pairs.tokens))
+        # The last one stands for documents that have no tokens.
+        place = pairs.place
+        return Scored(
+            scores=np.append(scores, np.float32(np.nan))[place],
+            n_tokens=cast("list[int]", np.append(n_tokens, 0)[place].tolist()),
+            truncated=cast("list[bool]", np.append(pairs.truncated, False)[place].tolist()),
+        )
