@@ -15,8 +15,9 @@ QUICK := not native and not ($(OTHERS))
 # and those that say so, run once more under it, with few examples.
 TRACED := (not native or branches) and not ($(OTHERS))
 
-# On all cores; the tests of a file stay together, since they share what they build.
-SIDE_BY_SIDE := -n logical --dist loadfile
+# On all cores; the tests of a file stay together, since they share what they build. In the order of
+# the files: those of few tests, which would come last otherwise, are the slow ones.
+SIDE_BY_SIDE := -n logical --dist loadfile --no-loadscope-reorder
 
 # Least share of branches, in per cent, that the tests reach in each room without side effects.
 FLOOR := 95

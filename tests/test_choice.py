@@ -544,7 +544,8 @@ def test_a_tight_plan_is_not_exceeded_by_what_was_measured(world: World):
     with world.open(path) as embedder:
         assert embedder.plan.fit == "tight"
         assert used(embedder).max_batch_tokens == BATCH_TOKENS_TIGHT
-        assert used(embedder).repack  # what costs no memory stays
+        # What costs no memory stays.
+        assert (used(embedder).repack, used(embedder).accelerator) == (True, False)
     # As measured anew: nothing is tried that there is no memory for.
     tuned = tune.tune(embedder.target, budget_s=20)
     assert {t.settings.max_batch_tokens for t in tuned.trials} == {BATCH_TOKENS_TIGHT}

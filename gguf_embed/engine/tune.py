@@ -55,7 +55,7 @@ def best_run(
     if kept is not None:
         run = keep_asked(kept.settings, planned, settings)
         if not target.fits(run):
-            run = replace(planned, repack=run.repack)
+            run = replace(planned, repack=run.repack, accelerator=run.accelerator)
     elif budget_s > 0 and not settings.decide_speed:
         if on_status is not None:
             on_status(
