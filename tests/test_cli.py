@@ -892,6 +892,8 @@ def test_doctor_finds_this_machine_well(real: Run, monkeypatch: pytest.MonkeyPat
     assert (code, report["works"]) == (0, True)
     assert report["self_test"]["Q8_0"]["plain"] == "ok"
     assert report["versions"]["gguf-embed"] == __version__
+    gain = report["accelerator"]
+    assert gain["ratio"] > 0 if gain["kernel"] else gain["remark"]
 
 
 @pytest.mark.parametrize(

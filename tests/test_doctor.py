@@ -14,6 +14,8 @@ from test_measured import measured_run
 
 from gguf_embed import cli
 from gguf_embed.cli import doctor
+from gguf_embed.engine import gain
+from gguf_embed.engine.gain import Gain
 from gguf_embed.machine import measured, probe, selftest
 from gguf_embed.machine.load import Load
 from gguf_embed.machine.machine import Device
@@ -26,6 +28,8 @@ pytestmark = pytest.mark.native
 def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GGUF_EMBED_HOME", str(tmp_path))
     monkeypatch.setattr(doctor, "WEIGHT_TYPES", ("Q8_0",))
+    # Measured by one test of test_cli.py; it takes seconds.
+    monkeypatch.setattr(gain, "measure_gain", lambda: Gain(kernel=None, remark="not measured"))
 
 
 def test_a_library_that_does_not_load_is_a_row(tmp_path: Path):
