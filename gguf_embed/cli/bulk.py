@@ -17,6 +17,7 @@ from gguf_embed.cli.bulk_report import print_forecast, print_report
 from gguf_embed.cli.made_with import made_with
 from gguf_embed.cli.task import Task, chunked, opened_model, prompt_of
 from gguf_embed.errors import BadOption, NativeFailed
+from gguf_embed.jobs.cut import SHARD_ROWS
 
 if TYPE_CHECKING:
     from gguf_embed.engine.embedder import Embedder
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from gguf_embed.jobs.manifest import FailedPlace
     from gguf_embed.jobs.output import JobOutput
 
-SHARD_ROWS = 2048
 VECTOR_TYPES = ("float32", "float16", "int8", "binary")
 TERMINATED: Final = 75
 TERMINATED_S: Final = 4.0  # after SIGTERM, whatever is still at work

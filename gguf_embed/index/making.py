@@ -86,12 +86,8 @@ def make_index(
         if old_facts is not None and not wanted.rebuild:
             check_same(old_facts, facts, place)
             facts = old_facts
-        anew = old is None or (wanted.rebuild and old_facts != facts)
-        if old is not None and wanted.rebuild and not anew:
-            anew = True  # asked for, so that what may be damaged is made again
-        if not anew and old is not None:
-            report, _ = _updated(place, old, facts, embedder, wanted, begun)
-            return report
+        if old is not None and not wanted.rebuild:
+            return _updated(place, old, facts, embedder, wanted, begun)
         generation = 1 if old is None else old + 1
         tables, vectors = begin(place, generation, facts)
         with tables:
@@ -116,7 +112,7 @@ def _updated(
     embedder: Embedder,
     wanted: Wanted,
     begun: Callable[[int], Progress] | None,
-) -> tuple[UpdateReport, int]:
+) -> UpdateReport:
     folder = generation_folder(place, generation)
     tables, vectors = open_parts(folder, facts, writable=True)
     with tables:
@@ -131,7 +127,7 @@ def _updated(
             generation = tidied(place, generation, facts, tables)
     if tidy:
         switch(place, generation)
-    return report, generation
+    return report
 
 
 def _facts(embedder: Embedder, wanted: Wanted, old: IndexFacts | None, model: str) -> IndexFacts:

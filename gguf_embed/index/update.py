@@ -77,7 +77,6 @@ class Update:
         vectors: VectorFile,
         facts: IndexFacts,
         embedder: Embedder,
-        progress: Progress | None = None,
         begun: Callable[[int], Progress] | None = None,
     ) -> None:
         """`begun` gets the number of bytes to read, and gives who is told how far it is."""
@@ -85,7 +84,7 @@ class Update:
         self._vectors = vectors
         self._facts = facts
         self._embedder = embedder
-        self._progress = progress
+        self._progress: Progress | None = None
         self._begun = begun
         self._report = UpdateReport()
         self._unread: dict[int, list[Unread]] = {}

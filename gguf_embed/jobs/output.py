@@ -114,10 +114,7 @@ class JobOutput(Closes):
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise OutputFailed(
-                f"{printable(path)}: not written: {error.strerror or error}; make room, then go on "
-                "with --resume"
-            ) from error
+            raise _not_written(path, error) from error
 
     def _rewind(self) -> None:
         """Begin to write after the entries that are used again."""
@@ -132,10 +129,14 @@ class JobOutput(Closes):
             self._file.truncate(len(data))
             self._file.seek(len(data))
         except OSError as error:
-            raise OutputFailed(
-                f"{printable(path)}: not written: {error.strerror or error}; make room, then go on "
-                "with --resume"
-            ) from error
+            raise _not_written(path, error) from error
+
+
+def _not_written(path: Path, error: OSError) -> OutputFailed:
+    return OutputFailed(
+        f"{printable(path)}: not written: {error.strerror or error}; make room, then go on with "
+        "--resume"
+    )
 
 
 def open_output(folder: Path, header: Header, *, resume: bool) -> JobOutput:
