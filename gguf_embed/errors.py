@@ -55,6 +55,13 @@ class TextTooLong(BadInput):
         self.rows = tuple(rows)
         self.n_ctx = n_ctx
 
+    def of_question(self, model: str) -> BadInput:
+        """The same where the text is the question of a search."""
+        return BadInput(
+            f"the question has {self.rows[0][1]} tokens, {model} takes {self.n_ctx}; ask a "
+            "shorter one"
+        )
+
 
 class BadOption(BadInput):
     """An option or a name that cannot be honoured."""

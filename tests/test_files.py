@@ -80,7 +80,7 @@ def test_a_signal_while_the_file_is_made_leaves_nothing(
         assert len(list(tmp_path.iterdir())) == 1
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(files, "_lock", interrupt)
+    monkeypatch.setattr(files, "take", interrupt)
     with suppress(KeyboardInterrupt):
         WholeFile(tmp_path / "out.bin")
     gc.collect()

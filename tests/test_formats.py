@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gguf_embed.errors import BadInput, BadOption, OutputFailed
-from gguf_embed.io.read import Reading, Record, check_keep, read
+from gguf_embed.io.read import check_keep, read
 from gguf_embed.io.read import given as given_texts
+from gguf_embed.io.record import Reading, Record
 from gguf_embed.io.sources import find
 from gguf_embed.io.write import NPY_HEADER_BYTES, RowContent, npy_header, open_writer
 

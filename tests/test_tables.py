@@ -15,8 +15,8 @@ import pytest
 
 from gguf_embed.errors import BadInput
 from gguf_embed.io import packed, tables
-from gguf_embed.io.read import Reading, Record, read
-from gguf_embed.io.record import UnreadableRow
+from gguf_embed.io.read import read
+from gguf_embed.io.record import Reading, Record, UnreadableRow
 from gguf_embed.io.sources import find
 
 N_ROWS = 2500  # more than two batches

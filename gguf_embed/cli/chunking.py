@@ -13,7 +13,7 @@ from gguf_embed.io.flow import Progress, place
 
 if TYPE_CHECKING:
     from gguf_embed.engine.embedder import Embedder
-    from gguf_embed.io.read import Record
+    from gguf_embed.io.record import Record
     from gguf_embed.io.write import Writer
 
 CHUNK_TOKENS = 256  # of --late-chunking where nobody says

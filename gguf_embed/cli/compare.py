@@ -14,7 +14,7 @@ from gguf_embed.errors import BadInput, BadOption, TextTooLong
 from gguf_embed.io.flow import place
 
 if TYPE_CHECKING:
-    from gguf_embed.io.read import Record
+    from gguf_embed.io.record import Record
     from gguf_embed.lab.compare import Comparison
     from gguf_embed.vectors import Vectors
 
@@ -170,7 +170,8 @@ def _embedded(args: argparse.Namespace) -> list[_Side]:
 
 def _records(args: argparse.Namespace) -> list[Record]:
     """The texts to compare on: each once, none blank, not too many."""
-    from gguf_embed.io.read import Reading, read
+    from gguf_embed.io.read import read
+    from gguf_embed.io.record import Reading
     from gguf_embed.lab.compare import MIN_TEXTS, evenly
 
     sources = options.find(args.texts, args, quiet=args.json)

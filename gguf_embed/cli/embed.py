@@ -156,7 +156,7 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Embed all inputs; returns 0, or the code of NativeFailed where rows have no vector."""
-    from gguf_embed.io.read import check_unicode
+    from gguf_embed.io.record import check_unicode
     from gguf_embed.io.write import open_writer
     from gguf_embed.jobs.manifest import unreadable_place
 

@@ -12,7 +12,7 @@ from gguf_embed.cli import console, layout
 
 if TYPE_CHECKING:
     from gguf_embed.index.index import Excerpt, Hit
-    from gguf_embed.io.read import Record
+    from gguf_embed.io.record import Record
 
 _INDENT = " " * 11
 _EXCERPT_LINES = 4

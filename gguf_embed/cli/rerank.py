@@ -15,7 +15,7 @@ from gguf_embed.io.flow import Flow, place
 if TYPE_CHECKING:
     from gguf_embed.engine.options import Ranked
     from gguf_embed.engine.reranker import Reranker
-    from gguf_embed.io.read import Record
+    from gguf_embed.io.record import Record
 
 WINDOW = 1024  # texts scored together
 
@@ -69,7 +69,8 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the best texts; returns 0, or the code of NativeFailed where texts have no score."""
-    from gguf_embed.io.read import Reading, check_unicode, given, read
+    from gguf_embed.io.read import given, read
+    from gguf_embed.io.record import Reading, check_unicode
 
     if not args.query.strip():
         raise BadOption("the question is empty; say what to look for")

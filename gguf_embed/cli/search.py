@@ -18,7 +18,7 @@ from gguf_embed.io.flow import Flow
 if TYPE_CHECKING:
     from gguf_embed.engine.embedder import Embedder
     from gguf_embed.engine.reranker import Reranker
-    from gguf_embed.io.read import Record
+    from gguf_embed.io.record import Record
     from gguf_embed.plan.settings import Settings
 
 # Models are trained on passages of about this length; longer ones answer less sharply.
@@ -97,7 +97,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _search(args: argparse.Namespace, reranker: Reranker | None) -> int:
     """Over files that are read and embedded now."""
-    from gguf_embed.io.read import Reading, given, read
+    from gguf_embed.io.read import given, read
+    from gguf_embed.io.record import Reading
 
     (query,) = given([args.query], source="QUERY")
     bad: list[BadInput] = []  # what is wrong with files of directories
@@ -148,10 +149,7 @@ def _nearest(embedder: Embedder, query: str, flow: Flow, best: Best[Record]) -> 
     try:
         question = embedder.encode_query(query)
     except TextTooLong as error:
-        raise BadInput(
-            f"the question has {error.rows[0][1]} tokens, {embedder.model_id} takes "
-            f"{error.n_ctx}; ask a shorter one"
-        ) from error
+        raise error.of_question(embedder.model_id) from error
     for block in embedder.stream(
         flow.texts(), prompt=embedder.prompt("document"), on_progress=flow.advance
     ):
@@ -162,15 +160,13 @@ def _nearest(embedder: Embedder, query: str, flow: Flow, best: Best[Record]) -> 
 
 def _rerank_settings(args: argparse.Namespace) -> Settings:
     """What is said of both models; what is said of one is said of the embedder."""
-    from gguf_embed.plan.settings import Settings
-
-    return Settings(
-        prefer=args.prefer,
-        memory_bytes=args.memory,
-        n_threads=args.threads,
-        tune=not args.no_tune,
-        exact=args.exact,
-        accelerator=args.accelerator,
+    return replace(
+        options.settings(args),
+        quant=None,
+        pooling=None,
+        n_ctx=None,
+        max_batch_tokens=None,
+        n_gpu_layers=None,
     )
 
 

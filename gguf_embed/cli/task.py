@@ -41,7 +41,8 @@ class Task:
 
 def find_task(args: argparse.Namespace, *, chunks: bool) -> Task:
     """The task of the arguments. Raises BadInput, BadOption."""
-    from gguf_embed.io.read import Reading, check_keep
+    from gguf_embed.io.read import check_keep
+    from gguf_embed.io.record import Reading
     from gguf_embed.io.write import RowContent
 
     sources = options.find(args.inputs, args, quiet=args.quiet)

@@ -41,7 +41,7 @@ from gguf_embed.index.snapshot import Snapshot
 from gguf_embed.index.tables import Tables
 from gguf_embed.index.vector_file import cosines, joined
 from gguf_embed.index.words import any_of, phrases
-from gguf_embed.io.read import check_unicode
+from gguf_embed.io.record import check_unicode
 from gguf_embed.system.closing import Closes
 from gguf_embed.system.files import printable
 
@@ -167,10 +167,7 @@ class Index(Closes):
         try:
             asked = embedder.encode_query(question)
         except TextTooLong as error:
-            raise BadInput(
-                f"the question has {error.rows[0][1]} tokens, {embedder.model_id} takes "
-                f"{error.n_ctx}; ask a shorter one"
-            ) from error
+            raise error.of_question(embedder.model_id) from error
         nearness = cosines(now.vectors, asked, ranges)
         return by_meaning(nearness, n) if by == "meaning" else fused(nearness, words, n)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from gguf_embed.io.read import Record
+    from gguf_embed.io.record import Record
 
 
 class Progress(Protocol):

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import cast
 
 from gguf_embed.errors import BadInput
-from gguf_embed.io.read import Reading, read
+from gguf_embed.io.read import read
+from gguf_embed.io.record import Reading
 from gguf_embed.io.sources import TextSource
 from gguf_embed.system.files import printable
 

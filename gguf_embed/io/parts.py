@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from gguf_embed.io.read import GIVEN, Part, Record
+from gguf_embed.io.record import GIVEN, Part, Record
 from gguf_embed.io.split import CountTokens, kind_of_file, split
 
 _ROWS = (".jsonl", ".csv")  # files in which a record is a row

@@ -27,14 +27,18 @@ from gguf_embed.errors import BadInput, BadOption
 from gguf_embed.io import tables
 from gguf_embed.io.chunks import split_markdown
 from gguf_embed.io.packed import unpacked
-from gguf_embed.io.record import DEFAULT_FIELD as DEFAULT_FIELD
-from gguf_embed.io.record import GIVEN as GIVEN
-from gguf_embed.io.record import NO_FIELDS as NO_FIELDS
-from gguf_embed.io.record import OnBadRow, UnreadableRow, check_columns, json_type, row_of
-from gguf_embed.io.record import Part as Part
-from gguf_embed.io.record import Reading as Reading
-from gguf_embed.io.record import Record as Record
-from gguf_embed.io.record import check_unicode as check_unicode
+from gguf_embed.io.record import (
+    GIVEN,
+    NO_FIELDS,
+    OnBadRow,
+    Reading,
+    Record,
+    UnreadableRow,
+    check_columns,
+    check_unicode,
+    json_type,
+    row_of,
+)
 from gguf_embed.io.sources import (
     TABLES,
     WITH_FIELDS,

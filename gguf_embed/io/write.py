@@ -20,7 +20,7 @@ from typing import BinaryIO, Final, Protocol, cast
 import numpy as np
 
 from gguf_embed.errors import BadOption, OutputFailed
-from gguf_embed.io.read import Record
+from gguf_embed.io.record import Record
 from gguf_embed.io.sources import TextSource, readable
 from gguf_embed.system.closing import Closes
 from gguf_embed.system.files import WholeFile, printable

@@ -9,7 +9,8 @@ import numpy as np
 
 from gguf_embed.errors import BadInput, BadOption
 from gguf_embed.io.lines import json_objects, text_lines
-from gguf_embed.io.read import Reading, read
+from gguf_embed.io.read import read
+from gguf_embed.io.record import Reading
 from gguf_embed.io.sources import find
 from gguf_embed.lab.docstrings import docstring_task
 from gguf_embed.lab.tasks import Judgement, Task, Text, join

@@ -59,7 +59,7 @@ class WholeFile(Closes):
             self._finalize = weakref.finalize(self, _unlink, self.temporary, os.getpid())
             self.file: BinaryIO = self.temporary.open("xb")
             # Between making and locking, another run may have taken it for a leftover.
-            if _lock(self.file) and self.temporary.exists():
+            if take(self.file) and self.temporary.exists():
                 return
             self.file.close()
             self._drop()
@@ -165,7 +165,7 @@ def clear_leftovers(path: Path) -> int:
     n_removed = 0
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"):
         with suppress(OSError), leftover.open("r+b") as file:
-            if _lock(file):
+            if take(file):
                 leftover.unlink()
                 n_removed += 1
     return n_removed
@@ -218,8 +218,11 @@ def _unlink(path: Path, owner: int) -> None:
             path.unlink(missing_ok=True)
 
 
-def _lock(file: BinaryIO) -> bool:
-    """Whether nobody else holds the file."""
+def take(file: BinaryIO) -> bool:
+    """Lock a file for this process; False where another holds it. Windows has its own way.
+
+    Where a file system has no locks, nobody holds it.
+    """
     if sys.platform == "win32":
         return True  # a file that is open cannot be unlinked there
     try:

@@ -10,12 +10,10 @@ from typing import BinaryIO
 
 from gguf_embed.errors import OutputFailed
 from gguf_embed.system.closing import Closes
-from gguf_embed.system.files import printable
+from gguf_embed.system.files import printable, take
 
 if sys.platform == "win32":
     import msvcrt
-else:
-    import fcntl
 
 
 class Lock(Closes):
@@ -59,15 +57,12 @@ class Lock(Closes):
 
 
 def _take(file: BinaryIO) -> bool:
-    """Whether nobody else holds the file; where a file system has no locks, nobody does."""
+    """Whether nobody else holds the file."""
+    if sys.platform != "win32":
+        return take(file)
     try:
-        if sys.platform == "win32":
-            file.seek(1 << 30)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        file.seek(1 << 30)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
     except OSError:
-        return sys.platform != "win32"
+        return False
     return True
