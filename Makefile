@@ -43,7 +43,7 @@ types:
 	$(BIN)/python tests/changed_types.py
 
 test:
-	$(PYTHON) install.py --extras $(EXTRAS)
+	$(PYTHON) install.py --uv --extras $(EXTRAS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
