@@ -45,7 +45,8 @@ def test_a_pipeline_finds_what_is_near_and_is_written_down(minilm: Embedder):
     pipeline.connect("embed.embedding", "retrieve.query_embedding")
     text = pipeline.dumps()
     assert "gguf_embed.integrations.haystack.GgufTextEmbedder" in text
-    for one in (pipeline, Pipeline.loads(text)):
+    again = Pipeline.loads(text, allowed_modules=["gguf_embed.integrations.haystack"])
+    for one in (pipeline, again):
         found = one.run({"embed": {"text": "baking"}})["retrieve"]["documents"]
         if one is pipeline:  # a store in memory is empty when it is read again
             assert found[0].content == TEXTS[2]
