@@ -250,10 +250,15 @@ def quantize_embeddings(
         return bits if precision == "ubinary" else (bits.astype(np.int16) - 128).astype(np.int8)
     if ranges is None:
         rows = vectors if calibration_embeddings is None else matrix(calibration_embeddings)
+        if len(vectors) == 1 and calibration_embeddings is None:
+            raise BadOption(
+                f"precision={precision!r}: one vector has no range to share out; embed several "
+                "together, or call quantize_embeddings with ranges"
+            )
         ranges = np.vstack([rows.min(axis=0, initial=np.inf), rows.max(axis=0, initial=-np.inf)])
     least, most = np.asarray(ranges, np.float32)
+    if not len(vectors):
+        return np.empty(vectors.shape, np.uint8 if precision == "uint8" else np.int8)
     steps = (most - least) / np.float32(255)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        codes = np.nan_to_num((vectors - least) / steps, nan=0.0, posinf=255.0, neginf=0.0)
-    codes = np.clip(codes, 0, 255)
+    codes = np.clip(np.floor((vectors - least) / np.where(steps == 0, 1, steps)), 0, 255)
     return codes.astype(np.uint8) if precision == "uint8" else (codes - 128).astype(np.int8)
