@@ -22,13 +22,15 @@ class VectorOptions(TypedDict, total=False):
     """What may be said of the vectors of any call, by keyword.
 
     `dimensions` keeps the first values (MRL) before normalizing. A text longer than `n_ctx` is an
-    error unless `truncate` says which end to cut; the end token is kept. A call of a higher
-    `priority` overtakes others at the next microbatch.
+    error unless `truncate` says which end to cut; the end token is kept. `max_tokens` sets a lower
+    limit than `n_ctx`; prompt and special tokens count. A call of a higher `priority` overtakes
+    others at the next microbatch.
     """
 
     dimensions: int | None
     normalize: bool
     truncate: Truncate
+    max_tokens: int | None
     priority: Priority
 
 
