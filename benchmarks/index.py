@@ -171,6 +171,10 @@ def finds(work: Path, embedder: Embedder, n_passages: int | None) -> dict[str, A
                 for hit in index.search(task.queries[row], embedder, by=by, top=400):  # type: ignore[arg-type]
                     best.setdefault(int(hit.path.stem), hit.score)
                 found[by].append(best)
+        whole = [
+            [int(hit.path.stem) for hit in index.search(task.queries[row], embedder, top=TOP)]
+            for row in rows
+        ]
     tables: dict[str, tuple[float, float]] = {}
 
     def score(name: str, ranked: Callable[[int], list[int]]) -> None:
@@ -187,6 +191,8 @@ def finds(work: Path, embedder: Embedder, n_passages: int | None) -> dict[str, A
 
     for by, lists in found.items():
         score(by, lambda i, lists=lists: ordered(lists[i]))
+
+    score("both, as the index gives it", lambda i: list(dict.fromkeys(whole[i])))
 
     def shared(i: int, share: float) -> list[int]:
         near, words = found["meaning"][i], found["words"][i]
