@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gguf_embed.engine.backend import Outcome
-from gguf_embed.errors import BadInput, BadOption
+from gguf_embed.errors import BadInput, BadOption, OutputFailed
 from gguf_embed.index.changes import SeenFile, changes_between
 from gguf_embed.index.facts import KnownFile, Passage
 from gguf_embed.index.index import Index
@@ -30,6 +30,7 @@ from gguf_embed.index.word_scores import WordScores
 from gguf_embed.index.word_tables import WordTables
 from gguf_embed.index.words import phrases, searchable
 from gguf_embed.io.folder import FileStamp
+from gguf_embed.jobs.cache import VectorCache
 from gguf_embed.testing import FakeBackend, FakeEmbedder
 
 HANDBOOK = {
@@ -55,12 +56,17 @@ def place(tmp_path: Path) -> Path:
 
 
 def make(
-    place: Path, *folders: Path, embedder: FakeEmbedder | None = None, **wanted: object
+    place: Path,
+    *folders: Path,
+    embedder: FakeEmbedder | None = None,
+    cache: VectorCache | None = None,
+    **wanted: object,
 ) -> UpdateReport:
     wanted.setdefault("folders", dict.fromkeys(folders))
     wanted.setdefault("chunk_tokens", 20)
     with embedder or FakeEmbedder.open() as opened:
-        return make_index(place, opened, Wanted(**wanted), model="fake")  # type: ignore[arg-type]
+        what = Wanted(**wanted)  # type: ignore[arg-type]
+        return make_index(place, opened, what, model="fake", cache=cache)
 
 
 def ask(place: Path, question: str, **how: object) -> list[str]:
@@ -216,6 +222,7 @@ import os, signal, sys
 from pathlib import Path
 from gguf_embed.index import update
 from gguf_embed.index.making import Wanted, make_index
+from gguf_embed.jobs.cache import VectorCache
 from gguf_embed.testing import FakeEmbedder
 update.BATCH_LEAST = 1
 after, done, append = int(sys.argv[3]), 0, update.VectorFile.append
@@ -252,11 +259,36 @@ def test_a_run_that_is_killed_leaves_an_index_and_the_next_goes_on(handbook: Pat
     assert size == 4 * 64 * report.n_passages
 
 
+def test_what_the_cache_knows_is_not_embedded(handbook: Path, place: Path, tmp_path: Path):
+    with VectorCache.open(tmp_path / "vectors.sqlite") as cache:
+        first = make(place, handbook, cache=cache)
+        assert (first.n_embedded, first.n_cached) == (first.n_passages, 0)
+        report = make(tmp_path / "second.index", handbook, cache=cache)
+        assert (report.n_embedded, report.n_cached) == (0, first.n_passages)
+        for question in ("a late parcel", "trains"):
+            answers = [ask(each, question) for each in (place, tmp_path / "second.index")]
+            assert answers[0] == answers[1]
+        (handbook / "travel.md").write_text("# Travel\n\nPlanes are not booked.\n")
+        report = make(place, cache=cache)
+        assert (report.n_embedded, report.n_cached) == (1, 0)
+        assert make(place, rebuild=True, cache=cache).n_embedded == 0
+        other = make(place, embedder=FakeEmbedder.open(dim=32), rebuild=True, cache=cache)
+        assert (other.n_embedded, other.n_cached) == (other.n_passages, 0)
+
+
+def test_passages_without_a_vector_are_not_cached(handbook: Path, place: Path, tmp_path: Path):
+    with VectorCache.open(tmp_path / "vectors.sqlite") as cache:
+        for _ in range(2):
+            embedder = FakeEmbedder.open(backend=_Nan())
+            report = make(place, handbook, embedder=embedder, cache=cache, rebuild=True)
+        assert (len(report.no_vector), report.n_embedded, report.n_cached) == (1, 1, 3)
+
+
 def test_one_writer_at_a_time(handbook: Path, place: Path):
     from gguf_embed.index.generations import only_writer
 
     make(place, handbook)
-    with only_writer(place), pytest.raises(BadInput, match="another run is updating this index"):
+    with only_writer(place), pytest.raises(OutputFailed, match=r"made.index .*another run is at"):
         make(place)
     assert counts(make(place))[4] == 3
 
