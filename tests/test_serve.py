@@ -272,6 +272,9 @@ def asked(url: str, body: object) -> Any:
 def test_tokens_and_back(url: str):
     (tokens,) = asked(f"{url}/tokenize", {"inputs": "Where is my money?"})
     assert (tokens[0]["text"], tokens[0]["special"]) == ("[CLS]", True)
+    assert tokens[0]["start"] is None
+    assert [each["text"] for each in tokens[1:5]] == ["Where", "is", "my", "money"]
+    assert (tokens[4]["start"], tokens[4]["stop"]) == (12, 17)
     ids = [each["id"] for each in tokens]
     assert asked(f"{url}/decode", {"ids": ids}) == ["where is my money ?"]
     with_ends = asked(f"{url}/decode", {"ids": [ids], "skip_special_tokens": False})

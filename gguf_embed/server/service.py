@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from gguf_embed.server.models import Loaded, Models
 from gguf_embed.server.pull import Puller
 
 _T = TypeVar("_T")
+
+MOST_VALUES: Final = 1 << 16  # of vectors that are put in order on the loop
 
 
 class Service:
@@ -46,7 +48,12 @@ class Service:
             pending, tokenize_s = await self._computed(
                 loaded, lambda: loaded.embedder.prepare(asked.texts, **options)
             )
-            block = pending.result()
+            n_values = len(asked.texts) * loaded.embedder.dim
+            # A thread costs more than few vectors do; many would hold the loop.
+            if n_values > MOST_VALUES:
+                block = await self.in_thread(pending.result)
+            else:
+                block = pending.result()
             return Embedded(
                 model=asked.model or loaded.offer.id,
                 served=loaded.offer.id,
@@ -69,14 +76,14 @@ class Service:
                 loaded,
                 lambda: loaded.reranker.prepare(asked.query, asked.documents, **asked.options),
             )
-            scored = pending.result()
+            scored = await self.in_thread(pending.result)  # the head is computed there
             return Reranked(
                 model=asked.model or loaded.offer.id,
                 served=loaded.offer.id,
                 scores=scored.scores,
                 token_counts=np.array(scored.n_tokens, np.int32),
                 n_truncated=sum(scored.truncated),
-                n_chars=sum(map(len, texts)),
+                n_chars=sum(map(len, asked.documents)) + len(asked.query) * len(asked.documents),
                 times=_times(begin, leased, tokenize_s, pending),
             )
 
