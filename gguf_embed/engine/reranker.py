@@ -20,6 +20,7 @@ import numpy as np
 
 from gguf_embed.catalog import RERANKER, catalog
 from gguf_embed.engine import arguments
+from gguf_embed.engine.address import Address
 from gguf_embed.engine.fingerprint import Fingerprint, known_sha256
 from gguf_embed.engine.opening import Opened, open_reranker
 from gguf_embed.engine.options import OnError, OnProgress, Ranked, RerankOptions, Scored
@@ -44,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
+class Asked:
     """The options of one call, checked."""
 
     task: str | None
@@ -54,12 +55,34 @@ class _Asked:
     on_error: OnError
     on_progress: OnProgress | None
 
+    @classmethod
+    def of(cls, options: RerankOptions) -> Asked:
+        """Raises BadOption."""
+        arguments.check_names(options, RerankOptions)
+        on_progress = options.get("on_progress")
+        arguments.check_callback("on_progress", on_progress)
+        truncate = arguments.check_document_truncate(options.get("truncate", "end"))
+        return cls(
+            task=arguments.check_string("task", options.get("task")),
+            cut=truncate == "end",
+            raw=check_switch("raw", options.get("raw", False)),
+            priority=arguments.check_priority(options.get("priority", Priority.NORMAL)),
+            on_error=arguments.check_on_error(options.get("on_error", "raise")),
+            on_progress=on_progress,
+        )
+
 
 class Reranker(Closes):
     """A model ready to score. Safe to use from several threads; close it or use `with`."""
 
     def __init__(self, opened: Opened, pairing: Pairing, head: ScoreHead) -> None:
         """Use `Reranker.open`, which opens the model; it is this object's to close."""
+        self._keep(opened)
+        self._pairing = pairing
+        self._head = head
+
+    def _keep(self, opened: Opened) -> None:
+        """What every reranker has of its model."""
         self.path = opened.path
         self.header = opened.header
         self.card = opened.card
@@ -68,8 +91,6 @@ class Reranker(Closes):
         self.remarks = opened.remarks
         self.plan: Plan = opened.plan  # what was considered, and why this
         self.n_ctx = opened.run.n_ctx
-        self._pairing = pairing
-        self._head = head
         self._mode = opened.mode
         self._source = opened.source
         self._again = opened.again
@@ -104,6 +125,17 @@ class Reranker(Closes):
         except BaseException:
             opened.close()
             raise
+
+    @classmethod
+    def connect(cls, url: str, model: str | None = None, *, api_key: str | None = None) -> Reranker:
+        """A reranker that `gguf-embed serve` has at an address: the same scores.
+
+        Without `model` the first one that it has; without `api_key` that of $GGUF_EMBED_API_KEY.
+        Raises FetchFailed where the server is not reached, BadInput where it has no reranker.
+        """
+        from gguf_embed.engine.remote_reranker import open_remote_reranker
+
+        return open_remote_reranker(Address.of(url, model, api_key))
 
     @classmethod
     def of(cls, opened: Opened) -> Reranker:
@@ -219,7 +251,7 @@ class Reranker(Closes):
 
         Options and errors are those of `score`, but for `on_progress`, which it does not take.
         """
-        asked = _asked(options)
+        asked = Asked.of(options)
         if asked.on_progress is not None:
             raise BadOption("a call that no thread waits for tells no progress; use score")
         with self._lifetime.call() as running:
@@ -230,7 +262,7 @@ class Reranker(Closes):
 
     def _scored(self, query: str, documents: list[str], options: RerankOptions) -> Scored:
         """pair -> submit -> score -> put back in order."""
-        asked = _asked(options)
+        asked = Asked.of(options)
         on_progress = asked.on_progress
         with self._lifetime.call() as running:
             scoring = self._scoring(running, query, documents, asked)
@@ -257,9 +289,7 @@ class Reranker(Closes):
             )
         return scored
 
-    def _scoring(
-        self, running: Running, query: str, documents: list[str], asked: _Asked
-    ) -> Scoring:
+    def _scoring(self, running: Running, query: str, documents: list[str], asked: Asked) -> Scoring:
         """The pairs of a call, and nothing scored yet. Raises TextTooLong."""
         pairs = self._pairing.rows(
             running.preparer,
@@ -273,20 +303,6 @@ class Reranker(Closes):
         if pairs.too_long:
             raise TextTooLong(pairs.too_long, self.n_ctx)
         return Scoring(pairs, self._head, raw=asked.raw, on_error=asked.on_error)
-
-
-def _asked(options: RerankOptions) -> _Asked:
-    arguments.check_names(options, RerankOptions)
-    on_progress = options.get("on_progress")
-    arguments.check_callback("on_progress", on_progress)
-    return _Asked(
-        task=arguments.check_string("task", options.get("task")),
-        cut=arguments.check_document_truncate(options.get("truncate", "end")) == "end",
-        raw=check_switch("raw", options.get("raw", False)),
-        priority=arguments.check_priority(options.get("priority", Priority.NORMAL)),
-        on_error=arguments.check_on_error(options.get("on_error", "raise")),
-        on_progress=on_progress,
-    )
 
 
 def _documents(documents: object) -> Iterable[str]:

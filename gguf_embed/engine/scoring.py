@@ -7,7 +7,7 @@ from typing import cast
 
 import numpy as np
 
-from gguf_embed.engine.options import OnError, Scored
+from gguf_embed.engine.options import FailedRow, OnError, Scored
 from gguf_embed.engine.prepare import Prepared
 from gguf_embed.engine.score_head import ScoreHead, logistic
 from gguf_embed.engine.stream import DIED, NO_VECTOR, no_vector
@@ -44,9 +44,13 @@ class Scoring:
         for done in arrived:
             self.add(done)
         pairs = self.pairs
+        failed = [FailedRow(row=row, n_tokens=None, reason=why) for row, why in pairs.untokenized]
         for index, reason in sorted(self._reasons.items()):
+            n = len(pairs.tokens[index])
             if self._on_error == "raise":
-                raise no_vector(pairs.first_rows[index], len(pairs.tokens[index]), reason)
+                raise no_vector(pairs.first_rows[index], n, reason)
+            rows = np.flatnonzero(pairs.place == index).tolist()
+            failed += [FailedRow(row=row, n_tokens=n, reason=reason) for row in rows]
         scores = self._logits if self._raw else logistic(self._logits)
         n_tokens = np.fromiter(map(len, pairs.tokens), np.int32, len(pairs.tokens))
         # The last one stands for documents that have no tokens.
@@ -55,4 +59,5 @@ class Scoring:
             scores=np.append(scores, np.float32(np.nan))[place],
             n_tokens=cast("list[int]", np.append(n_tokens, 0)[place].tolist()),
             truncated=cast("list[bool]", np.append(pairs.truncated, False)[place].tolist()),
+            failed=sorted(failed, key=lambda each: each.row),
         )

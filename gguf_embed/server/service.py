@@ -13,6 +13,7 @@ import numpy as np
 
 from gguf_embed.engine.embedder import Embedder
 from gguf_embed.engine.pending import Pending
+from gguf_embed.engine.reranker import Reranker
 from gguf_embed.server.asked import Embedded, EmbedRequest, Reranked, RerankRequest, Times
 from gguf_embed.server.limits import Limits
 from gguf_embed.server.models import Loaded, Models
@@ -81,6 +82,7 @@ class Service:
                 model=asked.model or loaded.offer.id,
                 served=loaded.offer.id,
                 scores=scored.scores,
+                scored=scored,
                 token_counts=np.array(scored.n_tokens, np.int32),
                 n_truncated=sum(scored.truncated),
                 n_chars=sum(map(len, asked.documents)) + len(asked.query) * len(asked.documents),
@@ -91,6 +93,11 @@ class Service:
         """What a short call to a model returns, made in a thread."""
         async with self.models.lease(model) as loaded:
             return await self.in_thread(lambda: call(loaded.embedder))
+
+    async def with_reranker(self, model: str | None, call: Callable[[Reranker], _T]) -> _T:
+        """The same of a model that scores."""
+        async with self.models.lease(model, scores=True) as loaded:
+            return await self.in_thread(lambda: call(loaded.reranker))
 
     async def in_thread(self, call: Callable[[], _T]) -> _T:
         """A call that would hold the loop."""
