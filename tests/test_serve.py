@@ -29,7 +29,7 @@ from conftest import Write
 
 from gguf_embed import Embedder, Reranker
 from gguf_embed.cli import main
-from gguf_embed.engine import remote_reranker
+from gguf_embed.engine import remote_scores
 
 pytestmark = [
     pytest.mark.native,
@@ -351,7 +351,7 @@ def test_our_own_client_of_a_reranker(
             )
             assert there.score(QUERY, []).shape == (0,)
             seen: list[int] = []
-            monkeypatch.setattr(remote_reranker, "TOGETHER", 2)
+            monkeypatch.setattr(remote_scores, "TOGETHER", 2)
             parts = there.score(QUERY, documents, on_progress=partial(_noted, seen))
             monkeypatch.undo()
             monkeypatch.setenv("GGUF_EMBED_API_KEY", KEY)

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Unpack, cast
+from typing import NoReturn, Unpack, cast
 
 import numpy as np
 
@@ -23,13 +23,13 @@ from gguf_embed.engine import arguments
 from gguf_embed.engine.address import Address
 from gguf_embed.engine.fingerprint import Fingerprint, known_sha256
 from gguf_embed.engine.opening import Opened, open_reranker
-from gguf_embed.engine.options import OnError, OnProgress, Ranked, RerankOptions, Scored
+from gguf_embed.engine.options import Ranked, RerankOptions, Scored
 from gguf_embed.engine.pairs import Pairing, pairing_of
 from gguf_embed.engine.pending import Meter, Pending
 from gguf_embed.engine.running import Lifetime, Running
 from gguf_embed.engine.score_head import ScoreHead, read_head
-from gguf_embed.engine.scoring import Scoring
-from gguf_embed.engine.turns import Caller, Priority
+from gguf_embed.engine.scoring import Asked, Scoring
+from gguf_embed.engine.turns import Caller
 from gguf_embed.errors import BadModelFile, BadOption, TextTooLong
 from gguf_embed.gguf.header import read_header
 from gguf_embed.plan.plan import Plan
@@ -42,34 +42,6 @@ from gguf_embed.system.files import printable
 from gguf_embed.vectors import Vectors
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """The options of one call, checked."""
-
-    task: str | None
-    cut: bool  # what is too long
-    raw: bool
-    priority: Priority
-    on_error: OnError
-    on_progress: OnProgress | None
-
-    @classmethod
-    def of(cls, options: RerankOptions) -> Asked:
-        """Raises BadOption."""
-        arguments.check_names(options, RerankOptions)
-        on_progress = options.get("on_progress")
-        arguments.check_callback("on_progress", on_progress)
-        truncate = arguments.check_document_truncate(options.get("truncate", "end"))
-        return cls(
-            task=arguments.check_string("task", options.get("task")),
-            cut=truncate == "end",
-            raw=check_switch("raw", options.get("raw", False)),
-            priority=arguments.check_priority(options.get("priority", Priority.NORMAL)),
-            on_error=arguments.check_on_error(options.get("on_error", "raise")),
-            on_progress=on_progress,
-        )
 
 
 class Reranker(Closes):
@@ -133,9 +105,7 @@ class Reranker(Closes):
         Without `model` the first one that it has; without `api_key` that of $GGUF_EMBED_API_KEY.
         Raises FetchFailed where the server is not reached, BadInput where it has no reranker.
         """
-        from gguf_embed.engine.remote_reranker import open_remote_reranker
-
-        return open_remote_reranker(Address.of(url, model, api_key))
+        return _connected(Address.of(url, model, api_key))
 
     @classmethod
     def of(cls, opened: Opened) -> Reranker:
@@ -303,6 +273,49 @@ class Reranker(Closes):
         if pairs.too_long:
             raise TextTooLong(pairs.too_long, self.n_ctx)
         return Scoring(pairs, self._head, raw=asked.raw, on_error=asked.on_error)
+
+
+class _Served(Reranker):
+    """What `Reranker.connect` gives: scored there, put in order here."""
+
+    def __init__(self, opened: Opened, default_task: str | None) -> None:
+        self._keep(opened)
+        self._default_task = default_task
+        assert opened.remote is not None
+        self._address = opened.remote
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickled and copied as what connects again; its key stays here."""
+        return _connected, (replace(self._address, api_key=None),)
+
+    @property
+    def default_task(self) -> str | None:
+        """As there."""
+        return self._default_task
+
+    def fingerprint(self, *, task: str | None = None, raw: bool = False) -> Fingerprint:
+        """As there."""
+        from gguf_embed.engine.remote_scores import fingerprint
+
+        with self._lifetime.call() as running:
+            return fingerprint(running.backend, task=task, raw=raw)
+
+    def prepare(self, *_: object, **options: Unpack[RerankOptions]) -> NoReturn:
+        """Not of a served reranker, whose calls wait in threads."""
+        raise BadOption("a served reranker is asked by score and rank; use them in a thread")
+
+    def _scored(self, query: str, documents: list[str], options: RerankOptions) -> Scored:
+        from gguf_embed.engine.remote_scores import scored
+
+        with self._lifetime.call() as running:
+            return scored(running.backend, query, documents, Asked.of(options), n_ctx=self.n_ctx)
+
+
+def _connected(address: Address) -> Reranker:
+    """Connect; also undoes `_Served.__reduce__`."""
+    from gguf_embed.engine.remote_scores import open_remote
+
+    return _Served(*open_remote(address))
 
 
 def _documents(documents: object) -> Iterable[str]:

@@ -3,15 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 
-from gguf_embed.engine.options import FailedRow, OnError, Scored
+from gguf_embed.engine import arguments
+from gguf_embed.engine.options import FailedRow, OnError, OnProgress, RerankOptions, Scored
 from gguf_embed.engine.prepare import Prepared
 from gguf_embed.engine.score_head import ScoreHead, logistic
 from gguf_embed.engine.stream import DIED, NO_VECTOR, no_vector
-from gguf_embed.engine.turns import Done
+from gguf_embed.engine.turns import Done, Priority
+from gguf_embed.plan.values import check_switch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """The options of one call, checked."""
+
+    task: str | None
+    cut: bool  # what is too long
+    raw: bool
+    priority: Priority
+    on_error: OnError
+    on_progress: OnProgress | None
+
+    @classmethod
+    def of(cls, options: RerankOptions) -> Asked:
+        """Raises BadOption."""
+        arguments.check_names(options, RerankOptions)
+        on_progress = options.get("on_progress")
+        arguments.check_callback("on_progress", on_progress)
+        truncate = arguments.check_document_truncate(options.get("truncate", "end"))
+        return cls(
+            task=arguments.check_string("task", options.get("task")),
+            cut=truncate == "end",
+            raw=check_switch("raw", options.get("raw", False)),
+            priority=arguments.check_priority(options.get("priority", Priority.NORMAL)),
+            on_error=arguments.check_on_error(options.get("on_error", "raise")),
+            on_progress=on_progress,
+        )
 
 
 class Scoring:

@@ -1,6 +1,6 @@
 """Our own dialect, of `Embedder.connect` and `Reranker.connect`: ids, vectors, scores as they are.
 
-`gguf_embed/engine/remote.py` and `remote_reranker.py` are the other end.
+`gguf_embed/engine/remote.py` and `remote_scores.py` are the other end.
 """
 
 from __future__ import annotations
