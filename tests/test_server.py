@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from gguf_embed import DoesNotFit, ModelNotFound, NativeFailed
-from gguf_embed.engine.pending import Meter
+from gguf_embed.engine.pending import Meter, Pending
 from gguf_embed.server.app import application
 from gguf_embed.server.limits import Limits
 from gguf_embed.server.meters import Meters
@@ -49,7 +50,7 @@ class Served:
     ) -> None:
         self.opened: list[str] = []
         self.fake = fake
-        self.threads = ThreadPoolExecutor(4)
+        self.threads = ThreadPoolExecutor(4, thread_name_prefix="served")
         self.meters = Meters()
         models = Models(
             Offers(
@@ -289,6 +290,13 @@ def test_tei_routes(serve: Callable[..., Served], direct: FakeEmbedder):
     np.testing.assert_array_equal(floats(one.json()), expected)
     (tokens,) = client.post("/embed_all", json={"inputs": "a cat"}).json()
     np.testing.assert_array_equal(floats(tokens), direct.token_vectors("a cat"))
+    ids = direct.tokenize("a cat")
+    answer = client.post("/embed_all", json={"inputs": [ids]})
+    np.testing.assert_array_equal(floats(answer.json()[0]), floats(tokens))
+    answer = client.post("/embed_all", json={"inputs": ["a cat", "a " * 50], "truncate": True})
+    assert len(answer.json()[1]) == 32
+    told = {"x-truncated": "1", "x-compute-tokens": str(len(ids) + 32)}
+    assert {name: answer.headers[name] for name in told} == told
     body = {"inputs": {"source_sentence": "a cat", "sentences": ["a dog", "a cat"]}}
     scores = client.post("/similarity", json=body).json()
     np.testing.assert_allclose(
@@ -377,6 +385,8 @@ def test_tei_reranks(serve: Callable[..., Served], judge: FakeReranker):
     np.testing.assert_array_equal(floats([row["score"] for row in rows]), -np.sort(-expected))
     assert {*rows[0]} == {"index", "score"}
     assert int(answer.headers["x-compute-tokens"]) > 0
+    n_chars = sum(len(QUERY) + len(document) for document in DOCUMENTS)
+    assert answer.headers["x-compute-characters"] == str(n_chars)
     rows = client.post("/rerank", json={**body, "raw_scores": True, "return_text": True}).json()
     raw = judge.score(QUERY, DOCUMENTS, raw=True)
     np.testing.assert_array_equal(floats([row["score"] for row in rows]), -np.sort(-raw))
@@ -461,6 +471,28 @@ def test_a_server_of_rerankers_alone(serve: Callable[..., Served]):
     assert "reranker" in served.client.get("/info").json()["model_type"]
     answer = served.client.post("/embed", json={"inputs": "x"})
     assert (answer.status_code, "is a reranker" in answer.json()["error"]) == (413, True)
+
+
+def test_scores_and_many_vectors_are_made_beside_the_loop(
+    serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+):
+    def open_model(offer: Offer, left: int | None) -> FakeEmbedder | FakeReranker:
+        return FakeReranker.open() if offer.is_reranker else FakeEmbedder.open(dim=4096)
+
+    served = serve(rerankers=("judge",), open_model=open_model)
+    threads: set[str] = set()
+    result = Pending[Any].result
+
+    def noted(pending: Pending[Any]) -> Any:
+        threads.add(threading.current_thread().name[:6])
+        return result(pending)
+
+    monkeypatch.setattr(Pending, "result", noted)
+    body = {"query": QUERY, "documents": DOCUMENTS}
+    assert served.client.post("/v2/rerank", json=body).status_code == 200
+    many = {"input": [f"text {n}" for n in range(20)]}
+    assert served.client.post("/v1/embeddings", json=many).status_code == 200
+    assert threads == {"served"}
 
 
 def test_a_pair_without_a_score_is_named(serve: Callable[..., Served]):

@@ -20,7 +20,7 @@ from gguf_embed.engine.address import Address
 from gguf_embed.engine.backend import Head
 from gguf_embed.engine.fingerprint import Fingerprint, known_sha256
 from gguf_embed.engine.opening import Opened, open_model
-from gguf_embed.engine.options import Block, EncodeOptions, OnProgress, VectorOptions
+from gguf_embed.engine.options import Block, EncodeOptions, OnProgress, Truncate, VectorOptions
 from gguf_embed.engine.pending import Meter, Pending, prepared
 from gguf_embed.engine.running import Lifetime, Running
 from gguf_embed.engine.stream import DIED, NO_VECTOR, Request, blocks, no_vector
@@ -258,17 +258,18 @@ class Embedder(Closes):
         with self._lifetime.call() as running:
             return running.preparer.count(list(arguments.check_texts(texts)))
 
-    def token_vectors(self, text: str | Sequence[int]) -> Vectors:
+    def token_vectors(self, text: str | Sequence[int], *, truncate: Truncate = "error") -> Vectors:
         """One vector per token of a text, or of its ids, shape (n tokens, dim), before any pooling.
 
         A model whose dense layers come after pooling (EmbeddingGemma) has them applied to each.
         """
+        cut = arguments.check_truncate(truncate)
         with self._lifetime.call() as running:
             if arguments.is_token_ids(text):
                 ids = arguments.check_token_ids([text])
-                prepared = running.preparer.given(ids, n_vocab=self.header.n_vocab)
+                prepared = running.preparer.given(ids, n_vocab=self.header.n_vocab, truncate=cut)
             else:
-                prepared = running.preparer.rows([arguments.check_text(text)], 0)
+                prepared = running.preparer.rows([arguments.check_text(text)], 0, truncate=cut)
             if prepared.too_long:
                 raise TextTooLong(prepared.too_long, self.n_ctx)
             caller = Caller()

@@ -101,6 +101,7 @@ class Failure:
     kind: Kind
     message: str
     retry_s: int | None = None
+    bad_text: BadText | None = None  # the error, where it is one text's
 
     @property
     def status(self) -> int:
@@ -119,7 +120,8 @@ def failure_of(error: Exception) -> Failure:
         return Failure(kind=error.kind, message=str(error), retry_s=error.retry_s)
     for kind_of_error, kind in _KINDS:
         if isinstance(error, kind_of_error):
-            return Failure(kind=kind, message=str(error))
+            bad_text = error if isinstance(error, BadText) else None
+            return Failure(kind=kind, message=str(error), bad_text=bad_text)
     return Failure(
         kind=Kind.BUG,
         message=f"unexpected {type(error).__name__}; this is a bug, the server's log has more",
