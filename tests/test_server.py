@@ -7,15 +7,20 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from gguf_embed import DoesNotFit, ModelNotFound, NativeFailed
+from gguf_embed import BadOption, DoesNotFit, ModelNotFound, NativeFailed
 from gguf_embed.engine.pending import Meter, Pending
+from gguf_embed.index.facts import IndexFacts, Space
+from gguf_embed.index.index import Index
+from gguf_embed.index.making import Wanted, make_index
 from gguf_embed.server.app import application
+from gguf_embed.server.indexes import Indexes, IndexOffer, index_name, offer_for
 from gguf_embed.server.limits import Limits
 from gguf_embed.server.meters import Meters
 from gguf_embed.server.models import Models
@@ -508,6 +513,135 @@ def test_a_pair_without_a_score_is_named(serve: Callable[..., Served]):
     answer = client.post("/v2/rerank", json=body)
     assert (answer.status_code, "row 1" in answer.json()["message"]) == (500, True)
     assert client.post("/v2/rerank", json={**body, "documents": ["a dog"]}).status_code == 200
+
+
+# -- indexes -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def searched(serve: Callable[..., Served], tmp_path: Path) -> Iterator[Callable[..., Served]]:
+    """A server with the index `handbook`, made by the fake."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "refunds.md").write_text(
+        "# Refunds\n\nWe refund every order within ten days.\n\n## Late\n\nA late parcel too.\n"
+    )
+    (folder / "travel.md").write_text("# Travel\n\nTrains are booked by the office.\n")
+    place = tmp_path / "handbook.index"
+    with FakeEmbedder.open() as embedder:
+        make_index(place, embedder, Wanted(folders={folder: "rules"}, chunk_tokens=20), model="f")
+    offer = IndexOffer(name=index_name(str(place)), place=str(place), model="fake")
+    indexes = Indexes.open([offer], lambda place: Index.open(Path(place)))
+
+    def start(**options: Any) -> Served:
+        served = serve(**options)
+        served.service.indexes = indexes
+        return served
+
+    yield start
+    indexes.close()
+
+
+def test_an_index_is_searched(searched: Callable[..., Served]):
+    client = searched(rerankers=("judge",)).client
+    (listed,) = client.get("/gguf-embed/v1/indexes").json()["indexes"]
+    assert (listed["name"], listed["model"], listed["n_files"]) == ("handbook", "fake", 2)
+    assert listed["folders"] == ["rules"]
+
+    def asked(**body: object) -> list[dict[str, Any]]:
+        answer = client.post("/gguf-embed/v1/search", json=body)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["index"] == "handbook"
+        return answer.json()["results"]
+
+    best = asked(query="who has trains booked by the office")[0]
+    assert (Path(best["file"]).name, best["first_line"], best["last_line"]) == ("travel.md", 1, 3)
+    assert (best["headings"], best["about"]) == (["Travel"], "rules")
+    assert 0.5 < best["score"] <= 1
+    assert best["text"].strip().endswith("by the office.")
+    assert len(asked(query="order", index="handbook", top=1)) == 1
+    (late,) = asked(query="parcel", by="words")
+    assert (late["headings"], late["similarity"]) == (["Refunds"], None)
+    assert asked(query="trains", paths=["refunds*"], by="words") == []
+    judged = asked(query="refund order late parcel", rerank=True, top=2)
+    assert judged[0]["score"] > judged[1]["score"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        ({"query": "x", "index": "diary"}, 404, "there are: handbook"),
+        ({"query": " "}, 400, "the question is empty"),
+        ({"query": "x", "top": 0}, 400, "top"),
+        ({"query": "x", "by": "feeling"}, 400, "by"),
+        ({"query": "x " * 600_000}, 413, "characters"),
+        ({"query": "x", "rerank": True}, 501, "no reranker"),
+    ],
+)
+def test_questions_that_are_refused(
+    searched: Callable[..., Served], body: object, status: int, message: str
+):
+    answer = searched().client.post("/gguf-embed/v1/search", json=body)
+    assert (answer.status_code, message in answer.json()["error"]) == (status, True), answer.text
+
+
+def test_an_index_is_behind_the_key_and_the_host(searched: Callable[..., Served]):
+    served = searched(keys=(KEY,), hosts=hosts_for("127.0.0.1", ()))
+    body = {"query": "trains"}
+    assert served.client.post("/gguf-embed/v1/search", json=body).status_code == 401
+    assert served.client.get("/gguf-embed/v1/indexes").status_code == 401
+    headers = {"authorization": f"Bearer {KEY}"}
+    assert served.client.post("/gguf-embed/v1/search", json=body, headers=headers).json()["results"]
+    elsewhere = {**headers, "host": "evil.example"}
+    answer = served.client.post("/gguf-embed/v1/search", json=body, headers=elsewhere)
+    assert answer.status_code == 403
+
+
+def test_without_an_index_a_search_says_how_to_have_one(serve: Callable[..., Served]):
+    client = serve().client
+    assert client.get("/gguf-embed/v1/indexes").json() == {"indexes": []}
+    answer = client.post("/gguf-embed/v1/search", json={"query": "x"})
+    assert (answer.status_code, "--index" in answer.json()["error"]) == (404, True)
+
+
+def test_two_indexes_need_two_names(tmp_path: Path):
+    offers = [IndexOffer(name="a", place=f"{n}/a", model="fake") for n in (1, 2)]
+    closed: list[object] = []
+
+    class Opened:
+        def __enter__(self) -> Opened:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            closed.append(self)
+
+    with pytest.raises(BadOption, match="another index is called a"):
+        Indexes.open(offers, lambda place: Opened())  # type: ignore[arg-type,return-value]
+    assert len(closed) == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "quant", "id_"),
+    [
+        ("qwen3-embedding:0.6b", "Q4_K_M", "qwen3-embedding-0.6b:Q4_K_M"),
+        ("owner/repo:Q8_0", "Q8_0", "owner/repo:Q8_0"),
+        ("/models/mine.gguf", "F16", "mine"),
+    ],
+)
+def test_the_model_of_an_index(model: str, quant: str, id_: str):
+    space = Space(
+        model=model,
+        model_id="m",
+        quant=quant,
+        fingerprint="f",
+        sha256="s",
+        pooling="mean",
+        prompt="",
+        dim=3,
+    )
+    facts = IndexFacts(format=1, space=space, chunk_tokens=10, overlap=0, made_by="0")
+    found = offer_for(facts)
+    assert (found.id, found.quant) == (id_, None if model.endswith(".gguf") else quant)
 
 
 # -- who may ask, and how much -------------------------------------------------------------------

@@ -32,6 +32,7 @@ class Kind(Enum):
     UNAUTHORIZED = "invalid_api_key"
     FORBIDDEN = "forbidden"
     NO_MODEL = "model_not_found"
+    NO_INDEX = "index_not_found"
     NO_ROUTE = "no_such_route"
     NO_METHOD = "method_not_allowed"
     NO_RERANKER = "no_reranker"
@@ -54,6 +55,7 @@ STATUS: Final[Mapping[Kind, int]] = {
     Kind.UNAUTHORIZED: 401,
     Kind.FORBIDDEN: 403,
     Kind.NO_MODEL: 404,
+    Kind.NO_INDEX: 404,
     Kind.NO_ROUTE: 404,
     Kind.NO_METHOD: 405,
     Kind.NO_RERANKER: 501,

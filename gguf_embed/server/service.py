@@ -15,6 +15,7 @@ from gguf_embed.engine.embedder import Embedder
 from gguf_embed.engine.pending import Pending
 from gguf_embed.engine.reranker import Reranker
 from gguf_embed.server.asked import Embedded, EmbedRequest, Reranked, RerankRequest, Times
+from gguf_embed.server.indexes import Indexes
 from gguf_embed.server.limits import Limits
 from gguf_embed.server.models import Loaded, Models
 from gguf_embed.server.pull import Puller
@@ -33,6 +34,7 @@ class Service:
         self.limits = limits
         self._threads = threads
         self.puller: Puller | None = None  # with --allow-pull
+        self.indexes = Indexes({})  # with --index
         self.started_at = time.time()
         self.ready = False  # once what is to be loaded at the start is
         self.ending = False
