@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from gguf_embed import BadOption, DoesNotFit, ModelNotFound, NativeFailed
+from gguf_embed import BadOption, Block, DoesNotFit, ModelNotFound, NativeFailed
 from gguf_embed.engine.pending import Meter, Pending
 from gguf_embed.index.facts import IndexFacts, Space
 from gguf_embed.index.index import Index
@@ -115,6 +115,42 @@ def direct() -> Iterator[FakeEmbedder]:
 
 def floats(rows: object) -> np.ndarray:
     return np.array(rows, np.float64).astype(np.float32)
+
+
+# -- a call that no thread waits for -------------------------------------------------------------
+
+
+class _Nan(FakeBackend):
+    """Has no vector for texts of two words."""
+
+    def _vector(self, ids: Any) -> np.ndarray:
+        return super()._vector(ids) * (np.nan if len(ids) == 4 else 1)
+
+
+def computed(embedder: FakeEmbedder, texts: list[str], **options: Any) -> Block:
+    done = threading.Event()
+    pending = embedder.prepare(texts, **options)
+    pending.submit(done.set)
+    assert done.wait(10)
+    return pending.result()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"normalize": False}, {"dimensions": 32}, {"truncate": "end"}]
+)
+def test_one_text_is_put_together_as_several_are(options: dict[str, Any]):
+    with FakeEmbedder.open(backend=_Nan()) as embedder:
+        for text in ("a cat sits", "", "long " * 40 if options.get("truncate") else "x"):
+            one = computed(embedder, [text], **options)
+            two = computed(embedder, [text, "another one here"], **options)
+            np.testing.assert_array_equal(one.vectors, two.vectors[:1])
+            assert one.vectors.dtype == two.vectors.dtype
+            assert one.token_counts == two.token_counts[:1]
+            assert one.truncated == two.truncated[:1]
+        with pytest.raises(NativeFailed, match="row 0"):
+            computed(embedder, ["two words"], **options)
+        (failed,) = computed(embedder, ["two words"], on_error="skip", **options).failed
+        assert (failed.row, failed.n_tokens) == (0, 4)
 
 
 # -- OpenAI ------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from gguf_embed.engine.options import Block
 from gguf_embed.engine.prepare import Prepared
 from gguf_embed.engine.running import Lifetime, Running
 from gguf_embed.engine.scheduler import OnComputed
-from gguf_embed.engine.stream import Collecting, Request
+from gguf_embed.engine.stream import Request, collected
 from gguf_embed.engine.turns import Caller, Done, Priority
 from gguf_embed.errors import BadOption, TextTooLong
 
@@ -155,10 +155,7 @@ def prepared(
         raise TextTooLong(rows.too_long, request.n_ctx)
 
     def collect(arrived: Sequence[Done]) -> Block:
-        collecting = Collecting(rows, request)
-        for done in arrived:
-            collecting.add(done)
-        return collecting.block()
+        return collected(rows, request, arrived)
 
     return Pending(rows, request.priority, lifetime, running, collect)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final
@@ -92,6 +92,32 @@ def _collect(
         if on_progress is not None:
             on_progress(n_texts, done.n_tokens)
     return collecting.block()
+
+
+def collected(prepared: Prepared, request: Request, arrived: Sequence[Done]) -> Block:
+    """All rows of a call, in order. Raises NativeFailed."""
+    if len(arrived) == 1 and len(prepared.tokens) == len(prepared.place) == 1:
+        block = _single(prepared, request, arrived[0])
+        if block is not None:
+            return block
+    collecting = Collecting(prepared, request)
+    for done in arrived:
+        collecting.add(done)
+    return collecting.block()
+
+
+def _single(prepared: Prepared, request: Request, done: Done) -> Block | None:
+    """The block of a text that is alone, as most are that a server gets; None: it has no vector."""
+    finished = finish(done.vectors, dimensions=request.dimensions, normalize=request.normalize)
+    if done.bad or len(unusable(finished)):
+        return None
+    return Block(
+        start=prepared.start,
+        vectors=finished,
+        token_counts=np.array([len(prepared.tokens[0])], np.int32),
+        truncated=prepared.truncated,
+        failed=(),
+    )
 
 
 class Collecting:
