@@ -9,16 +9,15 @@ binary   one bit for each value, 1 where it is above 0; eight to a byte, the fir
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias, get_args
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from gguf_embed.errors import BadInput
+from gguf_embed.io.stored_types import VectorType
 from gguf_embed.vectors import Vectors
 
-VectorType: TypeAlias = Literal["float32", "float16", "int8", "binary"]
-VECTOR_TYPES: Final[tuple[VectorType, ...]] = get_args(VectorType)
 DTYPES: Final[dict[VectorType, str]] = {
     "float32": "<f4",
     "float16": "<f2",
