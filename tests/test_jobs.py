@@ -577,7 +577,7 @@ def test_what_a_job_cannot_do(
 
 
 def test_the_choices_of_the_command_are_those_of_the_package():
-    from gguf_embed.io.vector_types import VECTOR_TYPES
+    from gguf_embed.io.stored_types import VECTOR_TYPES
     from gguf_embed.jobs.cut import SHARD_ROWS
 
     assert (bulk.VECTOR_TYPES, bulk.SHARD_ROWS) == (VECTOR_TYPES, SHARD_ROWS)
