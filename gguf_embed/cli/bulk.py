@@ -17,7 +17,7 @@ from gguf_embed.cli.bulk_report import print_forecast, print_report
 from gguf_embed.cli.made_with import made_with
 from gguf_embed.cli.task import Task, chunked, opened_model, prompt_of
 from gguf_embed.errors import BadOption, NativeFailed
-from gguf_embed.io.stored_types import VECTOR_TYPES
+from gguf_embed.io.vector_types import VECTOR_TYPES
 from gguf_embed.jobs.cut import SHARD_ROWS
 
 if TYPE_CHECKING:
