@@ -503,6 +503,8 @@ def test_truncation_is_reported(open_tiny: Open):
     end, start = (embedder.encode(long, truncate=truncate) for truncate in ("end", "start"))
     np.testing.assert_array_equal(end, embedder.encode("\x01" * 10 + "\x02" * 5))
     np.testing.assert_array_equal(start, embedder.encode("\x01" * 5 + "\x02" * 10))
+    less = embedder.encode([CAT, long], truncate="end", max_tokens=9)
+    np.testing.assert_array_equal(less[1], embedder.encode([CAT, "\x01" * 8], max_tokens=16)[1])
 
 
 def test_a_prompt_survives_truncation(open_tiny: Open):

@@ -114,6 +114,7 @@ def add(commands: Any) -> None:
     group.add_argument(
         "--watch", action="store_true", help="go on, and update whenever a file changes"
     )
+    options.add_cache(group)
     group.add_argument(
         "--isolated",
         action=argparse.BooleanOptionalAction,
@@ -237,6 +238,7 @@ def _update(
             embedder,
             wanted,
             model=model,
+            cache=held.enter_context(options.opened_cache(args)),
             begun=lambda n_bytes: held.enter_context(
                 console.progress("index", n_bytes, quiet=args.quiet)
             ),
@@ -262,6 +264,7 @@ def _print_report(
         "n_passages": report.n_passages,
         "n_embedded": report.n_embedded,
         "n_reused": report.n_reused,
+        "n_cached": report.n_cached,
         "n_tokens": report.n_tokens,
     }
     if args.json:
@@ -287,8 +290,8 @@ def _print_report(
     )
     console.say(
         f"{name}: files: {files or 'none'}; {counted(report.n_embedded, 'passage')} embedded, "
-        f"{report.n_reused:,} had a vector, {report.n_tokens:,} tokens in {seconds:.2f} s; now "
-        f"{counted(report.n_passages, 'passage')}"
+        f"{report.n_reused + report.n_cached:,} had a vector, {report.n_tokens:,} tokens in "
+        f"{seconds:.2f} s; now {counted(report.n_passages, 'passage')}"
     )
     for path in report.absent:
         console.say(f"{near(path)}: not there; what is known of it stays; --remove takes it out")

@@ -139,6 +139,7 @@ def prepared(
             0,
             prompt=request.prompt,
             truncate=request.truncate,
+            n_ctx=request.n_ctx,
             on_error=request.on_error,
         )
     elif request.prompt:
@@ -148,9 +149,9 @@ def prepared(
         )
     else:
         ids = arguments.check_token_ids(texts)
-        rows = preparer.given(ids, n_vocab=n_vocab, truncate=request.truncate)
+        rows = preparer.given(ids, n_vocab=n_vocab, truncate=request.truncate, n_ctx=request.n_ctx)
     if rows.too_long:
-        raise TextTooLong(rows.too_long, preparer.n_ctx)
+        raise TextTooLong(rows.too_long, request.n_ctx)
 
     def collect(arrived: Sequence[Done]) -> Block:
         collecting = Collecting(rows, request)

@@ -29,6 +29,7 @@ class Request:
     dimensions: int | None
     normalize: bool
     truncate: Truncate
+    n_ctx: int  # tokens of the longest text
     priority: Priority
     on_error: OnError
 
@@ -38,7 +39,6 @@ def blocks(
     texts: Iterator[str],
     request: Request,
     *,
-    n_ctx: int,
     window: int,
     on_progress: OnProgress | None,
 ) -> Generator[Block]:
@@ -57,6 +57,7 @@ def blocks(
                     start,
                     prompt=request.prompt,
                     truncate=request.truncate,
+                    n_ctx=request.n_ctx,
                     on_error=request.on_error,
                 )
                 start += len(chunk)
@@ -69,7 +70,7 @@ def blocks(
                 block = _collect(*in_flight.popleft(), request, on_progress)
             yield block
         if too_long:
-            raise TextTooLong(sorted(too_long), n_ctx)
+            raise TextTooLong(sorted(too_long), request.n_ctx)
         while in_flight:
             with lifetime.call(running):
                 block = _collect(*in_flight.popleft(), request, on_progress)

@@ -23,6 +23,7 @@ from gguf_embed.server.ollama import HEAD, OLLAMA
 from gguf_embed.server.openai import OPENAI
 from gguf_embed.server.pages import pages
 from gguf_embed.server.safety import Keys
+from gguf_embed.server.searching import SEARCHING
 from gguf_embed.server.service import Service
 from gguf_embed.server.tei import TEI
 from gguf_embed.server.traces import Traces
@@ -30,7 +31,7 @@ from gguf_embed.server.traces import Traces
 
 def dialects(meters: Meters) -> tuple[Dialect, ...]:
     """All; of a path and a method that two of them have, the first one's is taken."""
-    spoken = (OPENAI, OLLAMA, TEI, COHERE, NATIVE)
+    spoken = (OPENAI, OLLAMA, TEI, COHERE, NATIVE, SEARCHING)
     return (*spoken, general(meters, pages(spoken)))
 
 
