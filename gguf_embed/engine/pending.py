@@ -164,7 +164,7 @@ def prepared(
 
 
 class Meter:
-    """What a server reads of an engine."""
+    """What a server reads of an engine, and how fast it may go."""
 
     def __init__(self, lifetime: Lifetime) -> None:
         self._lifetime = lifetime
@@ -181,6 +181,11 @@ class Meter:
         with self._lifetime.call() as running:
             backend = running.backend
             return backend.n_deaths if isinstance(backend, IsolatedModel) else 0
+
+    def pace(self, wait: Callable[[], None]) -> None:
+        """Have each microbatch begin once `wait` comes back."""
+        with self._lifetime.call() as running:
+            running.scheduler.before_each = wait
 
     def watch(self, on_computed: OnComputed) -> None:
         """Have each microbatch told once it is computed."""

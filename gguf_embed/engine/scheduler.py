@@ -77,6 +77,7 @@ class Scheduler(Closes):
         self._n_looking = 0  # threads on their way to look for work
         self._closed = False
         self.on_computed: OnComputed | None = None  # called in the thread that computed it
+        self.before_each: Callable[[], None] | None = None  # may wait; the same thread calls it
         self._threads = ThreadPoolExecutor(self._n_contexts, thread_name_prefix="gguf-embed")
 
     @property
@@ -164,6 +165,9 @@ class Scheduler(Closes):
     def _compute(self, work: Work) -> None:
         began_at = time.monotonic()
         try:
+            if self.before_each is not None:
+                self.before_each()
+                began_at = time.monotonic()
             outcome = self._backend.run(
                 work.sequences,
                 head=work.head,
