@@ -195,6 +195,24 @@ print(sorted(heavy & sys.modules.keys()), dict(os.environ) == before)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("command", ["", "parser().format_help()"])
+def test_nobody_elses_code_is_imported_before_it_is_needed(command: str):
+    """Neither a library that is needed later nor a partner: help comes at once."""
+    code = f"""
+import sys
+known = {{*sys.modules}}
+import gguf_embed
+if {command!r}:
+    from gguf_embed.cli import parser
+    {command or "pass"}
+new = {{name.partition(".")[0] for name in {{*sys.modules}} - known}}
+print(sorted(new - sys.stdlib_module_names), "importlib.metadata" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "['gguf_embed'] False\n"
+
+
+@pytest.mark.slow
 def test_importing_the_engine_opens_no_native_library():
     code = (
         "import sys, gguf_embed.engine.embedder; "

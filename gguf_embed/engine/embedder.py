@@ -61,7 +61,13 @@ class Embedder(Closes):
         self._source = opened.source
         self._again = opened.again
         self._remote = opened.remote
-        self._lifetime = Lifetime(opened.backend, opened.reopen, n_ctx=self.n_ctx, shown=repr(self))
+        self._lifetime = Lifetime(
+            opened.backend,
+            opened.reopen,
+            n_ctx=self.n_ctx,
+            shown=repr(self),
+            learning=opened.learning,
+        )
         self.meter = Meter(self._lifetime)
         self._ready = True
 
@@ -82,7 +88,7 @@ class Embedder(Closes):
         another downloaded, unless that would find more room, or a better place (a GPU).
 
         `on_status` gets a line of text before something takes long: what was chosen, a download,
-        the measurement on first use. `on_download` gets (bytes here, bytes in all).
+        the proof of a file that is new here. `on_download` gets (bytes here, bytes in all).
 
         `isolated` runs the model in a child process: should a text crash native code, that text is
         named and this process goes on. It computes the same vectors.

@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 
 from gguf_embed.engine import arguments
-from gguf_embed.engine.isolated import IsolatedModel
 from gguf_embed.engine.options import Block
 from gguf_embed.engine.prepare import Prepared
 from gguf_embed.engine.running import Lifetime, Running
@@ -179,8 +178,7 @@ class Meter:
     def n_deaths(self) -> int:
         """How often the child of an isolated engine has died."""
         with self._lifetime.call() as running:
-            backend = running.backend
-            return backend.n_deaths if isinstance(backend, IsolatedModel) else 0
+            return getattr(running.backend, "n_deaths", 0)
 
     def pace(self, wait: Callable[[], None]) -> None:
         """Have each microbatch begin once `wait` comes back."""
