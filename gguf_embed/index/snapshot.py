@@ -70,7 +70,7 @@ class Snapshot:
         chosen = [
             file.id
             for file in self.files.values()
-            if matches(f"{roots[file.folder]}/{file.name}", globs)
+            if matches(f"{roots[file.folder]}/{file.name}".rstrip("/"), globs)  # "": the root
         ]
         if not chosen:
             raise BadInput(f"--path {' '.join(paths)}: matches no file of the index; correct it")
