@@ -389,6 +389,12 @@ def test_a_damaged_index_is_refused_with_the_way_out(handbook: Path, place: Path
 # -- answers -----------------------------------------------------------------------------------
 
 
+def test_a_file_alone_is_chosen_by_its_path(handbook: Path, place: Path):
+    make(place, handbook / "refunds.md")
+    for pattern in ("refunds.md", "*.md", f"{handbook}/refunds.md"):
+        assert ask(place, "a late parcel", paths=[pattern], top=1) == ["refunds.md"]
+
+
 def test_answers_may_be_chosen(handbook: Path, place: Path):
     make(place, handbook)
     assert ask(place, "bread", paths=["deep"]) == ["bread.txt"]

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from gguf_embed.cli import console, options, stop
+from gguf_embed.cli import console, manners, options, stop
 from gguf_embed.cli.bulk_report import print_forecast, print_report
 from gguf_embed.cli.made_with import made_with
 from gguf_embed.cli.task import Task, chunked, opened_model, prompt_of
@@ -56,6 +56,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "failed.jsonl (default: skip in a job, else stop)",
     )
     options.add_cache(group)
+    manners.add_option(group)
     group.add_argument(
         "--vector-type",
         choices=VECTOR_TYPES,

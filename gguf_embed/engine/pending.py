@@ -163,7 +163,7 @@ def prepared(
 
 
 class Meter:
-    """What a server reads of an engine."""
+    """What a server reads of an engine, and how fast it may go."""
 
     def __init__(self, lifetime: Lifetime) -> None:
         self._lifetime = lifetime
@@ -179,6 +179,11 @@ class Meter:
         """How often the child of an isolated engine has died."""
         with self._lifetime.call() as running:
             return getattr(running.backend, "n_deaths", 0)
+
+    def pace(self, wait: Callable[[], None]) -> None:
+        """Have each microbatch begin once `wait` comes back."""
+        with self._lifetime.call() as running:
+            running.scheduler.before_each = wait
 
     def watch(self, on_computed: OnComputed) -> None:
         """Have each microbatch told once it is computed."""
