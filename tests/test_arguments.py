@@ -102,6 +102,7 @@ def test_texts_of_other_kinds(fake: FakeEmbedder):
         ({"dimensions": True}, "dimensions=True: pass a whole number"),
         ({"dimensions": 1.5}, "dimensions=1.5"),
         ({"dimensions": np.float32(8)}, "dimensions="),
+        ({"max_tokens": 2}, "max_tokens=2: pass a whole number from 3"),
         ({"normalize": "no"}, "normalize='no': pass True or False"),
         ({"normalize": None}, "normalize=None"),
         ({"truncate": True}, "truncate=True: choose 'error', 'end' or 'start'"),
@@ -110,7 +111,7 @@ def test_texts_of_other_kinds(fake: FakeEmbedder):
         ({"prompt_name": ["query"]}, "prompt_name="),
         ({"priority": 1}, "priority=1: choose Priority.QUERY"),
         ({"on_progress": "print"}, "on_progress='print': pass a function"),
-        ({"batch_size": 32}, "no option 'batch_size'; the options are dimensions, normalize, "),
+        ({"batch_size": 32}, "no option 'batch_size'; the options are dimensions, max_tokens, "),
         ({"window": 0}, "window=0: pass a whole number from 1"),
         ({"window": 2.0}, "window=2.0"),
     ],
@@ -243,7 +244,7 @@ CALLS = (
     *("token_vectors", "similarity", "prompt", "fingerprint", "set", "settings", "open"),
 )
 SETTINGS = [field.name for field in fields(Settings)]
-OPTIONS = [*EncodeOptions.__optional_keys__, "on_progress"]
+OPTIONS = [*EncodeOptions.__optional_keys__, "on_progress", "progress"]
 
 
 def some_settings(rng: random.Random) -> Settings:

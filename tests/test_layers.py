@@ -9,11 +9,11 @@ import ast
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from functools import cache
+from collections.abc import Mapping
 
+import changed_types
 import pytest
-from sources import files, nodes
+from sources import arrows, file_of, files, imports
 
 # From the top. Each has its rule in the docstring of its __init__.py.
 ROOMS = (
@@ -31,7 +31,13 @@ ONLY_IN = {
     "huggingface_hub": "store/",
     "rich": "cli/console.py",
     "matplotlib": "lab/plots.py",
+    "chromadb": "integrations/chroma.py",
+    "haystack": "integrations/haystack.py",
+    "langchain_core": "integrations/langchain.py",
+    "llama_index": "integrations/llama_index.py",
+    "llm": "integrations/llm.py",
     "mteb": "integrations/mteb.py",
+    "txtai": "integrations/txtai.py",
     "starlette": "server/",
     "msgspec": "server/",
     "orjson": "server/",
@@ -47,44 +53,10 @@ MAX_LINES = 400
 LONG: Mapping[str, str] = {}
 
 
-@cache
-def imports(source: str) -> tuple[str, ...]:
-    """Absolute names that a source imports, at any depth of nesting; a file or what is in it."""
-    names: list[str] = []
-    for node in nodes(source):
-        if isinstance(node, ast.Import):
-            names += (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            module = "." * node.level + (node.module or "")
-            names += (f"{module}.{alias.name}" for alias in node.names)
-    return tuple(names)
-
-
 def room_of(path: str) -> str:
     """The room of a file, given its path inside the package."""
     first, slash, _ = path.partition("/")
     return first if slash else "ground" if path in GROUND else "front" if path in FRONT else path
-
-
-def file_of(name: str, files: Mapping[str, str]) -> str | None:
-    """The file that an imported name of the package lies in."""
-    parts = name.split(".")[1:]
-    for n in range(len(parts), 0, -1):
-        path = "/".join(parts[:n])
-        for candidate in (f"{path}.py", f"{path}/__init__.py"):
-            if candidate in files:
-                return candidate
-    return None
-
-
-def arrows(files: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """(file, file that it imports) inside the package."""
-    for path, source in files.items():
-        for name in imports(source):
-            if name.startswith("gguf_embed."):
-                target = file_of(name, files)
-                if target is not None and target != path:
-                    yield path, target
 
 
 def faults(files: Mapping[str, str]) -> list[str]:
@@ -223,6 +195,24 @@ print(sorted(heavy & sys.modules.keys()), dict(os.environ) == before)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("command", ["", "parser().format_help()"])
+def test_nobody_elses_code_is_imported_before_it_is_needed(command: str):
+    """Neither a library that is needed later nor a partner: help comes at once."""
+    code = f"""
+import sys
+known = {{*sys.modules}}
+import gguf_embed
+if {command!r}:
+    from gguf_embed.cli import parser
+    {command or "pass"}
+new = {{name.partition(".")[0] for name in {{*sys.modules}} - known}}
+print(sorted(new - sys.stdlib_module_names), "importlib.metadata" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "['gguf_embed'] False\n"
+
+
+@pytest.mark.slow
 def test_importing_the_engine_opens_no_native_library():
     code = (
         "import sys, gguf_embed.engine.embedder; "
@@ -230,3 +220,35 @@ def test_importing_the_engine_opens_no_native_library():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_types_are_looked_at_again_where_they_may_have_changed():
+    files = {
+        "errors.py": "x = 1",
+        "low.py": "from gguf_embed.errors import x",
+        "high.py": "from gguf_embed import low",
+        "face.py": "from gguf_embed import Embedder",
+        "apart.py": "import json",
+        "__init__.py": "from gguf_embed.low import x",
+    }
+    before = changed_types.keys(files, "python 3")
+
+    def changed(path: str, source: str) -> set[str]:
+        now = changed_types.keys({**files, path: source}, "python 3")
+        return {path for path, key in now.items() if before[path] != key}
+
+    assert changed("errors.py", "x = ''") == set(files) - {"apart.py"}
+    assert changed("high.py", files["high.py"] + "  # and no other") == {"high.py"}
+    assert changed("low.py", "x = ''") == {"low.py", "high.py", "face.py", "__init__.py"}
+    assert changed("apart.py", "import re") == {"apart.py"}
+    assert set(changed_types.keys(files, "python 4").values()).isdisjoint(before.values())
+
+
+def test_others_see_no_more_than_the_interface():
+    def interface(body: str) -> str:
+        return changed_types.interface(f"class A:\n    def f(self) -> int:\n        {body}")
+
+    assert interface("return 1") == interface('"""Doc."""; x = 2; return x')
+    assert interface("self.x = 1; return 1") != interface("self.x = 2; return 1")
+    inferred = changed_types.interface("def f(): return 1")
+    assert inferred != changed_types.interface("def f(): return ''")

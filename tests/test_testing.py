@@ -37,6 +37,12 @@ def test_prompts_tokens_and_errors_are_those_of_an_embedder():
             embedder.encode(["a", "a b c d e f g"])
         (block,) = embedder.stream(["a b c d e f g"], truncate="end")
         assert (block.truncated.tolist(), block.token_counts.tolist()) == ([True], [8])
+        (block,) = embedder.stream(["a b c", "a b c d"], truncate="end", max_tokens=5)
+        assert (block.truncated.tolist(), block.token_counts.tolist()) == ([False, True], [5, 5])
+        with pytest.raises(TextTooLong, match="longer than 5 tokens"):
+            embedder.encode("a b c d", max_tokens=5)
+        with pytest.raises(BadOption, match=r"max_tokens=9: .* Settings\(n_ctx=9\)"):
+            embedder.encode("a", max_tokens=9)
         with pytest.raises(BadText, match="row 0"):
             embedder.encode(["\ud800"])
         with pytest.raises(BadOption, match="no prompt 'poem'"):

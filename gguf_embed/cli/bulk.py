@@ -12,11 +12,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from gguf_embed.cli import console, options, stop
+from gguf_embed.cli import console, manners, options, stop
 from gguf_embed.cli.bulk_report import print_forecast, print_report
 from gguf_embed.cli.made_with import made_with
 from gguf_embed.cli.task import Task, chunked, opened_model, prompt_of
 from gguf_embed.errors import BadOption, NativeFailed
+from gguf_embed.io.vector_types import VECTOR_TYPES
 from gguf_embed.jobs.cut import SHARD_ROWS
 
 if TYPE_CHECKING:
@@ -24,14 +25,12 @@ if TYPE_CHECKING:
     from gguf_embed.engine.options import EncodeOptions
     from gguf_embed.io.record import UnreadableRow
     from gguf_embed.io.shards import ShardFormat
-    from gguf_embed.jobs.cache import VectorCache
     from gguf_embed.jobs.cut import Cut
     from gguf_embed.jobs.forecast import Forecast
     from gguf_embed.jobs.job import JobReport
     from gguf_embed.jobs.manifest import FailedPlace
     from gguf_embed.jobs.output import JobOutput
 
-VECTOR_TYPES = ("float32", "float16", "int8", "binary")
 TERMINATED: Final = 75
 TERMINATED_S: Final = 4.0  # after SIGTERM, whatever is still at work
 WORK: Final = ".job"  # the ending of the folder in which NAME.npy or NAME.jsonl is made
@@ -56,12 +55,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="a row that cannot be read or embedded: stop there, or go on and put it into "
         "failed.jsonl (default: skip in a job, else stop)",
     )
-    group.add_argument(
-        "--cache",
-        action="store_true",
-        help="take vectors from the cache where they are known, and keep new ones there (see "
-        "`gguf-embed cache`)",
-    )
+    options.add_cache(group)
+    manners.add_option(group)
     group.add_argument(
         "--vector-type",
         choices=VECTOR_TYPES,
@@ -95,15 +90,6 @@ def wanted(args: argparse.Namespace) -> bool:
 def is_folder(output: str) -> bool:
     """Whether it is to be a folder of shards."""
     return output.endswith(("/", os.sep)) or (output != "-" and Path(output).is_dir())
-
-
-def open_cache(args: argparse.Namespace) -> VectorCache | None:
-    """The cache, where it is asked for."""
-    if not args.cache:
-        return None
-    from gguf_embed.jobs.cache import VectorCache
-
-    return VectorCache.open()
 
 
 def write_failed_beside(output: str, failed: Sequence[FailedPlace]) -> None:
@@ -246,21 +232,19 @@ class _Work:
                     "the model runs with other settings than when the job began: the last bits of "
                     "vectors may be other than in an undisturbed run"
                 )
-            cache = open_cache(self.args)
-            try:
-                with console.progress(
+            with (
+                options.opened_cache(self.args) as cache,
+                console.progress(
                     "embed", self.task.total_bytes, quiet=self.args.quiet, lines_s=60.0
-                ) as bar:
-                    job = Job(self.embedder, output, self.form, self.options, _Watch(bar), cache)
-                    try:
-                        report = job.run(self.cuts())
-                    except BaseException:
-                        n = len(output.entries)
-                        console.say(f"{console.counted(n, 'shard')} done are kept")
-                        raise
-            finally:
-                if cache is not None:
-                    cache.close()
+                ) as bar,
+            ):
+                job = Job(self.embedder, output, self.form, self.options, _Watch(bar), cache)
+                try:
+                    report = job.run(self.cuts())
+                except BaseException:
+                    n = len(output.entries)
+                    console.say(f"{console.counted(n, 'shard')} done are kept")
+                    raise
             if not self.place.whole:
                 self._join(output, report)
         if not self.place.whole:

@@ -201,7 +201,9 @@ def _embed(
         options.warn_dimensions(embedder, said[f"dimensions_{name}"])
         prompt = "" if prompt_name is None else embedder.prompt(prompt_name)
         try:
-            vectors = embedder.encode(texts, prompt=prompt, dimensions=said[f"dimensions_{name}"])
+            vectors = embedder.encode(
+                texts, prompt=prompt, dimensions=said[f"dimensions_{name}"], progress=False
+            )
         except TextTooLong as error:
             row, n_tokens = error.rows[0]
             where = place(records[row]) if records else f"sentence {row + 1}"

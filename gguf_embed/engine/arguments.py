@@ -16,7 +16,7 @@ from gguf_embed.engine.options import EncodeOptions, OnError, RerankOptions, Tru
 from gguf_embed.engine.turns import Priority
 from gguf_embed.errors import BadInput, BadOption, kind_of, shown
 from gguf_embed.plan.settings import Settings
-from gguf_embed.plan.values import check_switch
+from gguf_embed.plan.values import check_number, check_switch
 from gguf_embed.vectors import Vectors
 
 _TRUNCATE: Final = get_args(Truncate)
@@ -127,6 +127,19 @@ def check_string(name: str, value: object) -> str | None:
     if value is not None and not isinstance(value, str):
         raise BadOption(f"{name}={shown(value)}: pass a str, or leave it out")
     return value
+
+
+def check_max_tokens(value: object, n_ctx: int) -> int:
+    """Tokens of the longest text of a call. Raises BadOption."""
+    if value is None:
+        return n_ctx
+    number = check_number("max_tokens", value, least=3)  # both ends, and a token of its own
+    if number > n_ctx:
+        raise BadOption(
+            f"max_tokens={number}: this model was opened for n_ctx={n_ctx}; pass less, or open it "
+            f"with Settings(n_ctx={number})"
+        )
+    return number
 
 
 def check_truncate(value: object) -> Truncate:

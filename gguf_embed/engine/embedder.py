@@ -9,21 +9,28 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Final, Unpack
+from typing import Unpack
 
 import numpy as np
 import numpy.typing as npt
 
 from gguf_embed.catalog.catalog import BUILTIN
-from gguf_embed.engine import arguments, late
+from gguf_embed.engine import arguments, bar, late
 from gguf_embed.engine.address import Address
 from gguf_embed.engine.backend import Head
 from gguf_embed.engine.fingerprint import Fingerprint, known_sha256
 from gguf_embed.engine.opening import Opened, open_model
-from gguf_embed.engine.options import Block, EncodeOptions, OnProgress, VectorOptions
+from gguf_embed.engine.options import Block, EncodeOptions, OnProgress, Truncate, VectorOptions
 from gguf_embed.engine.pending import Meter, Pending, prepared
 from gguf_embed.engine.running import Lifetime, Running
-from gguf_embed.engine.stream import DIED, NO_VECTOR, Request, blocks, no_vector
+from gguf_embed.engine.stream import (
+    ENCODE_WINDOW,
+    WINDOW,
+    Request,
+    blocks,
+    no_vector,
+    why_no_vector,
+)
 from gguf_embed.engine.turns import Caller, Priority
 from gguf_embed.errors import BadOption, TextTooLong
 from gguf_embed.plan.plan import Plan
@@ -33,9 +40,6 @@ from gguf_embed.store import download
 from gguf_embed.system.closing import Closes
 from gguf_embed.system.files import printable
 from gguf_embed.vectors import Vectors, check_dimensions, finish, unusable
-
-WINDOW: Final = 2048  # texts sorted and packed together by `stream`; two windows are in flight
-ENCODE_WINDOW: Final = 1 << 18  # the same for `encode`, whose caller holds all texts anyway
 
 
 class Embedder(Closes):
@@ -157,17 +161,19 @@ class Embedder(Closes):
         self,
         texts: str | Iterable[str],
         *,
+        progress: bool | None = None,
         on_progress: OnProgress | None = None,
         **options: Unpack[EncodeOptions],
     ) -> Vectors:
         """Vectors of texts: shape (dim,) for a str, (n, dim) for anything else; float32.
 
-        See `EncodeOptions` for the options. Raises BadInput, BadText, TextTooLong, BadOption,
-        NativeFailed; rows are numbered as given.
+        See `EncodeOptions` for the options, engine/bar.py for `progress`. Raises BadInput, BadText,
+        TextTooLong, BadOption, NativeFailed; rows are numbered as given.
         """
         window = ENCODE_WINDOW if isinstance(texts, Sequence) else WINDOW
-        with self._lifetime.call():
-            blocks = self.stream(texts, on_progress=on_progress, window=window, **options)
+        arguments.check_callback("on_progress", on_progress)
+        with self._lifetime.call(), bar.watched(texts, progress, on_progress) as watch:
+            blocks = self.stream(texts, on_progress=watch, window=window, **options)
             parts = [block.vectors for block in blocks]
         if not parts:
             return np.empty((0, options.get("dimensions") or self.dim), np.float32)
@@ -179,6 +185,7 @@ class Embedder(Closes):
         texts: str | Iterable[str],
         *,
         task: str | None = None,
+        progress: bool | None = None,
         **options: Unpack[VectorOptions],
     ) -> Vectors:
         """`encode` with the model's query prompt; `task` replaces an instruct model's default.
@@ -186,21 +193,32 @@ class Embedder(Closes):
         It overtakes the work of other calls.
         """
         options.setdefault("priority", Priority.QUERY)
-        return self._encode_with("query", task, texts, options)
+        return self._encode_with("query", task, texts, progress, options)
 
     def encode_document(
-        self, texts: str | Iterable[str], **options: Unpack[VectorOptions]
+        self,
+        texts: str | Iterable[str],
+        *,
+        progress: bool | None = None,
+        **options: Unpack[VectorOptions],
     ) -> Vectors:
         """`encode` with the model's document prompt."""
-        return self._encode_with("document", None, texts, options)
+        return self._encode_with("document", None, texts, progress, options)
 
     def _encode_with(
-        self, prompt: str, task: str | None, texts: str | Iterable[str], options: VectorOptions
+        self,
+        prompt: str,
+        task: str | None,
+        texts: str | Iterable[str],
+        progress: bool | None,
+        options: VectorOptions,
     ) -> Vectors:
         for name in ("prompt", "prompt_name"):
             if name in options:
                 raise BadOption(f"the {prompt} prompt is the model's own; use encode({name}=...)")
-        return self.encode(texts, prompt=self.prompt(prompt, task=task), **options)
+        return self.encode(
+            texts, prompt=self.prompt(prompt, task=task), progress=progress, **options
+        )
 
     def similarity(self, a: Vectors, b: Vectors) -> Vectors:
         """Cosine of each row of `a` with each row of `b`, shape (n, m); (dim,) counts as a row.
@@ -250,17 +268,18 @@ class Embedder(Closes):
         with self._lifetime.call() as running:
             return running.preparer.count(list(arguments.check_texts(texts)))
 
-    def token_vectors(self, text: str | Sequence[int]) -> Vectors:
+    def token_vectors(self, text: str | Sequence[int], *, truncate: Truncate = "error") -> Vectors:
         """One vector per token of a text, or of its ids, shape (n tokens, dim), before any pooling.
 
         A model whose dense layers come after pooling (EmbeddingGemma) has them applied to each.
         """
+        cut = arguments.check_truncate(truncate)
         with self._lifetime.call() as running:
             if arguments.is_token_ids(text):
                 ids = arguments.check_token_ids([text])
-                prepared = running.preparer.given(ids, n_vocab=self.header.n_vocab)
+                prepared = running.preparer.given(ids, n_vocab=self.header.n_vocab, truncate=cut)
             else:
-                prepared = running.preparer.rows([arguments.check_text(text)], 0)
+                prepared = running.preparer.rows([arguments.check_text(text)], 0, truncate=cut)
             if prepared.too_long:
                 raise TextTooLong(prepared.too_long, self.n_ctx)
             caller = Caller()
@@ -270,7 +289,7 @@ class Embedder(Closes):
             finally:
                 running.scheduler.cancel(caller)
             if done.bad or len(unusable(done.vectors)):
-                raise no_vector(0, len(prepared.tokens[0]), DIED if done.died else NO_VECTOR)
+                raise no_vector(0, len(prepared.tokens[0]), why_no_vector(died=bool(done.died)))
             return done.vectors
 
     def encode_chunks(
@@ -300,13 +319,7 @@ class Embedder(Closes):
             if not checked:
                 return np.empty((0, request.dim), np.float32)
             return late.chunk_vectors(
-                running,
-                document,
-                checked,
-                request,
-                pooling=self.pooling,
-                n_ctx=self.n_ctx,
-                windows=windows,
+                running, document, checked, request, pooling=self.pooling, windows=windows
             )
 
     def stream(
@@ -326,14 +339,8 @@ class Embedder(Closes):
         arguments.check_callback("on_progress", on_progress)
         with self._lifetime.call() as running:
             request = self._request(running, options)
-        return blocks(
-            self._lifetime,
-            arguments.check_texts(texts),
-            request,
-            n_ctx=self.n_ctx,
-            window=window,
-            on_progress=on_progress,
-        )
+        checked = arguments.check_texts(texts)
+        return blocks(self._lifetime, checked, request, window=window, on_progress=on_progress)
 
     def prepare(
         self, texts: Sequence[str] | Sequence[Sequence[int]], **options: Unpack[EncodeOptions]
@@ -364,9 +371,10 @@ class Embedder(Closes):
             mrl_dims=card.mrl_dims if card else (),
         )
         text = self.prompt(prompt_name) if prompt_name is not None else prompt or ""
-        if text and (n_tokens := len(running.preparer.ids(text, row=0))) >= self.n_ctx:
+        n_ctx = arguments.check_max_tokens(options.get("max_tokens"), self.n_ctx)
+        if text and (n_tokens := len(running.preparer.ids(text, row=0))) >= n_ctx:
             raise BadOption(
-                f"the prompt takes {n_tokens} of n_ctx={self.n_ctx} tokens and leaves none for a "
+                f"the prompt takes {n_tokens} of n_ctx={n_ctx} tokens and leaves none for a "
                 "text; shorten it"
             )
         return Request(
@@ -375,6 +383,7 @@ class Embedder(Closes):
             dimensions=dimensions,
             normalize=check_switch("normalize", options.get("normalize", True)),
             truncate=truncate,
+            n_ctx=n_ctx,
             priority=arguments.check_priority(options.get("priority", Priority.NORMAL)),
             on_error=arguments.check_on_error(options.get("on_error", "raise")),
         )

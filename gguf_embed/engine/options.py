@@ -22,13 +22,15 @@ class VectorOptions(TypedDict, total=False):
     """What may be said of the vectors of any call, by keyword.
 
     `dimensions` keeps the first values (MRL) before normalizing. A text longer than `n_ctx` is an
-    error unless `truncate` says which end to cut; the end token is kept. A call of a higher
-    `priority` overtakes others at the next microbatch.
+    error unless `truncate` says which end to cut; the end token is kept. `max_tokens` sets a lower
+    limit than `n_ctx`; prompt and special tokens count. A call of a higher `priority` overtakes
+    others at the next microbatch.
     """
 
     dimensions: int | None
     normalize: bool
     truncate: Truncate
+    max_tokens: int | None
     priority: Priority
 
 
@@ -69,6 +71,7 @@ class Scored:
     scores: Vectors  # (n,)
     n_tokens: Sequence[int]  # of the pairs, as computed
     truncated: Sequence[bool]  # whose ends were cut
+    failed: Sequence[FailedRow] = ()  # with on_error="skip": those without a score
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +87,7 @@ class Ranked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailedRow:
-    """A text without a vector."""
+    """A text without a vector, or a document without a score."""
 
     row: int
     n_tokens: int | None  # None: it cannot be tokenized

@@ -139,6 +139,7 @@ def prepared(
             0,
             prompt=request.prompt,
             truncate=request.truncate,
+            n_ctx=request.n_ctx,
             on_error=request.on_error,
         )
     elif request.prompt:
@@ -148,9 +149,9 @@ def prepared(
         )
     else:
         ids = arguments.check_token_ids(texts)
-        rows = preparer.given(ids, n_vocab=n_vocab, truncate=request.truncate)
+        rows = preparer.given(ids, n_vocab=n_vocab, truncate=request.truncate, n_ctx=request.n_ctx)
     if rows.too_long:
-        raise TextTooLong(rows.too_long, preparer.n_ctx)
+        raise TextTooLong(rows.too_long, request.n_ctx)
 
     def collect(arrived: Sequence[Done]) -> Block:
         collecting = Collecting(rows, request)
@@ -162,7 +163,7 @@ def prepared(
 
 
 class Meter:
-    """What a server reads of an engine."""
+    """What a server reads of an engine, and how fast it may go."""
 
     def __init__(self, lifetime: Lifetime) -> None:
         self._lifetime = lifetime
@@ -178,6 +179,11 @@ class Meter:
         """How often the child of an isolated engine has died."""
         with self._lifetime.call() as running:
             return getattr(running.backend, "n_deaths", 0)
+
+    def pace(self, wait: Callable[[], None]) -> None:
+        """Have each microbatch begin once `wait` comes back."""
+        with self._lifetime.call() as running:
+            running.scheduler.before_each = wait
 
     def watch(self, on_computed: OnComputed) -> None:
         """Have each microbatch told once it is computed."""

@@ -136,21 +136,37 @@ class Preparer:
         *,
         prompt: str = "",
         truncate: Truncate = "error",
+        n_ctx: int | None = None,
         on_error: OnError = "raise",
     ) -> Prepared:
         """Tokenize each different text once, in several threads, and cut what is too long.
 
-        The first of the texts is row `start` of the caller's. A text that kills the tokenizer is an
-        error, or with `on_error="skip"` among the `untokenized`.
+        The first of the texts is row `start` of the caller's. `n_ctx` may set a lower limit than
+        the model's. A text that kills the tokenizer is an error, or with `on_error="skip"` among
+        the `untokenized`.
         """
         _check_rows(texts, start)
         place, first_rows, unique = _unique(texts, start)
         done = self.each(unique, first_rows, prompt=prompt, on_error=on_error)
         tokens, first_rows, place, untokenized = living(done, first_rows, place, start)
-        return self._prepared(tokens, place, first_rows, start, prompt, truncate, untokenized)
+        return self._prepared(
+            tokens,
+            place,
+            first_rows,
+            start=start,
+            prompt=prompt,
+            truncate=truncate,
+            n_ctx=n_ctx or self.n_ctx,
+            untokenized=untokenized,
+        )
 
     def given(
-        self, sequences: Sequence[Sequence[int]], *, n_vocab: int, truncate: Truncate = "error"
+        self,
+        sequences: Sequence[Sequence[int]],
+        *,
+        n_vocab: int,
+        truncate: Truncate = "error",
+        n_ctx: int | None = None,
     ) -> Prepared:
         """The same for texts that come as token ids of this model.
 
@@ -178,29 +194,33 @@ class Preparer:
             rows.append(ids.astype(np.int32).tobytes())
         place, first_rows, unique = _unique(rows, 0)
         tokens: list[Tokens] = [np.frombuffer(row, np.int32) for row in unique]
-        return self._prepared(tokens, place, first_rows, 0, "", truncate)
+        return self._prepared(
+            tokens, place, first_rows, truncate=truncate, n_ctx=n_ctx or self.n_ctx
+        )
 
     def _prepared(
         self,
         tokens: list[Tokens],
         place: npt.NDArray[np.intp],
         first_rows: list[int],
-        start: int,
-        prompt: str,
+        *,
+        start: int = 0,
+        prompt: str = "",
         truncate: Truncate,
+        n_ctx: int,
         untokenized: tuple[tuple[int, str], ...] = (),
     ) -> Prepared:
         for ids, row in zip(tokens, first_rows, strict=True):
             if not len(ids):
                 raise BadText(row, "has no token, and this model adds none; leave the row out")
-        truncated = np.fromiter((len(ids) > self.n_ctx for ids in tokens), np.bool_, len(tokens))
+        truncated = np.fromiter((len(ids) > n_ctx for ids in tokens), np.bool_, len(tokens))
         too_long: list[tuple[int, int]] = []
         for index in np.flatnonzero(truncated):
             if truncate == "error":
                 rows = np.flatnonzero(place == index)
                 too_long.extend((start + int(row), len(tokens[index])) for row in rows)
             else:
-                tokens[index] = self._cut(tokens[index], prompt, truncate)
+                tokens[index] = self._cut(tokens[index], prompt, truncate, n_ctx)
         return Prepared(
             start=start,
             tokens=tokens,
@@ -211,14 +231,14 @@ class Preparer:
             untokenized=untokenized,
         )
 
-    def _cut(self, tokens: Tokens, prompt: str, truncate: Truncate) -> Tokens:
+    def _cut(self, tokens: Tokens, prompt: str, truncate: Truncate, n_ctx: int) -> Tokens:
         """Cut to n_ctx from the end or the start of the text; prompt and special tokens stay."""
         tail = 1 if int(tokens[-1]) in self._specials else 0
         if truncate == "end":
-            return np.concatenate([tokens[: self.n_ctx - tail], tokens[len(tokens) - tail :]])
+            return np.concatenate([tokens[: n_ctx - tail], tokens[len(tokens) - tail :]])
         head = n_agreeing(tokens, self.ids(prompt, row=0)) if prompt else 0
         head = max(head, 1 if int(tokens[0]) in self._specials else 0)
-        return np.concatenate([tokens[:head], tokens[len(tokens) - (self.n_ctx - head) :]])
+        return np.concatenate([tokens[:head], tokens[len(tokens) - (n_ctx - head) :]])
 
 
 def _unique(

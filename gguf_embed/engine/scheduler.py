@@ -88,6 +88,7 @@ class Scheduler(Closes):
         self._closed = False
         self._learning = learning
         self.on_computed: OnComputed | None = None  # called in the thread that computed it
+        self.before_each: Callable[[], None] | None = None  # may wait; the same thread calls it
         self._threads = ThreadPoolExecutor(self._n_contexts, thread_name_prefix="gguf-embed")
 
     @property
@@ -207,6 +208,9 @@ class Scheduler(Closes):
 
     def _compute(self, work: Work, began_at: float) -> None:
         try:
+            if self.before_each is not None:
+                self.before_each()
+                began_at = time.monotonic()
             outcome = self._backend.run(
                 work.sequences,
                 head=work.head,

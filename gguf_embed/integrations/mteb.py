@@ -67,7 +67,9 @@ class MtebModel(Closes):
             raise BadOption(f"precision={precision!r}: vectors are float32; leave it out")
         texts = [text for batch in inputs for text in batch["text"]]
         prompt = self.prompt(task_metadata, prompt_type)
-        return self.embedder.encode(texts, prompt=prompt, truncate="end")
+        return self.embedder.encode(
+            texts, prompt=prompt, truncate="end", progress=show_progress_bar
+        )
 
     def prompt(self, task: TaskFacts, prompt_type: str | None) -> str:
         """What goes in front of a task's texts; the choices are those of mteb for such models.

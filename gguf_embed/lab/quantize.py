@@ -147,4 +147,4 @@ def _embed(path: Path, forecast: Forecast) -> Vectors:
     settings = Settings(pooling=pooling, n_threads=forecast.recipe.n_threads, tune=False)
     opened = open_file(path.absolute(), None, settings, rerankers=True)
     with Embedder(opened) as embedder:
-        return embedder.encode(CANARIES)
+        return embedder.encode(CANARIES, progress=False)

@@ -91,7 +91,7 @@ def _do_open(job: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, An
         rough = 0.0
         for n_texts in TRIAL_TEXTS:
             began = time.perf_counter()
-            embedder.encode(texts[:n_texts], prompt=prompt, truncate="end")
+            embedder.encode(texts[:n_texts], prompt=prompt, truncate="end", progress=False)
             seconds = time.perf_counter() - began
             rough = len(texts[:n_texts]) / seconds
             if seconds > TRIAL_S:
@@ -117,7 +117,7 @@ def _do_speed(job: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, A
         texts: list[str] = job["passages"]
         prompt = embedder.prompt("document")
         n_first = max(1, min(WARM_UP_TEXTS, len(texts) // 4))
-        embedder.encode(texts[:n_first], prompt=prompt, truncate="end")
+        embedder.encode(texts[:n_first], prompt=prompt, truncate="end", progress=False)
         began = time.perf_counter()
         blocks = list(embedder.stream(texts, prompt=prompt, truncate="end"))
         seconds = time.perf_counter() - began
