@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 from tiny import WORDS
 
 from gguf_embed.catalog import catalog
-from gguf_embed.engine import embedder as engine
 from gguf_embed.engine import loaded, runner, tune
 from gguf_embed.engine.embedder import Block, Embedder
+from gguf_embed.engine.stream import ENCODE_WINDOW, WINDOW
 from gguf_embed.errors import BadInput, BadModelFile, BadOption, BadText, NativeFailed, TextTooLong
 from gguf_embed.native import context as native_context
 from gguf_embed.native.context import Context, ContextParams
@@ -253,7 +253,7 @@ def test_a_list_is_one_window_and_an_iterator_is_not(
     monkeypatch.setattr(qwen3, "stream", recorded)
     qwen3.encode([CAT])
     qwen3.encode(iter([CAT]))
-    assert windows == [engine.ENCODE_WINDOW, engine.WINDOW]
+    assert windows == [ENCODE_WINDOW, WINDOW]
 
 
 @pytest.mark.parametrize("exact", [False, True])
