@@ -12,7 +12,16 @@ import threading
 import numpy as np
 import pytest
 
-from gguf_embed import BadInput, BadOption, Embedder, Pooling, Reranker, Settings, TextTooLong
+from gguf_embed import (
+    BadInput,
+    BadOption,
+    Embedder,
+    Pooling,
+    Priority,
+    Reranker,
+    Settings,
+    TextTooLong,
+)
 from gguf_embed.integrations.held import HeldEmbedder, HeldReranker, settings_dict, settings_of
 from gguf_embed.testing import FakeBackend, FakeEmbedder, FakeReranker
 
@@ -71,6 +80,21 @@ def test_prompts_shapes_and_no_thread_waits():
             np.testing.assert_array_equal(held.queries(texts), queries)
             np.testing.assert_array_equal(asyncio.run(held.adocuments(texts)), documents)
             np.testing.assert_array_equal(asyncio.run(held.aqueries(texts)), queries)
+
+
+def test_a_query_overtakes_other_work():
+    said: list[object] = []
+
+    class Watched(FakeEmbedder):
+        def stream(self, texts, **options):  # type: ignore[no-untyped-def]
+            said.append(options.get("priority"))
+            return super().stream(texts, **options)
+
+    with Watched.open() as fake:
+        held = HeldEmbedder(fake)
+        held.queries(["a"])
+        held.documents(["a"])
+    assert said == [Priority.QUERY, None]
 
 
 def test_a_text_that_is_too_long_is_an_error_or_told(caplog: pytest.LogCaptureFixture):

@@ -37,6 +37,7 @@ ONLY_IN = {
     "llama_index": "integrations/llama_index.py",
     "llm": "integrations/llm.py",
     "mteb": "integrations/mteb.py",
+    "ray": ("integrations/ray.py", "jobs/ray_"),
     "txtai": "integrations/txtai.py",
     "starlette": "server/",
     "msgspec": "server/",
@@ -192,6 +193,24 @@ print(sorted(heavy & sys.modules.keys()), dict(os.environ) == before)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[] True\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["", "parser().format_help()"])
+def test_nobody_elses_code_is_imported_before_it_is_needed(command: str):
+    """Neither a library that is needed later nor a partner: help comes at once."""
+    code = f"""
+import sys
+known = {{*sys.modules}}
+import gguf_embed
+if {command!r}:
+    from gguf_embed.cli import parser
+    {command or "pass"}
+new = {{name.partition(".")[0] for name in {{*sys.modules}} - known}}
+print(sorted(new - sys.stdlib_module_names), "importlib.metadata" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "['gguf_embed'] False\n"
 
 
 @pytest.mark.slow

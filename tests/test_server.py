@@ -633,6 +633,74 @@ def test_an_index_is_behind_the_key_and_the_host(searched: Callable[..., Served]
     assert answer.status_code == 403
 
 
+def ask_as_agent(served: Served, path: str, headers: dict[str, str]) -> dict[str, Any]:
+    """What the client of the MCP SDK gets over HTTP."""
+    mcp = pytest.importorskip("mcp")
+    import httpx2
+    from mcp.client.streamable_http import streamable_http_client
+
+    async def talk() -> dict[str, Any]:
+        transport = httpx2.ASGITransport(app=served.app)
+        http = httpx2.AsyncClient(transport=transport, base_url="http://localhost", headers=headers)
+        place = streamable_http_client(f"http://localhost{path}", http_client=http)
+        async with mcp.Client(place) as client:
+            return {
+                "server": client.server_info.name,
+                "tools": [tool.name for tool in (await client.list_tools()).tools],
+                "found": await client.call_tool("search", {"query": "late parcel", "limit": 1}),
+                "words": await client.call_tool("search", {"query": "trains", "by": "words"}),
+                "unknown": await client.call_tool("search", {"query": "x", "colour": "red"}),
+                "got": await client.call_tool("get", {"file": "travel.md", "first_line": 3}),
+                "status": await client.call_tool("status", {}),
+            }
+
+    assert served.client.portal is not None
+    return served.client.portal.call(talk)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["/mcp", "/mcp/handbook"])
+def test_an_agent_asks_over_http(searched: Callable[..., Served], path: str):
+    served = searched(keys=(KEY,), hosts=hosts_for("127.0.0.1", ()))
+    said = ask_as_agent(served, path, {"authorization": f"Bearer {KEY}"})
+    assert (said["server"], said["tools"]) == ("gguf-embed", ["search", "get", "status"])
+    (hit,) = said["found"].structured_content["results"]
+    assert (hit["file"].endswith("texts/refunds.md"), hit["about"]) == (True, "rules")
+    assert said["words"].structured_content["results"][0]["file"].endswith("travel.md")
+    assert said["unknown"].is_error
+    assert "search has no parameter 'colour'" in said["unknown"].content[0].text
+    (excerpt,) = said["got"].structured_content["excerpts"]
+    assert excerpt["text"] == "Trains are booked by the office."
+    assert said["status"].structured_content["n_files"] == 2
+    assert served.opened == ["fake"]  # the model of the server, opened once
+
+
+@pytest.mark.parametrize(
+    ("headers", "path", "status", "message"),
+    [
+        ({}, "/mcp", 401, "a key is needed"),
+        ({"host": "evil.example"}, "/mcp", 403, "--allowed-host"),
+        ({"origin": "http://evil.example"}, "/mcp", 403, "--cors-origin"),
+        ({"origin": "null"}, "/mcp", 403, "--cors-origin"),
+        ({"origin": "http://localhost"}, "/mcp", 200, ""),
+        ({"origin": "https://page.example"}, "/mcp", 200, ""),
+        ({}, "/mcp/minutes", 404, "there are: handbook"),
+    ],
+)
+def test_who_may_not_ask_as_an_agent(
+    searched: Callable[..., Served], headers: dict[str, str], path: str, status: int, message: str
+):
+    pytest.importorskip("mcp")
+    hosts = hosts_for("127.0.0.1", ())
+    served = searched(keys=(KEY,), hosts=hosts, origins=("https://page.example",))
+    body = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
+    key = {} if status == 401 else {"authorization": f"Bearer {KEY}"}
+    accepted = {"accept": "application/json, text/event-stream", **key, **headers}
+    answer = served.client.post(path, json=body, headers=accepted)
+    assert (answer.status_code, message in answer.text) == (status, True), answer.text
+    assert served.client.get("/mcp", headers=key).status_code in (401, 405)
+
+
 def test_without_an_index_a_search_says_how_to_have_one(serve: Callable[..., Served]):
     client = serve().client
     assert client.get("/gguf-embed/v1/indexes").json() == {"indexes": []}

@@ -7,7 +7,6 @@ import json
 import os
 import platform
 from dataclasses import asdict
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from gguf_embed import __version__
@@ -103,6 +102,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _version(package: str) -> str:
+    from importlib import metadata
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

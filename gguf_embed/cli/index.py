@@ -7,11 +7,12 @@ import shlex
 import time
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gguf_embed.catalog import BUILTIN
-from gguf_embed.cli import console, index_list, options
+from gguf_embed.cli import console, index_list, manners, options
 from gguf_embed.cli.hits import near
 from gguf_embed.errors import BadInput, BadOption, NativeFailed, counted
 
@@ -115,6 +116,7 @@ def add(commands: Any) -> None:
         "--watch", action="store_true", help="go on, and update whenever a file changes"
     )
     options.add_cache(group)
+    manners.add_option(group)
     group.add_argument(
         "--isolated",
         action=argparse.BooleanOptionalAction,
@@ -149,7 +151,8 @@ def run(args: argparse.Namespace) -> int:
         )
     model, settings = _model(kept, args)
     isolated: bool = kept is None if args.isolated is None else args.isolated
-    with options.open_embedder(model, settings, quiet=args.quiet, isolated=isolated) as embedder:
+    open_it = partial(options.open_embedder, model, settings, quiet=args.quiet, isolated=isolated)
+    with manners.opened(args, open_it) as embedder:
         code = _update(place, embedder, wanted, args, model=_reopened(model, embedder))
         if args.watch:
             from gguf_embed.index.watch import changed

@@ -206,7 +206,7 @@ def _add_how(parser: argparse.ArgumentParser, add: Callable[..., object]) -> Non
         action=argparse.BooleanOptionalAction,
         help="our own kernels for x86 CPUs, or an error (default: where they are proved right)",
     )
-    add("--no-tune", action="store_true", help="skip the short measuring on first use")
+    add("--no-tune", action="store_true", help="try no settings in a long run; take what is known")
     add_limits(parser)
 
 

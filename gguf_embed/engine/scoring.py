@@ -12,7 +12,7 @@ from gguf_embed.engine import arguments
 from gguf_embed.engine.options import FailedRow, OnError, OnProgress, RerankOptions, Scored
 from gguf_embed.engine.prepare import Prepared
 from gguf_embed.engine.score_head import ScoreHead, logistic
-from gguf_embed.engine.stream import DIED, NO_VECTOR, no_vector
+from gguf_embed.engine.stream import no_vector, why_no_vector
 from gguf_embed.engine.turns import Done, Priority
 from gguf_embed.plan.values import check_switch
 
@@ -67,7 +67,7 @@ class Scoring:
         bad = {int(row) for row in rows[~np.isfinite(self._logits[rows])]} | set(done.bad)
         for row in bad:
             self._logits[row] = np.nan
-            self._reasons[row] = DIED if row in done.died else NO_VECTOR
+            self._reasons[row] = why_no_vector(died=row in done.died)
         return int(self._n_same[rows].sum())
 
     def scored(self, arrived: Iterable[Done] = ()) -> Scored:

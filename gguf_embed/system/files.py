@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import glob
 import os
-import secrets
 import shutil
 import sys
 import weakref
@@ -53,7 +52,7 @@ class WholeFile(Closes):
     def _create(self) -> None:
         """A new hidden file in the directory of the target, locked as long as it is open."""
         while True:
-            name = f".{self.path.name}.{secrets.token_hex(4)}.tmp"
+            name = f".{self.path.name}.{os.urandom(4).hex()}.tmp"
             self.temporary = self.path.with_name(name)
             # Before the file is there: a signal may end the run between any two steps.
             self._finalize = weakref.finalize(self, _unlink, self.temporary, os.getpid())
