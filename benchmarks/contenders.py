@@ -43,7 +43,7 @@ class Load:
     """What to open. `settings` are the engine's own arguments; {} is the engine as it comes."""
 
     kind: str
-    model: str  # a GGUF; a directory for sentence-transformers
+    model: str  # a GGUF; a directory for sentence-transformers, onnxruntime
     n_threads: int
     max_tokens: int  # of the longest text to come, prompt and special tokens included
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -266,11 +266,64 @@ class SentenceTransformers:
     def close(self) -> None: ...
 
 
+class OnnxRuntime:
+    """ONNX Runtime, sorted by length as fastembed does. Settings: `file`, `batch_size`.
+
+    The model is a directory that to_onnx.py has written: mean pooling, length 1.
+    """
+
+    def __init__(self, load: Load) -> None:
+        import onnxruntime  # pyright: ignore[reportMissingImports]
+        from tokenizers import Tokenizer  # pyright: ignore[reportMissingImports]
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = load.n_threads
+        folder = Path(load.model)
+        self._session = onnxruntime.InferenceSession(
+            str(folder / load.settings["file"]), options, providers=["CPUExecutionProvider"]
+        )
+        self._inputs = {each.name for each in self._session.get_inputs()}
+        self._batch_size = int(load.settings["batch_size"])
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(load.max_tokens)
+        self.facts: dict[str, Any] = {"onnxruntime": onnxruntime.__version__}
+
+    def embed(self, texts: Sequence[str], prompt: str) -> Vectors:
+        ids = [each.ids for each in self._tokenizer.encode_batch([prompt + t for t in texts])]
+        order = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
+        vectors: Vectors | None = None
+        for start in range(0, len(order), self._batch_size):
+            rows = order[start : start + self._batch_size]
+            shape = (len(rows), len(ids[rows[0]]))
+            tokens, mask = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+            for place, row in enumerate(rows):
+                tokens[place, : len(ids[row])] = ids[row]
+                mask[place, : len(ids[row])] = 1
+            given = {"input_ids": tokens, "attention_mask": mask}
+            given["token_type_ids"] = np.zeros(shape, np.int64)
+            (hidden,) = self._session.run(
+                None, {name: value for name, value in given.items() if name in self._inputs}
+            )
+            means = np.einsum("btd,bt->bd", hidden, mask.astype(np.float32))
+            if vectors is None:
+                vectors = np.empty((len(texts), means.shape[1]), np.float32)
+            vectors[rows] = means / np.linalg.norm(means, axis=1, keepdims=True)
+        assert vectors is not None, "no texts"
+        return vectors
+
+    def peak_bytes(self) -> int:
+        return peak_bytes(os.getpid())
+
+    def close(self) -> None: ...
+
+
 KINDS: dict[str, Callable[[Load], Contender]] = {
     "gguf-embed": GgufEmbed,
     "llama-cpp-python": LlamaCppPython,
     "llama-server": LlamaServer,
     "sentence-transformers": SentenceTransformers,
+    "onnxruntime": OnnxRuntime,
 }
 
 

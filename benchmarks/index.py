@@ -7,12 +7,14 @@ corpus   texts of the standard library and installed packages (.md, .rst, .txt, 
          have changed
 finds    a docstring's body by its summary (gguf_embed.lab.docstrings), each body a file: nDCG@10
          and recall@10 of meaning, words and both, at several shares of the words, and by ranks
-latency  questions at 1,000, 10,000 and 100,000 passages. Passages are real text, cut by the model's
-         tokens; the vectors behind them are random, since a product takes as long: questions are
-         embedded by the model
-lancedb  the same passages and vectors in LanceDB (pip install lancedb), the same questions
+latency  questions at 1,000, 10,000 and 100,000 passages: source code of installed packages, cut at
+         about 650 characters. Their vectors are those of the longest line of each, by the model
+         (`--vectors FILE.npy` keeps them), since embedding all of the text takes an hour
+lancedb  the same passages and vectors in LanceDB (pip install lancedb), the same questions; its
+         approximate indexes with their recall
 
-Prints tables, and one line of JSON last. The model is the built-in one.
+Prints tables, and one line of JSON last. The model is the built-in one. Times are wall and CPU: on
+a busy machine go by the latter.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import ast
 import json
 import os
 import platform
+import resource
 import shutil
 import subprocess
 import sys
@@ -29,7 +32,9 @@ import sysconfig
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,29 +42,18 @@ import numpy as np
 
 from gguf_embed import Embedder
 from gguf_embed.catalog import BUILTIN
-from gguf_embed.engine.options import Block
-from gguf_embed.index.index import Index
-from gguf_embed.index.making import Wanted, make_index
+from gguf_embed.index.facts import KnownFile, Passage
+from gguf_embed.index.generations import begin, switch
+from gguf_embed.index.index import RANKINGS, Index
+from gguf_embed.index.making import Wanted, facts_for, make_index
+from gguf_embed.index.passages import digest_of
+from gguf_embed.io.folder import FileStamp
 from gguf_embed.lab.docstrings import docstring_task
-from gguf_embed.vectors import finish
+from gguf_embed.vectors import Vectors
 
 SKIPPED = {"RECORD", "top_level.txt", "entry_points.txt", "SOURCES.txt", "requires.txt"}
 N_QUESTIONS = 200
 TOP = 10
-
-
-class RandomVectors(Embedder):
-    """The built-in model, but documents get random vectors: for figures of time alone."""
-
-    def stream(self, texts, **options):  # type: ignore[no-untyped-def,override]
-        texts = list(texts)
-        if len(texts) < 8:  # a question
-            yield from super().stream(texts, **options)
-            return
-        made = np.random.default_rng(len(texts)).normal(size=(len(texts), self.dim))
-        counts = np.zeros(len(texts), np.int32)
-        vectors = finish(made.astype(np.float32), dimensions=None, normalize=True)
-        yield Block(start=0, vectors=vectors, token_counts=counts, truncated=counts.astype(bool))
 
 
 def sources() -> list[Path]:
@@ -122,12 +116,15 @@ def corpus(work: Path, embedder: Embedder, most_files: int) -> dict[str, Any]:
     place = work / "corpus.index"
 
     def timed() -> tuple[float, Any]:
-        begin = time.perf_counter()
+        """CPU seconds."""
+        begin_s, begin_wall_s = time.process_time(), time.perf_counter()
         report = make_index(place, embedder, Wanted(folders={folder: None}), model=BUILTIN)
-        return time.perf_counter() - begin, report
+        result.setdefault("walls_s", []).append(time.perf_counter() - begin_wall_s)
+        return time.process_time() - begin_s, report
 
+    result: dict[str, Any] = {}
     first, report = timed()
-    result: dict[str, Any] = {
+    result |= {
         "n_files": len(files),
         "text_bytes": sum(path.stat().st_size for path in files),
         "n_passages": report.n_passages,
@@ -148,6 +145,11 @@ def corpus(work: Path, embedder: Embedder, most_files: int) -> dict[str, Any]:
     moved.rename(folder / "moved.md")
     seconds, report = timed()
     result |= {"moved_s": seconds, "moved_embedded": report.n_embedded}
+    with Index.open(place) as index:
+        ways = [partial(index.search, each, embedder) for each in questions()]
+        result["first question"] = Clock.of(ways[:1]).figures()
+        result["questions"] = Clock.of(ways).figures()
+    result["cold"] = cold(place, questions()[0])
     return result
 
 
@@ -171,6 +173,10 @@ def finds(work: Path, embedder: Embedder, n_passages: int | None) -> dict[str, A
                 for hit in index.search(task.queries[row], embedder, by=by, top=400):  # type: ignore[arg-type]
                     best.setdefault(int(hit.path.stem), hit.score)
                 found[by].append(best)
+        whole = [
+            [int(hit.path.stem) for hit in index.search(task.queries[row], embedder, top=TOP)]
+            for row in rows
+        ]
     tables: dict[str, tuple[float, float]] = {}
 
     def score(name: str, ranked: Callable[[int], list[int]]) -> None:
@@ -187,6 +193,8 @@ def finds(work: Path, embedder: Embedder, n_passages: int | None) -> dict[str, A
 
     for by, lists in found.items():
         score(by, lambda i, lists=lists: ordered(lists[i]))
+
+    score("both, as the index gives it", lambda i: list(dict.fromkeys(whole[i])))
 
     def shared(i: int, share: float) -> list[int]:
         near, words = found["meaning"][i], found["words"][i]
@@ -225,16 +233,6 @@ def finds(work: Path, embedder: Embedder, n_passages: int | None) -> dict[str, A
     return {"n_passages": n, "n_queries": len(wanted), "ndcg_and_recall": tables}
 
 
-def code_texts(target: Path) -> Iterator[Path]:
-    """Source files of installed packages, copied."""
-    for root in sources():
-        for path in sorted(root.rglob("*.py")):
-            if path.is_file() and 2000 < path.stat().st_size < 400_000:
-                copy = target / "__".join(path.relative_to(root).parts)
-                copy.write_bytes(path.read_bytes())
-                yield copy
-
-
 def questions() -> list[str]:
     """Summaries of docstrings."""
     task = docstring_task()
@@ -242,143 +240,239 @@ def questions() -> list[str]:
     return list(task.queries[::step][:N_QUESTIONS])
 
 
-def quantiles(times: list[float]) -> dict[str, float]:
-    """Milliseconds."""
-    ms = np.sort(np.array(times)) * 1000
-    return {"p50_ms": float(np.median(ms)), "p99_ms": float(np.quantile(ms, 0.99))}
+@dataclass
+class Clock:
+    """Wall and CPU time of one thing, again and again, in milliseconds."""
+
+    wall: list[float]
+    cpu: list[float]
+
+    @classmethod
+    def of(cls, ways: Iterable[Callable[[], object]]) -> Clock:
+        clock = cls([], [])
+        for way in ways:
+            wall, cpu = time.perf_counter(), time.process_time()
+            way()
+            clock.wall.append((time.perf_counter() - wall) * 1000)
+            clock.cpu.append((time.process_time() - cpu) * 1000)
+        return clock
+
+    def figures(self) -> dict[str, float]:
+        return {
+            f"{name}_{label}_ms": round(float(np.quantile(times, share)), 1)
+            for name, times in (("wall", self.wall), ("cpu", self.cpu))
+            for label, share in (("p50", 0.5), ("p99", 0.99))
+        }
 
 
-def latency(work: Path, embedder: Embedder, sizes: list[int]) -> dict[str, Any]:
+def code_passages(n: int) -> Iterator[tuple[Path, list[Passage]]]:
+    """So many passages of source files."""
+    for root in (*sources(), Path(sysconfig.get_path("stdlib")).parent):
+        for path in sorted(root.rglob("*.py")):
+            if not path.is_file() or not 2000 < path.stat().st_size < 400_000:
+                continue
+            text = path.read_bytes().decode("utf-8", "replace")
+            found: list[Passage] = []
+            start, line = 0, 1
+            while start < len(text) and len(found) < n:
+                end = text.rfind("\n", start + 300, start + 650) + 1 or start + 650
+                part = text[start:end]
+                last = line + part.count("\n")
+                if part.strip():
+                    found.append(
+                        Passage(
+                            digest=digest_of(part.encode()),
+                            text=part,
+                            headings=(),
+                            start=start,
+                            end=start + len(part),
+                            first_line=line,
+                            last_line=last,
+                        )
+                    )
+                start, line = end, last
+            n -= len(found)
+            if found:
+                yield path, found
+            if n <= 0:
+                return
+
+
+def vectors_of_lines(embedder: Embedder, n: int, kept: Path | None) -> Vectors:
+    """A vector for each passage of the code: that of its longest line."""
+    if kept is not None and kept.exists() and len(vectors := np.load(kept)) >= n:
+        return vectors[:n]
+    texts = [
+        " ".join(max(passage.text.splitlines(), key=lambda line: len(line.strip()))[:120].split())
+        for _, passages in code_passages(n)
+        for passage in passages
+    ]
+    vectors = embedder.encode(texts, prompt=embedder.prompt("document"))
+    if kept is not None:
+        np.save(kept, vectors)
+    return vectors
+
+
+def fill(place: Path, embedder: Embedder, vectors: Vectors) -> dict[str, Any]:
+    """An index of as much code as there are vectors, without cutting by tokens or embedding."""
+    facts = facts_for(embedder, BUILTIN)
+    place.mkdir()
+    wall, cpu = time.perf_counter(), time.process_time()
+    tables, file = begin(place, 1, facts)
+    switch(place, 1)
+    stamp = FileStamp(n_bytes=1, mtime_ns=1, ctime_ns=1)
+    with tables:
+        with tables.writing():
+            tables.set_folder(Path("/"), "")
+        n_rows, batch = 0, list[tuple[Path, list[Passage]]]()
+
+        def write() -> None:
+            nonlocal n_rows
+            n = sum(len(passages) for _, passages in batch)
+            file.append(vectors[n_rows : n_rows + n], n_rows)
+            with tables.writing():
+                for path, passages in batch:
+                    known = KnownFile(
+                        id=0,
+                        folder=1,
+                        name=str(path.relative_to("/")),
+                        digest=b"",
+                        stamp=stamp,
+                        first_row=n_rows,
+                        n_rows=len(passages),
+                    )
+                    tables.add_file(known, passages)
+                    n_rows += len(passages)
+                tables.set_fact("n_rows", str(n_rows))
+            batch.clear()
+
+        for each in code_passages(len(vectors)):
+            batch.append(each)
+            if sum(len(passages) for _, passages in batch) > 4000:
+                write()
+        write()
+        with tables.writing():
+            tables.set_fact("unfinished", "0")
+            tables.optimize()
+    return {
+        "n_passages": n_rows,
+        "write_wall_s": round(time.perf_counter() - wall, 1),
+        "write_cpu_s": round(time.process_time() - cpu, 1),
+        "index_bytes": sum(p.stat().st_size for p in place.rglob("*") if p.is_file()),
+    }
+
+
+def latency(work: Path, embedder: Embedder, sizes: list[int], kept: Path | None) -> dict[str, Any]:
     """Questions at several sizes."""
-    folder = work / "code"
-    folder.mkdir()
-    place = work / "code.index"
     asked = questions()
-    result: dict[str, Any] = {}
-    waiting, n_bytes = code_texts(folder), 0
+    all_vectors = vectors_of_lines(embedder, max(sizes), kept)
+    result: dict[str, Any] = {
+        "question alone": Clock.of(partial(embedder.encode_query, each) for each in asked).figures()
+    }
     for size in sizes:
-        # About 650 bytes of code for a passage; more files until there are enough.
-        while True:
-            report = make_index(
-                place,
-                embedder,
-                Wanted(folders={folder: None}, include=["*.py"], gitignore=False),
-                model=BUILTIN,
-            )
-            if report.n_passages >= size or not waiting:
-                break
-            need = (size - report.n_passages) * 650
-            n_bytes = 0
-            for path in waiting:
-                n_bytes += path.stat().st_size
-                if n_bytes > need:
-                    break
-            else:
-                waiting = iter(())
-                break
-        figures: dict[str, Any] = {}
+        place = work / f"code-{size}.index"
+        figures = fill(place, embedder, all_vectors[:size])
         with Index.open(place) as index:
-            figures["n_passages"] = index.status().n_passages
-            figures["index_bytes"] = index.status().n_bytes
-            for by in ("both", "meaning", "words"):
-                for text in asked[:5]:
-                    index.search(text, embedder, by=by)  # type: ignore[arg-type]
-                times = []
-                for text in asked:
-                    begin = time.perf_counter()
-                    index.search(text, embedder, by=by)  # type: ignore[arg-type]
-                    times.append(time.perf_counter() - begin)
-                figures[by] = quantiles(times)
-            times = []
-            for text in asked[:50]:
-                begin = time.perf_counter()
-                index.search(text, embedder, paths=["_*"])
-                times.append(time.perf_counter() - begin)
-            figures["both, filtered by path"] = quantiles(times)
-        print(json.dumps({size: figures}), file=sys.stderr, flush=True)
-        figures["cold_s"] = cold(place, asked[0])
+            first = Clock.of([partial(index.search, asked[0], embedder)])
+            figures["first question"] = first.figures()
+            for by in RANKINGS:
+                ways = [partial(index.search, each, embedder, by=by) for each in asked[1:]]
+                figures[f"{by}, words for the first time"] = Clock.of(ways).figures()
+                figures[by] = Clock.of(ways).figures()
+            ways = [partial(index.search, each, embedder, paths=["_*"]) for each in asked[:50]]
+            figures["both, filtered by path"] = Clock.of(ways).figures()
+        figures["cold"] = cold(place, asked[0])
         result[f"{size}"] = figures
-        print(json.dumps({size: figures}), file=sys.stderr)
+        print(json.dumps({size: figures}), file=sys.stderr, flush=True)
     return result
 
 
-def cold(place: Path, question: str) -> list[float]:
-    """A whole `gguf-embed search --index`, in seconds, three times."""
-    times: list[float] = []
+def cold(place: Path, question: str) -> dict[str, Any]:
+    """A whole `gguf-embed search --index`, three times."""
     command = [sys.executable, "-m", "gguf_embed", "search", question, "--index", str(place)]
-    for _ in range(3):
-        begin = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True)
-        times.append(time.perf_counter() - begin)
-    return times
+    result: dict[str, Any] = {}
+    for by in ("both", "words"):
+        for _ in range(3):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            begin_s = time.perf_counter()
+            subprocess.run([*command, "--by", by], check=True, capture_output=True)
+            wall = time.perf_counter() - begin_s
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            result.setdefault(f"{by}_wall_s", []).append(round(wall, 2))
+            result.setdefault(f"{by}_cpu_s", []).append(round(cpu, 2))
+    return result
 
 
-def lancedb_figures(work: Path, embedder: Embedder) -> dict[str, Any]:
+def lancedb_figures(work: Path, embedder: Embedder, size: int, kept: Path | None) -> dict[str, Any]:
     """The passages and vectors of `latency` in LanceDB."""
-    begin = time.perf_counter()
+    begin_s = time.perf_counter()
     import lancedb  # type: ignore[import-not-found]
     import pyarrow as pa  # type: ignore[import-not-found]
-    from lancedb.index import FTS  # type: ignore[import-not-found]
+    from lancedb.index import FTS, HnswSq, IvfPq  # type: ignore[import-not-found]
 
     result: dict[str, Any] = {
         "version": lancedb.__version__,
-        "import_s": time.perf_counter() - begin,
+        "import_s": time.perf_counter() - begin_s,
     }
-    from gguf_embed.index.generations import open_parts, read_facts
-
-    generation = work / "code.index" / "1"
-    facts = read_facts(generation)
-    tables, file = open_parts(generation, facts, writable=False)
-    with tables:
-        files = tables.files()
-        n_rows = tables.n_rows()
-        vectors = file.rows(n_rows)
-        texts: list[str] = []
-        rows: list[int] = []
-        for each in files:
-            texts += [stored.passage.text for stored in tables.passages_of(each.id)]
-            rows += range(each.first_row, each.first_row + each.n_rows)
-    taken = np.ascontiguousarray(vectors[rows])
+    vectors = vectors_of_lines(embedder, size, kept)
+    texts = [passage.text for _, passages in code_passages(size) for passage in passages]
     place = work / "lance"
     database = lancedb.connect(place)
-    flat = pa.array(taken.reshape(-1), pa.float32())
+    flat = pa.array(vectors.reshape(-1), pa.float32())
     table = pa.table(
-        {"text": texts, "vector": pa.FixedSizeListArray.from_arrays(flat, facts.space.dim)}
+        {"text": texts, "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])}
     )
-    begin = time.perf_counter()
-    made = database.create_table("passages", table)
-    result["write_s"] = time.perf_counter() - begin
-    begin = time.perf_counter()
-    made.create_index("text", config=FTS(with_position=True))
-    result["words_index_s"] = time.perf_counter() - begin
+
+    def timed(name: str, way: Callable[[], Any]) -> Any:
+        wall, cpu = time.perf_counter(), time.process_time()
+        made = way()
+        result[f"{name}_wall_s"] = round(time.perf_counter() - wall, 1)
+        result[f"{name}_cpu_s"] = round(time.process_time() - cpu, 1)
+        return made
+
+    made = timed("write", lambda: database.create_table("passages", table))
+    timed("words_index", lambda: made.create_index("text", config=FTS()))
     result["n_passages"] = made.count_rows()
     result["bytes"] = sum(p.stat().st_size for p in place.rglob("*") if p.is_file())
     asked = questions()
-    vectors_of = [embedder.encode_query(text) for text in asked]
+    queries = [embedder.encode_query(each) for each in asked]
+    exact = [set(np.argsort(-(vectors @ query))[:TOP].tolist()) for query in queries]
 
-    def both(i: int) -> Any:
-        query = embedder.encode_query(asked[i])
-        search = made.search(query_type="hybrid").vector(query).text(asked[i])
-        return search.limit(TOP).to_list()
+    def nearest(query: Any, **refined: int) -> Any:
+        search = made.search(query).distance_type("cosine").with_row_id(True).limit(TOP)
+        for name, value in refined.items():
+            search = getattr(search, name)(value)
+        return search.select(["_rowid"]).to_list()
 
-    ways: dict[str, Callable[[int], Any]] = {
-        "meaning": lambda i: made.search(embedder.encode_query(asked[i])).limit(TOP).to_list(),
-        "words": lambda i: made.search(asked[i], query_type="fts").limit(TOP).to_list(),
-        "both": both,
+    def both(text: str, query: Any) -> Any:
+        return made.search(query_type="hybrid").vector(query).text(text).limit(TOP).to_list()
+
+    def measure(name: str, ways: Sequence[Callable[[], Any]]) -> None:
+        for way in ways[:5]:
+            way()
+        result[name] = Clock.of(ways).figures()
+
+    measure("meaning, exact", [partial(nearest, query) for query in queries])
+    words = [partial(made.search, each, query_type="fts") for each in asked]
+    measure("words", [lambda way=way: way().limit(TOP).to_list() for way in words])
+    measure("both, exact", [partial(both, *each) for each in zip(asked, queries, strict=True)])
+    kinds = {
+        "IVF_PQ": (IvfPq(distance_type="cosine"), {"refine_factor": 10}),
+        "IVF_HNSW_SQ": (HnswSq(distance_type="cosine"), {"refine_factor": 2}),
     }
-    assert len(vectors_of) == len(asked)
-    for by, way in ways.items():
-        try:
-            for i in range(5):
-                way(i)
-            times = []
-            for i in range(len(asked)):
-                begin = time.perf_counter()
-                way(i)
-                times.append(time.perf_counter() - begin)
-            result[by] = quantiles(times)
-        except Exception as error:
-            result[by] = f"{type(error).__name__}: {error}"
+    for name, (config, refined) in kinds.items():
+        before = sum(p.stat().st_size for p in place.rglob("*") if p.is_file())
+        timed(name, lambda config=config: made.create_index("vector", config=config, replace=True))
+        after = sum(p.stat().st_size for p in place.rglob("*") if p.is_file())
+        result[f"{name}_bytes"] = after - before
+        for nprobes in (20, 100):
+            how = {"nprobes": nprobes, **refined}
+            ways = [partial(nearest, query, **how) for query in queries]
+            measure(f"{name}, {nprobes} probes", ways)
+            found = [{row["_rowid"] for row in way()} for way in ways]
+            shares = [len(a & b) / TOP for a, b in zip(found, exact, strict=True)]
+            result[f"{name}, {nprobes} probes"]["recall"] = round(float(np.mean(shares)), 3)
     return result
 
 
@@ -389,6 +483,7 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=800, help="of the corpus, at most about")
     parser.add_argument("--bodies", type=int, help="of the docstrings; default: all")
     parser.add_argument("--sizes", default="1000,10000,100000")
+    parser.add_argument("--vectors", type=Path, metavar="FILE.npy", help="those of latency, kept")
     args = parser.parse_args()
     cpu = next(
         (
@@ -408,11 +503,12 @@ def main() -> None:
                 if "finds" in args.parts:
                     result["finds"] = finds(work, embedder, args.bodies)
         if "latency" in args.parts or "lancedb" in args.parts:
-            with RandomVectors.open() as embedder:
+            with Embedder.open() as embedder:
                 sizes = [int(size) for size in args.sizes.split(",")]
-                result["latency"] = latency(work, embedder, sizes)
+                if "latency" in args.parts:
+                    result["latency"] = latency(work, embedder, sizes, args.vectors)
                 if "lancedb" in args.parts:
-                    result["lancedb"] = lancedb_figures(work, embedder)
+                    result["lancedb"] = lancedb_figures(work, embedder, max(sizes), args.vectors)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     for part, figures in result.items():

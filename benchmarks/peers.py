@@ -43,7 +43,7 @@ from gguf_embed.vectors import Pooling
 
 Vectors = npt.NDArray[np.float32]
 
-PEERS = ("untuned", "llama-cpp-python", "llama-server", "sentence-transformers")
+PEERS = ("untuned", "llama-cpp-python", "llama-server", "sentence-transformers", "onnxruntime")
 OURS = "gguf-embed"
 WARM_UP_TEXTS = 4
 BUSY = 0.5  # load average before we start
@@ -199,6 +199,13 @@ def entries(args: argparse.Namespace, header: Header, work: Workload, n: int) ->
         for dtype in ("float32", "bfloat16")
         for settings in (torch_settings(dtype, work.one_by_one),)
     ]
+    wanted = "onnxruntime" in asked and args.onnx_model is not None
+    onnx = replace(base, kind="onnxruntime", model=str(args.onnx_model))
+    table += [
+        (f"ONNX Runtime {name}", onnx, settings, TOLERANCE_OTHER_WEIGHTS, wanted)
+        for name in ("float32", "int8")
+        for settings in (onnx_settings(name, work.one_by_one),)
+    ]
     return [
         Entry(name=name, load=load, candidates=candidates, tolerance=tolerance)
         for name, load, candidates, tolerance, wanted in table
@@ -258,6 +265,12 @@ def torch_settings(dtype: str, one_by_one: bool) -> tuple[dict[str, Any], ...]:
     """For sentence-transformers: batch sizes."""
     sizes = (1,) if one_by_one else (1, 4, 8, 16, 32)
     return tuple({"dtype": dtype, "batch_size": size} for size in sizes)
+
+
+def onnx_settings(name: str, one_by_one: bool) -> tuple[dict[str, Any], ...]:
+    """For ONNX Runtime: batch sizes; fastembed's is 256."""
+    sizes = (1,) if one_by_one else (1, 4, 8, 16, 32, 256)
+    return tuple({"file": f"{name}.onnx", "batch_size": size} for size in sizes)
 
 
 def _sizes(max_tokens: int) -> tuple[int, int]:
@@ -513,6 +526,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--peer-model", type=Path, help="another GGUF for the peers, e.g. another quantization")
     add("--llama-server", default=shutil.which("llama-server"), help="binary; default: on PATH")
     add("--st-model", type=Path, help="directory for sentence-transformers: the same model")
+    add("--onnx-model", type=Path, help="directory of to_onnx.py: the same model")
     add("--probe-tokens", type=int, default=4096, help="for choosing the peers' settings")
     add("--out", type=Path, help="file for the JSON, e.g. benchmarks/results/NAME.json")
     return parser.parse_args(argv)

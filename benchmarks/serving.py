@@ -36,6 +36,7 @@ from gguf_embed import Embedder, Settings
 from gguf_embed.server.offers import offer_of
 
 CONNECTIONS = (1, 8, 64)
+LOADS = ("1 query", "32 documents")
 # Slots and microbatch: as it comes, and what its documentation says for embeddings.
 LLAMA_SERVER = {
     "llama-server": [],
@@ -76,8 +77,8 @@ def started(stack: ExitStack, command: list[str], port: int, health: str) -> int
     raise SystemExit(f"{command[0]} is not ready after {START_S} s")
 
 
-def over_http(port: int) -> Driver:
-    return lambda asks, n, seconds: asyncio.run(drive(port, asks, n, seconds))
+def over_http(port: int, first: Ask) -> Driver:
+    return lambda asks, n, seconds: asyncio.run(drive(port, asks, n, seconds, first))
 
 
 def bare(embedder: Embedder, texts_of: dict[int, list[str]]) -> Driver:
@@ -114,6 +115,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--connections", type=int, nargs="+", default=CONNECTIONS)
+    parser.add_argument("--loads", nargs="+", default=LOADS, choices=LOADS)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
 
@@ -127,7 +129,7 @@ def main() -> None:
         served = offer_of(str(args.model)).id  # llama-server answers to any name
         queries = workloads.make("single", 512, count)
         documents = workloads.make("mixed", 32 * 16, count)
-        loads: dict[str, list[Ask]] = {"1 query": [], "32 documents": []}
+        loads: dict[str, list[Ask]] = {load: [] for load in LOADS}
         texts_of: dict[int, list[str]] = {}
         for name, size, texts in (
             ("1 query", 1, queries.texts),
@@ -140,28 +142,29 @@ def main() -> None:
                 loads[name].append(made)
                 texts_of[id(made)] = part
 
+        first = loads["1 query"][0]
         ours, contenders = free_port(), dict[str, Driver]()
         command = [sys.executable, "-m", "gguf_embed", "serve", "--model", str(args.model)]
         command += ["--port", str(ours), "--preload", "--quiet", "--threads", str(args.threads)]
         contenders["engine, no HTTP"] = bare(embedder, texts_of)
         started(stack, command, ours, "/ready")
-        contenders["gguf-embed serve"] = over_http(ours)
+        contenders["gguf-embed serve"] = over_http(ours, first)
         for name, flags in LLAMA_SERVER.items() if args.llama_server else ():
             port = free_port()
             command = [args.llama_server, "--model", str(args.model), "--embedding", "--offline"]
             command += ["--host", "127.0.0.1", "--port", str(port), "--threads", str(args.threads)]
             command += ["--threads-batch", str(args.threads), *flags]
             started(stack, command, port, "/health")
-            contenders[name] = over_http(port)
+            contenders[name] = over_http(port, first)
 
         runs: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
         order = list(contenders)
         for number in range(args.rounds):
             random.Random(number).shuffle(order)
-            for load, asks in loads.items():
+            for load in args.loads:
                 for n in args.connections:
                     for name in order:
-                        found = contenders[name](asks, n, args.seconds).as_dict()
+                        found = contenders[name](loads[load], n, args.seconds).as_dict()
                         runs.setdefault((load, n, name), []).append(found)
                         print(f"round {number + 1}: {load} x {n}, {name}: {found}", flush=True)
 

@@ -67,6 +67,18 @@ def test_index_says_what_it_did(run: Run, handbook: Path):
     assert found["unread"][0]["source"] == str(handbook / "late.txt")
 
 
+def test_the_cache_is_for_all_that_embed(run: Run, handbook: Path):
+    assert "2 passages embedded" in run("index", "handbook", "-o", "one", "--cache")[2]
+    said = run("index", "handbook", "-o", "two", "--cache")[2]
+    assert "0 passages embedded, 2 had a vector" in said
+    found = json.loads(run("index", "-o", "two", "--rebuild", "--cache", "--json")[1])
+    assert (found["n_embedded"], found["n_cached"]) == (0, 2)
+    plain = run("search", "late parcels", "handbook")[1]
+    assert [run("search", "late parcels", "handbook", "--cache")[1] for _ in "12"] == [plain] * 2
+    code, _, err = run("search", "late parcels", "--index", "hb", "--cache")
+    assert (code, "--cache: is for a search without --index" in err) == (2, True)
+
+
 def test_search_shows_places(run: Run, handbook: Path):
     code, out, err = run("search", "late parcels", "--index", "hb", "--top", 1)
     assert (code, err) == (0, "")

@@ -16,7 +16,7 @@ from gguf_embed import cli
 from gguf_embed.cli import doctor
 from gguf_embed.engine import gain
 from gguf_embed.engine.gain import Gain
-from gguf_embed.machine import measured, probe, selftest
+from gguf_embed.machine import measured, probe, selftest, selftest_child
 from gguf_embed.machine.load import Load
 from gguf_embed.machine.machine import Device
 from gguf_embed.machine.probe import usable_cores
@@ -52,11 +52,11 @@ def test_what_is_kept_as_bad_is_tested_anew(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """Also types that it does not test otherwise, and GPUs."""
-    monkeypatch.setenv(selftest.FAULT_VARIABLE, "repack:SIGILL")
+    monkeypatch.setenv(selftest_child.FAULT_VARIABLE, "repack:SIGILL")
     selftest.run(["Q4_1"])
-    monkeypatch.setenv(selftest.FAULT_VARIABLE, "gpu:SIGSEGV")
+    monkeypatch.setenv(selftest_child.FAULT_VARIABLE, "gpu:SIGSEGV")
     selftest.check(["F32"], gpus=["a card"])
-    monkeypatch.delenv(selftest.FAULT_VARIABLE)
+    monkeypatch.delenv(selftest_child.FAULT_VARIABLE)
     assert selftest.verdicts()["Q4_1"].repack == "SIGILL"
     assert cli.main(["doctor", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
@@ -69,7 +69,7 @@ def test_what_is_kept_as_bad_is_tested_anew(
 def test_a_test_that_cannot_be_made_is_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setenv(selftest.FAULT_VARIABLE, "plain:SIGKILL")
+    monkeypatch.setenv(selftest_child.FAULT_VARIABLE, "plain:SIGKILL")
     cli.main(["doctor", "--json"])
     advice = json.loads(capsys.readouterr().out)["advice"]
     assert any(line.startswith("the self-test could not be made: its") for line in advice)
@@ -108,7 +108,7 @@ def test_the_self_test_runs_on_the_gpus(
     monkeypatch.setattr(doctor, "_embed_one", lambda: (True, "fine"))
     assert cli.main(["doctor", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["gpu_self_test"] == {"Q8_0": "ok"}
-    monkeypatch.setenv(selftest.FAULT_VARIABLE, "gpu:SIGSEGV")
+    monkeypatch.setenv(selftest_child.FAULT_VARIABLE, "gpu:SIGSEGV")
     assert cli.main(["doctor"]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "Q8_0: plain ok, flash ok, repack ok, GPU SIGSEGV" in out

@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 from tiny import WORDS
 
 from gguf_embed.catalog import catalog
-from gguf_embed.engine import embedder as engine
 from gguf_embed.engine import loaded, runner, tune
 from gguf_embed.engine.embedder import Block, Embedder
+from gguf_embed.engine.stream import ENCODE_WINDOW, WINDOW
 from gguf_embed.errors import BadInput, BadModelFile, BadOption, BadText, NativeFailed, TextTooLong
 from gguf_embed.native import context as native_context
 from gguf_embed.native.context import Context, ContextParams
@@ -253,7 +253,7 @@ def test_a_list_is_one_window_and_an_iterator_is_not(
     monkeypatch.setattr(qwen3, "stream", recorded)
     qwen3.encode([CAT])
     qwen3.encode(iter([CAT]))
-    assert windows == [engine.ENCODE_WINDOW, engine.WINDOW]
+    assert windows == [ENCODE_WINDOW, WINDOW]
 
 
 @pytest.mark.parametrize("exact", [False, True])
@@ -707,22 +707,19 @@ def test_what_it_says_of_itself(builtin: Embedder, qwen3: Embedder):
     assert builtin.remarks == ()
 
 
-def test_the_first_use_is_measured_once(
+def test_nothing_is_measured_before_the_first_answer(
     tmp_path: Path, tiny_model: Write, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("GGUF_EMBED_HOME", str(tmp_path))
-    monkeypatch.setattr(tune, "FIRST_USE_S", 0.01)
-    monkeypatch.setattr(tune, "MIN_TIMING_S", 0.001)
+    monkeypatch.setattr(tune, "tune", lambda *_, **__: pytest.fail("it was measured"))
     said: list[str] = []
     for _ in range(2):
         with Embedder.open(tiny_model("qwen3"), on_status=said.append) as embedder:
             assert embedder.encode(CAT).shape == (256,)
     # Where the proof of the file takes seconds it has a line, too.
-    plan, measuring, plan_again = [line for line in said if not line.startswith("proved ")]
+    plan, plan_again = [line for line in said if not line.startswith("proved ")]
     assert plan_again == embedder.plan.in_short
     assert "F32 on CPU: the file that was named; leaves" in plan
-    assert "qwen3-F32.gguf" in measuring
-    assert "--no-tune" in measuring
 
 
 def test_a_model_that_cannot_run_is_freed(tiny_model: Write, monkeypatch: pytest.MonkeyPatch):

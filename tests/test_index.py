@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 import subprocess
 import sys
+import tempfile
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gguf_embed.engine.backend import Outcome
-from gguf_embed.errors import BadInput, BadOption
+from gguf_embed.errors import BadInput, BadOption, OutputFailed
 from gguf_embed.index.changes import SeenFile, changes_between
-from gguf_embed.index.facts import KnownFile
+from gguf_embed.index.facts import KnownFile, Passage
 from gguf_embed.index.index import Index
 from gguf_embed.index.making import Wanted, make_index
 from gguf_embed.index.places import existing, named_indexes, place_of
-from gguf_embed.index.ranking import best_rows, by_meaning, fused
+from gguf_embed.index.ranking import best_rows, by_meaning, by_words, fused
+from gguf_embed.index.tables import Tables
 from gguf_embed.index.update import UpdateReport
 from gguf_embed.index.vector_file import VectorFile, cosines, joined
+from gguf_embed.index.word_scores import WordScores
+from gguf_embed.index.word_tables import WordTables
 from gguf_embed.index.words import phrases, searchable
 from gguf_embed.io.folder import FileStamp
+from gguf_embed.jobs.cache import VectorCache
 from gguf_embed.testing import FakeBackend, FakeEmbedder
 
 HANDBOOK = {
@@ -50,12 +56,17 @@ def place(tmp_path: Path) -> Path:
 
 
 def make(
-    place: Path, *folders: Path, embedder: FakeEmbedder | None = None, **wanted: object
+    place: Path,
+    *folders: Path,
+    embedder: FakeEmbedder | None = None,
+    cache: VectorCache | None = None,
+    **wanted: object,
 ) -> UpdateReport:
     wanted.setdefault("folders", dict.fromkeys(folders))
     wanted.setdefault("chunk_tokens", 20)
     with embedder or FakeEmbedder.open() as opened:
-        return make_index(place, opened, Wanted(**wanted), model="fake")  # type: ignore[arg-type]
+        what = Wanted(**wanted)  # type: ignore[arg-type]
+        return make_index(place, opened, what, model="fake", cache=cache)
 
 
 def ask(place: Path, question: str, **how: object) -> list[str]:
@@ -211,6 +222,7 @@ import os, signal, sys
 from pathlib import Path
 from gguf_embed.index import update
 from gguf_embed.index.making import Wanted, make_index
+from gguf_embed.jobs.cache import VectorCache
 from gguf_embed.testing import FakeEmbedder
 update.BATCH_LEAST = 1
 after, done, append = int(sys.argv[3]), 0, update.VectorFile.append
@@ -247,11 +259,36 @@ def test_a_run_that_is_killed_leaves_an_index_and_the_next_goes_on(handbook: Pat
     assert size == 4 * 64 * report.n_passages
 
 
+def test_what_the_cache_knows_is_not_embedded(handbook: Path, place: Path, tmp_path: Path):
+    with VectorCache.open(tmp_path / "vectors.sqlite") as cache:
+        first = make(place, handbook, cache=cache)
+        assert (first.n_embedded, first.n_cached) == (first.n_passages, 0)
+        report = make(tmp_path / "second.index", handbook, cache=cache)
+        assert (report.n_embedded, report.n_cached) == (0, first.n_passages)
+        for question in ("a late parcel", "trains"):
+            answers = [ask(each, question) for each in (place, tmp_path / "second.index")]
+            assert answers[0] == answers[1]
+        (handbook / "travel.md").write_text("# Travel\n\nPlanes are not booked.\n")
+        report = make(place, cache=cache)
+        assert (report.n_embedded, report.n_cached) == (1, 0)
+        assert make(place, rebuild=True, cache=cache).n_embedded == 0
+        other = make(place, embedder=FakeEmbedder.open(dim=32), rebuild=True, cache=cache)
+        assert (other.n_embedded, other.n_cached) == (other.n_passages, 0)
+
+
+def test_passages_without_a_vector_are_not_cached(handbook: Path, place: Path, tmp_path: Path):
+    with VectorCache.open(tmp_path / "vectors.sqlite") as cache:
+        for _ in range(2):
+            embedder = FakeEmbedder.open(backend=_Nan())
+            report = make(place, handbook, embedder=embedder, cache=cache, rebuild=True)
+        assert (len(report.no_vector), report.n_embedded, report.n_cached) == (1, 1, 3)
+
+
 def test_one_writer_at_a_time(handbook: Path, place: Path):
     from gguf_embed.index.generations import only_writer
 
     make(place, handbook)
-    with only_writer(place), pytest.raises(BadInput, match="another run is updating this index"):
+    with only_writer(place), pytest.raises(OutputFailed, match=r"made.index .*another run is at"):
         make(place)
     assert counts(make(place))[4] == 3
 
@@ -350,6 +387,12 @@ def test_a_damaged_index_is_refused_with_the_way_out(handbook: Path, place: Path
 
 
 # -- answers -----------------------------------------------------------------------------------
+
+
+def test_a_file_alone_is_chosen_by_its_path(handbook: Path, place: Path):
+    make(place, handbook / "refunds.md")
+    for pattern in ("refunds.md", "*.md", f"{handbook}/refunds.md"):
+        assert ask(place, "a late parcel", paths=[pattern], top=1) == ["refunds.md"]
 
 
 def test_answers_may_be_chosen(handbook: Path, place: Path):
@@ -500,11 +543,78 @@ def test_scores_are_fused():
     nearness = np.float32([0.5, -2, 0.4, 0.3])
     rows = [each.row for each in by_meaning(nearness, 9)]
     assert rows == [0, 2, 3]
-    found = fused(nearness, {3: 8.0, 2: 4.0}, 3, share=0.5)
+    found = fused(nearness, np.float32([0, 8, 4, 8]), 3, share=0.5)
     assert [each.row for each in found] == [3, 2, 0]
     assert [round(each.score, 3) for each in found] == [0.65, 0.45, 0.25]
     assert found[2].words is None
-    assert fused(nearness, {}, 3, share=0.5)[0].score == 0.25
+    assert fused(nearness, np.zeros(4, np.float32), 3, share=0.5)[0].score == 0.25
+    found = by_words(np.float32([0, 2, 4]), 3)
+    assert [(each.row, each.score, each.similarity) for each in found] == [
+        (2, 1, None),
+        (1, 0.5, None),
+    ]
+    assert by_words(np.zeros(3, np.float32), 3) == by_words(np.zeros(0, np.float32), 3) == []
+
+
+WORDS = (
+    "the",
+    "Refund",
+    "refunds",
+    "parcel",
+    "l'état",
+    "東京",
+    "東",
+    "京都",
+    "ภาษา",
+    "HTTPServer",
+    "x_y",
+    "a",
+)
+word_texts = st.lists(st.sampled_from(WORDS), max_size=200).map(" ".join)
+
+
+@pytest.mark.slow
+@settings(max_examples=12, deadline=None)
+@given(st.lists(word_texts, min_size=1, max_size=8), word_texts, st.data())
+def test_words_score_as_fts5_scores_them(texts: list[str], question: str, data: st.DataObject):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tables.sqlite"
+        with Tables.create(path) as tables:
+            with tables.writing():
+                tables.set_folder(Path(folder), "")
+                for i, text in enumerate(texts):  # two passages a file
+                    passages = [passage_of(text), passage_of(question)]
+                    tables.add_file(known_file(f"{i}.md", first_row=2 * i, n_rows=2), passages)
+                if len(texts) > 1:
+                    gone = data.draw(st.sampled_from([file.id for file in tables.files()]))
+                    tables.remove_file(gone)
+            files = tables.files()
+            n_rows = 2 * len(texts)
+            found = WordScores(WordTables(tables), files, n_rows).scores(question, [(0, n_rows)])
+        wanted = np.zeros(n_rows, np.float32)
+        database = sqlite3.connect(path)
+        firsts = {file.id: file.first_row for file in files}
+        for file, ordinal, rank in database.execute(
+            "SELECT file, ordinal, bm25(words) FROM words JOIN passages ON passages.id = "
+            "words.rowid WHERE words MATCH ?",
+            (" OR ".join(phrases(question)) or '"nothing"',),
+        ):
+            wanted[firsts[file] + ordinal] = -rank
+        database.close()
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+def passage_of(text: str) -> Passage:
+    return Passage(
+        digest=b"", text=text, headings=("Parcel",), start=0, end=1, first_line=1, last_line=1
+    )
+
+
+def known_file(name: str, *, first_row: int, n_rows: int) -> KnownFile:
+    stamp = FileStamp(n_bytes=1, mtime_ns=1, ctime_ns=1)
+    return KnownFile(
+        id=0, folder=1, name=name, digest=b"", stamp=stamp, first_row=first_row, n_rows=n_rows
+    )
 
 
 def test_words_of_questions():

@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_vector_cache import Failing
 
-from gguf_embed.cli import bulk, console, options
+from gguf_embed.cli import console, options
 from gguf_embed.errors import BadInput, BadOption, OutputFailed
 from gguf_embed.io.record import Record, UnreadableRow
 from gguf_embed.io.shards import ArrayShards
@@ -574,13 +574,6 @@ def test_what_a_job_cannot_do(
     code, _, err = run(rows, *arguments)
     assert (code, complaint in err) == (2, True), err
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
-
-
-def test_the_choices_of_the_command_are_those_of_the_package():
-    from gguf_embed.io.vector_types import VECTOR_TYPES
-    from gguf_embed.jobs.cut import SHARD_ROWS
-
-    assert (bulk.VECTOR_TYPES, bulk.SHARD_ROWS) == (VECTOR_TYPES, SHARD_ROWS)
 
 
 def test_progress_in_a_log_tells_the_time_left(

@@ -184,8 +184,7 @@ STEPS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "fetch": lambda patch: patch.setattr(download, "fetch", fail),
     "self-test": lambda patch: patch.setattr(selftest, "check", fail),
     "proof": lambda patch: patch.setattr(proof, "prove", fail),
-    "tuning": lambda patch: patch.setattr(tune, "best_run", fail),
-    "measuring": lambda patch: patch.setattr(tune, "_texts", fail),
+    "the settings": lambda patch: patch.setattr(loaded, "best_run", fail),
     "the tap": lambda patch: patch.setattr(loaded, "tap_works", fail),
     "planning without the tap": lambda patch: (
         patch.setattr(loaded, "tap_works", lambda *_: False),
@@ -203,19 +202,22 @@ STEPS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
 def test_a_step_that_fails_leaves_nothing_behind(
     step: str,
     tiny_model: Write,
-    tmp_path: Path,
     alive: list[object],
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(tune, "FIRST_USE_S", 0.01)
-    monkeypatch.setattr(tune, "MIN_TIMING_S", 0.001)
-    tuned = step == "measuring"
-    if tuned:
-        monkeypatch.setenv("GGUF_EMBED_HOME", str(tmp_path))
-    settings = Settings() if tuned else replace(QUICK, n_contexts=2)
     STEPS[step](monkeypatch)
     with pytest.raises(Planted):
-        Embedder.open(tiny_model("qwen3"), settings=settings)
+        Embedder.open(tiny_model("qwen3"), settings=replace(QUICK, n_contexts=2))
+    assert alive == []
+
+
+def test_a_measurement_that_fails_leaves_nothing_behind(
+    tiny_model: Write, alive: list[object], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tune, "_texts", fail)
+    target = opening.prove_model(tiny_model("qwen3"), Settings()).target
+    with pytest.raises(Planted):
+        tune.tune(target, budget_s=0.01)
     assert alive == []
 
 

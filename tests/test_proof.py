@@ -18,7 +18,7 @@ from gguf_embed.engine.proof import ProofSettings, prove
 from gguf_embed.engine.trial import FAULT_VARIABLE
 from gguf_embed.errors import BadModelFile, NativeFailed
 from gguf_embed.system import paths
-from gguf_embed.system.child import Child
+from gguf_embed.system.child import Worker
 from gguf_embed.vectors import Pooling
 
 pytestmark = pytest.mark.native
@@ -50,7 +50,7 @@ def kept() -> list[Path]:
     return sorted((paths.home() / "proof").glob("*"))
 
 
-def no_child(*_: object, **__: object) -> Child:
+def no_child(*_: object, **__: object) -> Worker:
     raise AssertionError("a child was started")
 
 
@@ -59,7 +59,7 @@ def test_a_file_is_proved_once(path: Path, monkeypatch: pytest.MonkeyPatch):
     prove(path, CAUSAL, on_status=said.append)
     assert len(said) == 1
     assert said[0].startswith("proved qwen3.gguf in a child process, once: ")
-    monkeypatch.setattr(proof, "Child", no_child)
+    monkeypatch.setattr(proof, "trier", no_child)
     prove(path, CAUSAL, on_status=said.append)
     prove(path, replace(CAUSAL, n_ctx=64, n_threads=2))  # sizes are not ways to run
     assert len(said) == 1
@@ -82,7 +82,7 @@ def test_another_file_or_way_to_run_is_proved_anew(
         settings = replace(on_a_gpu, gpus=("Fake GPU 4000",))
     else:
         settings = replace(CAUSAL, flash_attn=False)
-    monkeypatch.setattr(proof, "Child", no_child)
+    monkeypatch.setattr(proof, "trier", no_child)
     with pytest.raises(AssertionError, match="a child was started"):
         prove(path, settings)
 
@@ -92,7 +92,7 @@ def test_a_small_file_is_its_bytes(path: Path, tmp_path: Path, monkeypatch: pyte
     copy = tmp_path / "copy.gguf"
     copy.write_bytes(path.read_bytes())
     with monkeypatch.context() as patch:
-        patch.setattr(proof, "Child", no_child)
+        patch.setattr(proof, "trier", no_child)
         prove(copy, CAUSAL)
     overwrite(copy, "output_norm.weight", 0)
     with pytest.raises(BadModelFile, match="length 0"):

@@ -18,6 +18,7 @@ from gguf_embed.engine.embedder import Embedder
 from gguf_embed.errors import NativeFailed
 from gguf_embed.gguf.header import read_header
 from gguf_embed.machine import selftest
+from gguf_embed.machine.selftest_child import FAULT_VARIABLE
 from gguf_embed.machine.tiny_model import write_tiny_model
 from gguf_embed.native import library
 from gguf_embed.plan.settings import Settings
@@ -42,7 +43,7 @@ def test_a_crash_while_repacking_leaves_a_working_engine(
 ):
     expected = _vector()
     _forget()
-    monkeypatch.setenv(selftest.FAULT_VARIABLE, f"repack:{name}")
+    monkeypatch.setenv(FAULT_VARIABLE, f"repack:{name}")
     with Embedder.open(settings=Settings(tune=False, repack=True)) as embedder:
         vector = embedder.encode("a text")
         (remark,) = embedder.remarks
@@ -54,13 +55,13 @@ def test_a_crash_while_repacking_leaves_a_working_engine(
 
 
 def test_a_crash_with_flash_attention_does_without(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv(selftest.FAULT_VARIABLE, "flash:SIGILL")
+    monkeypatch.setenv(FAULT_VARIABLE, "flash:SIGILL")
     working = selftest.check(["Q8_0"])
     assert (working.flash, working.repack) == (False, True)
 
 
 def test_a_build_for_another_cpu_is_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv(selftest.FAULT_VARIABLE, "plain:SIGILL")
+    monkeypatch.setenv(FAULT_VARIABLE, "plain:SIGILL")
     with pytest.raises(NativeFailed, match=r"SIGILL.*GGML_NATIVE=OFF"):
         selftest.check(["Q8_0"])
 
@@ -107,6 +108,7 @@ def test_the_tiny_model_is_of_the_asked_type(weight_type: str, tmp_path: Path):
 _CHECK = """
 import json, sys
 from gguf_embed.machine import selftest
+from gguf_embed.machine.selftest_child import FAULT_VARIABLE
 from gguf_embed.machine.tiny_model import write_tiny_model
 {prepare}
 working = selftest.check(["Q8_0"])
@@ -140,8 +142,12 @@ LIMIT = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)
     [
         (LIMIT, {}, r"File too large; raise the limit .*ulimit -f"),
         ("selftest.TIMEOUT_S = 0.01", {}, r"no answer in 0\.01 s; try again when .* less busy"),
-        ("", {selftest.FAULT_VARIABLE: "plain:SIGKILL"}, r"killed \(SIGKILL\).* memory is short"),
-        ("", {selftest.FAULT_VARIABLE: "repack:SIGTERM"}, "ended early"),
+        (
+            "",
+            {FAULT_VARIABLE: "plain:SIGKILL"},
+            r"killed \(SIGKILL\).* memory is short",
+        ),
+        ("", {FAULT_VARIABLE: "repack:SIGTERM"}, "ended early"),
     ],
 )
 def test_what_says_nothing_about_the_build_is_not_kept(
@@ -203,13 +209,13 @@ def test_files_of_the_current_folder_are_not_run(tmp_path: Path):
 
 
 def test_only_the_crash_of_a_gpu_is_kept(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv(selftest.FAULT_VARIABLE, "gpu:SIGKILL")
+    monkeypatch.setenv(FAULT_VARIABLE, "gpu:SIGKILL")
     assert not selftest.check(["Q8_0"], gpus=["a card"]).gpu
-    monkeypatch.delenv(selftest.FAULT_VARIABLE)
+    monkeypatch.delenv(FAULT_VARIABLE)
     assert selftest.check(["Q8_0"], gpus=["a card"]).gpu
-    monkeypatch.setenv(selftest.FAULT_VARIABLE, "gpu:SIGSEGV")
+    monkeypatch.setenv(FAULT_VARIABLE, "gpu:SIGSEGV")
     assert not selftest.check(["Q8_0"], gpus=["another card"]).gpu
-    monkeypatch.delenv(selftest.FAULT_VARIABLE)
+    monkeypatch.delenv(FAULT_VARIABLE)
     assert "SIGSEGV" in str(selftest.check(["Q8_0"], gpus=["another card"]).remark)
     assert selftest.forget_bad_gpus() == ["Q8_0: SIGSEGV"]
     assert selftest.check(["Q8_0"], gpus=["another card"]).gpu
@@ -249,9 +255,9 @@ def _forget() -> None:
 
 
 def test_gpus_are_tested_anew_and_what_is_proven_is_kept(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv(selftest.FAULT_VARIABLE, "gpu:SIGSEGV")
+    monkeypatch.setenv(FAULT_VARIABLE, "gpu:SIGSEGV")
     assert selftest.run_gpus(["F32"], ["a third card"]) == {"F32": "SIGSEGV"}
     assert not selftest.check(["F32"], gpus=["a third card"]).gpu
-    monkeypatch.delenv(selftest.FAULT_VARIABLE)
+    monkeypatch.delenv(FAULT_VARIABLE)
     assert selftest.run_gpus(["F32"], ["a third card"]) == {"F32": "ok"}
     assert selftest.check(["F32"], gpus=["a third card"]).gpu

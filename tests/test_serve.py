@@ -18,6 +18,7 @@ import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ import serve_child
 from conftest import Write
 
 from gguf_embed import Embedder, Reranker
+from gguf_embed.cli import main
+from gguf_embed.engine import remote_scores
 
 pytestmark = [
     pytest.mark.native,
@@ -272,6 +275,9 @@ def asked(url: str, body: object) -> Any:
 def test_tokens_and_back(url: str):
     (tokens,) = asked(f"{url}/tokenize", {"inputs": "Where is my money?"})
     assert (tokens[0]["text"], tokens[0]["special"]) == ("[CLS]", True)
+    assert tokens[0]["start"] is None
+    assert [each["text"] for each in tokens[1:5]] == ["Where", "is", "my", "money"]
+    assert (tokens[4]["start"], tokens[4]["stop"]) == (12, 17)
     ids = [each["id"] for each in tokens]
     assert asked(f"{url}/decode", {"ids": ids}) == ["where is my money ?"]
     with_ends = asked(f"{url}/decode", {"ids": [ids], "skip_special_tokens": False})
@@ -316,12 +322,83 @@ def test_our_own_client(url: str, direct: np.ndarray, monkeypatch: pytest.Monkey
         Embedder.connect(url, api_key="wrong")
 
 
+def _noted(seen: list[int], n_documents: int, n_tokens: int) -> None:
+    seen.append(n_documents)
+
+
+def test_our_own_client_of_a_reranker(
+    url: str, rerankers: list[Path], monkeypatch: pytest.MonkeyPatch
+):
+    import pickle
+
+    from gguf_embed import BadInput, BadOption, BadText, FetchFailed, Settings, TextTooLong
+
+    monkeypatch.setenv("GGUF_EMBED_API_KEY", KEY)
+    documents = [*DOCUMENTS, DOCUMENTS[1], "a lone cat"]
+    for path in rerankers:
+        with (
+            Reranker.connect(url, path.stem) as there,
+            Reranker.open(path, settings=Settings(tune=False)) as here,
+        ):
+            expected = here.score(QUERY, documents)
+            np.testing.assert_array_equal(there.score(QUERY, documents), expected)
+            raw = here.score(QUERY, documents, raw=True)
+            np.testing.assert_array_equal(there.score(QUERY, documents, raw=True), raw)
+            assert there.rank(QUERY, documents, top=3) == here.rank(QUERY, documents, top=3)
+            assert there.fingerprint(raw=True) == here.fingerprint(raw=True)
+            assert (there.n_ctx, there.quant, there.default_task, there.model_id) == (
+                *(here.n_ctx, here.quant, here.default_task, here.model_id),
+            )
+            assert there.score(QUERY, []).shape == (0,)
+            seen: list[int] = []
+            monkeypatch.setattr(remote_scores, "TOGETHER", 2)
+            parts = there.score(QUERY, documents, on_progress=partial(_noted, seen))
+            monkeypatch.undo()
+            monkeypatch.setenv("GGUF_EMBED_API_KEY", KEY)
+            np.testing.assert_allclose(parts, expected, atol=1e-5)
+            assert (len(seen), sum(seen)) == (3, len(documents))
+            long = ["x", "y", "z", "a " * there.n_ctx]
+            with pytest.raises(TextTooLong, match="row 3"):
+                there.score(QUERY, long, truncate="error")
+            with pytest.raises(BadText, match="row 2: character 0 is a lone surrogate"):
+                there.score(QUERY, ["x", "y", "\ud800"])
+            with pytest.raises(BadInput, match="the query: character 1"):
+                there.score("x\ud800", ["x"])
+            with pytest.raises(BadOption, match="score and rank"):
+                there.prepare(QUERY, documents)
+            with pickle.loads(pickle.dumps(there)) as again:
+                np.testing.assert_array_equal(again.score(QUERY, documents), expected)
+            assert KEY.encode() not in pickle.dumps(there)
+        with pytest.raises(BadInput, match="is closed"):
+            there.score(QUERY, documents)
+    with Reranker.connect(url) as there:
+        assert there.model_id == rerankers[0].stem
+    with pytest.raises(BadInput, match="gives vectors, not scores"):
+        Reranker.connect(url, MODEL)
+    with pytest.raises(FetchFailed, match="does not answer"):
+        Reranker.connect("http://127.0.0.1:1")
+
+
 def test_embed_on_a_server(url: str, direct: np.ndarray, tmp_path: Path):
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
     command = [sys.executable, "-m", "gguf_embed", "embed", "texts.txt", "-o", "out.npy"]
     environment = {**os.environ, "GGUF_EMBED_API_KEY": KEY}
     subprocess.run([*command, "--server", url], cwd=tmp_path, env=environment, check=True)
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), direct)
+
+
+def test_rerank_on_a_server(
+    url: str, rerankers: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    monkeypatch.setenv("GGUF_EMBED_API_KEY", KEY)
+    (tmp_path / "texts.txt").write_text("\n".join(DOCUMENTS))
+    command = ["rerank", QUERY, str(tmp_path / "texts.txt"), "--server", url, "--json", "--quiet"]
+    assert main(command) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["model"] == rerankers[0].stem
+    with Reranker.connect(url) as there:
+        best = there.rank(QUERY, DOCUMENTS)
+    assert [each["text"] for each in made["results"]] == [each.document for each in best]
 
 
 # -- a process that is ended ---------------------------------------------------------------------

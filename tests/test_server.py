@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from gguf_embed import DoesNotFit, ModelNotFound, NativeFailed
-from gguf_embed.engine.pending import Meter
+from gguf_embed import BadOption, DoesNotFit, ModelNotFound, NativeFailed
+from gguf_embed.engine.pending import Meter, Pending
+from gguf_embed.index.facts import IndexFacts, Space
+from gguf_embed.index.index import Index
+from gguf_embed.index.making import Wanted, make_index
 from gguf_embed.server.app import application
+from gguf_embed.server.indexes import Indexes, IndexOffer, index_name, offer_for
 from gguf_embed.server.limits import Limits
 from gguf_embed.server.meters import Meters
 from gguf_embed.server.models import Models
@@ -49,7 +55,7 @@ class Served:
     ) -> None:
         self.opened: list[str] = []
         self.fake = fake
-        self.threads = ThreadPoolExecutor(4)
+        self.threads = ThreadPoolExecutor(4, thread_name_prefix="served")
         self.meters = Meters()
         models = Models(
             Offers(
@@ -289,6 +295,13 @@ def test_tei_routes(serve: Callable[..., Served], direct: FakeEmbedder):
     np.testing.assert_array_equal(floats(one.json()), expected)
     (tokens,) = client.post("/embed_all", json={"inputs": "a cat"}).json()
     np.testing.assert_array_equal(floats(tokens), direct.token_vectors("a cat"))
+    ids = direct.tokenize("a cat")
+    answer = client.post("/embed_all", json={"inputs": [ids]})
+    np.testing.assert_array_equal(floats(answer.json()[0]), floats(tokens))
+    answer = client.post("/embed_all", json={"inputs": ["a cat", "a " * 50], "truncate": True})
+    assert len(answer.json()[1]) == 32
+    told = {"x-truncated": "1", "x-compute-tokens": str(len(ids) + 32)}
+    assert {name: answer.headers[name] for name in told} == told
     body = {"inputs": {"source_sentence": "a cat", "sentences": ["a dog", "a cat"]}}
     scores = client.post("/similarity", json=body).json()
     np.testing.assert_allclose(
@@ -377,6 +390,8 @@ def test_tei_reranks(serve: Callable[..., Served], judge: FakeReranker):
     np.testing.assert_array_equal(floats([row["score"] for row in rows]), -np.sort(-expected))
     assert {*rows[0]} == {"index", "score"}
     assert int(answer.headers["x-compute-tokens"]) > 0
+    n_chars = sum(len(QUERY) + len(document) for document in DOCUMENTS)
+    assert answer.headers["x-compute-characters"] == str(n_chars)
     rows = client.post("/rerank", json={**body, "raw_scores": True, "return_text": True}).json()
     raw = judge.score(QUERY, DOCUMENTS, raw=True)
     np.testing.assert_array_equal(floats([row["score"] for row in rows]), -np.sort(-raw))
@@ -463,6 +478,28 @@ def test_a_server_of_rerankers_alone(serve: Callable[..., Served]):
     assert (answer.status_code, "is a reranker" in answer.json()["error"]) == (413, True)
 
 
+def test_scores_and_many_vectors_are_made_beside_the_loop(
+    serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+):
+    def open_model(offer: Offer, left: int | None) -> FakeEmbedder | FakeReranker:
+        return FakeReranker.open() if offer.is_reranker else FakeEmbedder.open(dim=4096)
+
+    served = serve(rerankers=("judge",), open_model=open_model)
+    threads: set[str] = set()
+    result = Pending[Any].result
+
+    def noted(pending: Pending[Any]) -> Any:
+        threads.add(threading.current_thread().name[:6])
+        return result(pending)
+
+    monkeypatch.setattr(Pending, "result", noted)
+    body = {"query": QUERY, "documents": DOCUMENTS}
+    assert served.client.post("/v2/rerank", json=body).status_code == 200
+    many = {"input": [f"text {n}" for n in range(20)]}
+    assert served.client.post("/v1/embeddings", json=many).status_code == 200
+    assert threads == {"served"}
+
+
 def test_a_pair_without_a_score_is_named(serve: Callable[..., Served]):
     class Failing(FakePairBackend):
         def _vector(self, ids: Any) -> np.ndarray:
@@ -476,6 +513,203 @@ def test_a_pair_without_a_score_is_named(serve: Callable[..., Served]):
     answer = client.post("/v2/rerank", json=body)
     assert (answer.status_code, "row 1" in answer.json()["message"]) == (500, True)
     assert client.post("/v2/rerank", json={**body, "documents": ["a dog"]}).status_code == 200
+
+
+# -- indexes -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def searched(serve: Callable[..., Served], tmp_path: Path) -> Iterator[Callable[..., Served]]:
+    """A server with the index `handbook`, made by the fake."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "refunds.md").write_text(
+        "# Refunds\n\nWe refund every order within ten days.\n\n## Late\n\nA late parcel too.\n"
+    )
+    (folder / "travel.md").write_text("# Travel\n\nTrains are booked by the office.\n")
+    place = tmp_path / "handbook.index"
+    with FakeEmbedder.open() as embedder:
+        make_index(place, embedder, Wanted(folders={folder: "rules"}, chunk_tokens=20), model="f")
+    offer = IndexOffer(name=index_name(str(place)), place=str(place), model="fake")
+    indexes = Indexes.open([offer], lambda place: Index.open(Path(place)))
+
+    def start(**options: Any) -> Served:
+        served = serve(**options)
+        served.service.indexes = indexes
+        return served
+
+    yield start
+    indexes.close()
+
+
+def test_an_index_is_searched(searched: Callable[..., Served]):
+    client = searched(rerankers=("judge",)).client
+    (listed,) = client.get("/gguf-embed/v1/indexes").json()["indexes"]
+    assert (listed["name"], listed["model"], listed["n_files"]) == ("handbook", "fake", 2)
+    assert listed["folders"] == ["rules"]
+
+    def asked(**body: object) -> list[dict[str, Any]]:
+        answer = client.post("/gguf-embed/v1/search", json=body)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["index"] == "handbook"
+        return answer.json()["results"]
+
+    best = asked(query="who has trains booked by the office")[0]
+    assert (Path(best["file"]).name, best["first_line"], best["last_line"]) == ("travel.md", 1, 3)
+    assert (best["headings"], best["about"]) == (["Travel"], "rules")
+    assert 0.5 < best["score"] <= 1
+    assert best["text"].strip().endswith("by the office.")
+    assert len(asked(query="order", index="handbook", top=1)) == 1
+    (late,) = asked(query="parcel", by="words")
+    assert (late["headings"], late["similarity"]) == (["Refunds"], None)
+    assert asked(query="trains", paths=["refunds*"], by="words") == []
+    judged = asked(query="refund order late parcel", rerank=True, top=2)
+    assert judged[0]["score"] > judged[1]["score"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        ({"query": "x", "index": "diary"}, 404, "there are: handbook"),
+        ({"query": " "}, 400, "the question is empty"),
+        ({"query": "x", "top": 0}, 400, "top"),
+        ({"query": "x", "by": "feeling"}, 400, "by"),
+        ({"query": "x " * 600_000}, 413, "characters"),
+        ({"query": "x", "rerank": True}, 501, "no reranker"),
+    ],
+)
+def test_questions_that_are_refused(
+    searched: Callable[..., Served], body: object, status: int, message: str
+):
+    answer = searched().client.post("/gguf-embed/v1/search", json=body)
+    assert (answer.status_code, message in answer.json()["error"]) == (status, True), answer.text
+
+
+def test_an_index_is_behind_the_key_and_the_host(searched: Callable[..., Served]):
+    served = searched(keys=(KEY,), hosts=hosts_for("127.0.0.1", ()))
+    body = {"query": "trains"}
+    assert served.client.post("/gguf-embed/v1/search", json=body).status_code == 401
+    assert served.client.get("/gguf-embed/v1/indexes").status_code == 401
+    headers = {"authorization": f"Bearer {KEY}"}
+    assert served.client.post("/gguf-embed/v1/search", json=body, headers=headers).json()["results"]
+    elsewhere = {**headers, "host": "evil.example"}
+    answer = served.client.post("/gguf-embed/v1/search", json=body, headers=elsewhere)
+    assert answer.status_code == 403
+
+
+def ask_as_agent(served: Served, path: str, headers: dict[str, str]) -> dict[str, Any]:
+    """What the client of the MCP SDK gets over HTTP."""
+    mcp = pytest.importorskip("mcp")
+    import httpx2
+    from mcp.client.streamable_http import streamable_http_client
+
+    async def talk() -> dict[str, Any]:
+        transport = httpx2.ASGITransport(app=served.app)
+        http = httpx2.AsyncClient(transport=transport, base_url="http://localhost", headers=headers)
+        place = streamable_http_client(f"http://localhost{path}", http_client=http)
+        async with mcp.Client(place) as client:
+            return {
+                "server": client.server_info.name,
+                "tools": [tool.name for tool in (await client.list_tools()).tools],
+                "found": await client.call_tool("search", {"query": "late parcel", "limit": 1}),
+                "words": await client.call_tool("search", {"query": "trains", "by": "words"}),
+                "unknown": await client.call_tool("search", {"query": "x", "colour": "red"}),
+                "got": await client.call_tool("get", {"file": "travel.md", "first_line": 3}),
+                "status": await client.call_tool("status", {}),
+            }
+
+    assert served.client.portal is not None
+    return served.client.portal.call(talk)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["/mcp", "/mcp/handbook"])
+def test_an_agent_asks_over_http(searched: Callable[..., Served], path: str):
+    served = searched(keys=(KEY,), hosts=hosts_for("127.0.0.1", ()))
+    said = ask_as_agent(served, path, {"authorization": f"Bearer {KEY}"})
+    assert (said["server"], said["tools"]) == ("gguf-embed", ["search", "get", "status"])
+    (hit,) = said["found"].structured_content["results"]
+    assert (hit["file"].endswith("texts/refunds.md"), hit["about"]) == (True, "rules")
+    assert said["words"].structured_content["results"][0]["file"].endswith("travel.md")
+    assert said["unknown"].is_error
+    assert "search has no parameter 'colour'" in said["unknown"].content[0].text
+    (excerpt,) = said["got"].structured_content["excerpts"]
+    assert excerpt["text"] == "Trains are booked by the office."
+    assert said["status"].structured_content["n_files"] == 2
+    assert served.opened == ["fake"]  # the model of the server, opened once
+
+
+@pytest.mark.parametrize(
+    ("headers", "path", "status", "message"),
+    [
+        ({}, "/mcp", 401, "a key is needed"),
+        ({"host": "evil.example"}, "/mcp", 403, "--allowed-host"),
+        ({"origin": "http://evil.example"}, "/mcp", 403, "--cors-origin"),
+        ({"origin": "null"}, "/mcp", 403, "--cors-origin"),
+        ({"origin": "http://localhost"}, "/mcp", 200, ""),
+        ({"origin": "https://page.example"}, "/mcp", 200, ""),
+        ({}, "/mcp/minutes", 404, "there are: handbook"),
+    ],
+)
+def test_who_may_not_ask_as_an_agent(
+    searched: Callable[..., Served], headers: dict[str, str], path: str, status: int, message: str
+):
+    pytest.importorskip("mcp")
+    hosts = hosts_for("127.0.0.1", ())
+    served = searched(keys=(KEY,), hosts=hosts, origins=("https://page.example",))
+    body = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
+    key = {} if status == 401 else {"authorization": f"Bearer {KEY}"}
+    accepted = {"accept": "application/json, text/event-stream", **key, **headers}
+    answer = served.client.post(path, json=body, headers=accepted)
+    assert (answer.status_code, message in answer.text) == (status, True), answer.text
+    assert served.client.get("/mcp", headers=key).status_code in (401, 405)
+
+
+def test_without_an_index_a_search_says_how_to_have_one(serve: Callable[..., Served]):
+    client = serve().client
+    assert client.get("/gguf-embed/v1/indexes").json() == {"indexes": []}
+    answer = client.post("/gguf-embed/v1/search", json={"query": "x"})
+    assert (answer.status_code, "--index" in answer.json()["error"]) == (404, True)
+
+
+def test_two_indexes_need_two_names(tmp_path: Path):
+    offers = [IndexOffer(name="a", place=f"{n}/a", model="fake") for n in (1, 2)]
+    closed: list[object] = []
+
+    class Opened:
+        def __enter__(self) -> Opened:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            closed.append(self)
+
+    with pytest.raises(BadOption, match="another index is called a"):
+        Indexes.open(offers, lambda place: Opened())  # type: ignore[arg-type,return-value]
+    assert len(closed) == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "quant", "id_"),
+    [
+        ("qwen3-embedding:0.6b", "Q4_K_M", "qwen3-embedding-0.6b:Q4_K_M"),
+        ("owner/repo:Q8_0", "Q8_0", "owner/repo:Q8_0"),
+        ("/models/mine.gguf", "F16", "mine"),
+    ],
+)
+def test_the_model_of_an_index(model: str, quant: str, id_: str):
+    space = Space(
+        model=model,
+        model_id="m",
+        quant=quant,
+        fingerprint="f",
+        sha256="s",
+        pooling="mean",
+        prompt="",
+        dim=3,
+    )
+    facts = IndexFacts(format=1, space=space, chunk_tokens=10, overlap=0, made_by="0")
+    found = offer_for(facts)
+    assert (found.id, found.quant) == (id_, None if model.endswith(".gguf") else quant)
 
 
 # -- who may ask, and how much -------------------------------------------------------------------

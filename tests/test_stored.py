@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from gguf_embed import BadInput, read_vectors
 from gguf_embed.io.record import Record
 from gguf_embed.io.shards import LineShards, ParquetShards, Rows
-from gguf_embed.io.vector_types import VECTOR_TYPES, VectorType, pack, unpack, width
+from gguf_embed.io.vector_packing import pack, unpack, width
+from gguf_embed.io.vector_types import VECTOR_TYPES, VectorType
 from gguf_embed.io.write import RowContent
 
 ABOUT = {"fingerprint": "a" * 16, "model": "fake", "quant": "F32", "dim": 8}

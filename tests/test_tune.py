@@ -23,8 +23,16 @@ from gguf_embed.engine import tune, tune_record
 from gguf_embed.engine.embedder import Embedder
 from gguf_embed.engine.runner import Outcome
 from gguf_embed.engine.schedule import Cost
-from gguf_embed.engine.tune import best_run, fit_cost
-from gguf_embed.engine.tune_record import Target, Trial, Tuned, keep_record, read_record, to_json
+from gguf_embed.engine.tune import fit_cost
+from gguf_embed.engine.tune_record import (
+    Target,
+    Trial,
+    Tuned,
+    best_run,
+    keep_record,
+    read_record,
+    to_json,
+)
 from gguf_embed.gguf.header import read_header
 from gguf_embed.machine import measured, selftest
 from gguf_embed.machine.load import Load
@@ -414,18 +422,6 @@ def test_wrong_kernels_are_seen_by_their_vectors(
 # ------------------------------------------------------------------------------ best_run
 
 
-@dataclass(eq=False, slots=True)
-class Tuner:
-    """Stands in for `tune.tune`."""
-
-    settings: RunSettings = field(default_factory=lambda: RunSettings(max_batch_tokens=77))
-    budgets: list[float] = field(default_factory=list)
-
-    def __call__(self, _target: Target, *, budget_s: float) -> Tuned:
-        self.budgets.append(budget_s)
-        return record(self.settings)
-
-
 def record(settings: RunSettings, cost: Cost | None = None) -> Tuned:
     start = RunSettings(n_threads=3, repack=False)
     trials = (
@@ -442,52 +438,24 @@ def record(settings: RunSettings, cost: Cost | None = None) -> Tuned:
     )
 
 
-@pytest.fixture
-def tuner(monkeypatch: pytest.MonkeyPatch) -> Tuner:
-    tuner = Tuner()
-    monkeypatch.setattr(tune, "tune", tuner)
-    return tuner
+def chosen(target: Target, settings: Settings = Settings()) -> RunSettings:  # noqa: B008 (frozen)
+    return best_run(target, settings)
 
 
-def chosen(
-    target: Target,
-    settings: Settings = Settings(),  # noqa: B008 (frozen)
-    *,
-    budget_s: float = 0,
-    said: list[str] | None = None,
-) -> RunSettings:
-    on_status = None if said is None else said.append
-    return best_run(target, settings, budget_s=budget_s, on_status=on_status)
+def test_without_a_measurement_it_runs_as_planned(target: Target, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tune, "tune", lambda *_, **__: pytest.fail("an opening measures nothing"))
+    assert chosen(target) == START
 
 
-def test_without_a_measurement_it_runs_as_planned(target: Target, tuner: Tuner):
-    said: list[str] = []
-    assert chosen(target, said=said) == START
-    assert (tuner.budgets, said) == ([], [])
-
-
-def test_the_first_use_measures_and_says_so(target: Target, tuner: Tuner):
-    said: list[str] = []
-    assert chosen(target, budget_s=15, said=said) == tuner.settings
-    assert tuner.budgets == [15]
-    (line,) = said
-    assert "first use of qwen3" in line
-    assert "15 s" in line
-
-
-def test_whoever_chooses_is_not_measured_for(target: Target, tuner: Tuner):
+def test_what_the_user_says_is_as_planned(target: Target):
     planned = replace(START, max_batch_tokens=99, batch_tokens=99)
-    wanted = Settings(max_batch_tokens=99)
-    assert chosen(replace(target, start=planned), wanted, budget_s=15) == planned
-    assert tuner.budgets == []
+    assert chosen(replace(target, start=planned), Settings(max_batch_tokens=99)) == planned
 
 
-@pytest.mark.parametrize("budget_s", [0, 15])
-def test_what_was_measured_is_used_again(budget_s: float, target: Target, tuner: Tuner):
+def test_what_was_measured_is_used_again(target: Target):
     kept = RunSettings(max_batch_tokens=55, batch_tokens=50, n_contexts=2, n_threads=2)
     keep_record(record(kept), target)
-    assert chosen(target, budget_s=budget_s) == kept
-    assert tuner.budgets == []
+    assert chosen(target) == kept
     # And the user still has the last word.
     wanted = Settings(max_batch_tokens=44, n_contexts=3, n_threads=4, tap=False)
     planned = RunSettings(
@@ -565,6 +533,18 @@ def test_what_was_measured_beside_other_work_serves_until_the_machine_is_quiet(
     monkeypatch.setattr(tune_record, "LoadMeter", Busy)
     assert read_record(target) == busy
     quiet = replace(busy, load=Load(before=0.2, during=0.2))
+    keep_record(quiet, target)
+    assert read_record(target) == quiet
+
+
+def test_what_a_run_learned_beside_other_work_does_not_serve(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tune_record, "LoadMeter", lambda _: pytest.fail("it takes a fifth of 1 s"))
+    learned = replace(record(RunSettings(max_batch_tokens=55)), by="run")
+    keep_record(replace(learned, load=Load(before=0.5, during=0.5)), target)
+    assert read_record(target) is None
+    quiet = replace(learned, load=Load(before=0.1, during=0.1))
     keep_record(quiet, target)
     assert read_record(target) == quiet
 

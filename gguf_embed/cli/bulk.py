@@ -13,11 +13,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from gguf_embed.cli import console, options, stop
+from gguf_embed.cli import console, manners, options, stop
 from gguf_embed.cli.bulk_report import print_forecast, print_report
 from gguf_embed.cli.made_with import made_with
 from gguf_embed.cli.task import Task, chunked, opened_model, prompt_of
 from gguf_embed.errors import BadOption, NativeFailed
+from gguf_embed.io.vector_types import VECTOR_TYPES
 from gguf_embed.jobs.cut import SHARD_ROWS
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from gguf_embed.jobs.output import JobOutput
     from gguf_embed.jobs.ray_job import RayJob
 
-VECTOR_TYPES = ("float32", "float16", "int8", "binary")
 TERMINATED: Final = 75
 TERMINATED_S: Final = 4.0  # after SIGTERM, whatever is still at work
 WORK: Final = ".job"  # the ending of the folder in which NAME.npy or NAME.jsonl is made
@@ -58,12 +58,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="a row that cannot be read or embedded: stop there, or go on and put it into "
         "failed.jsonl (default: skip in a job, else stop)",
     )
-    group.add_argument(
-        "--cache",
-        action="store_true",
-        help="take vectors from the cache where they are known, and keep new ones there (see "
-        "`gguf-embed cache`)",
-    )
+    options.add_cache(group)
+    manners.add_option(group)
     group.add_argument(
         "--ray",
         metavar="ADDRESS",
@@ -108,6 +104,7 @@ def _check_ray(args: argparse.Namespace, *, folder: bool) -> None:
         ("--cache", args.cache),
         ("--dry-run", args.dry_run),
         ("--server", args.server),
+        ("--background", args.background),
     ):
         if given:
             raise BadOption(f"--ray {args.ray}: goes without {name}; leave one of them out")
@@ -120,15 +117,6 @@ def _check_ray(args: argparse.Namespace, *, folder: bool) -> None:
 def is_folder(output: str) -> bool:
     """Whether it is to be a folder of shards."""
     return output.endswith(("/", os.sep)) or (output != "-" and Path(output).is_dir())
-
-
-def open_cache(args: argparse.Namespace) -> VectorCache | None:
-    """The cache, where it is asked for."""
-    if not args.cache:
-        return None
-    from gguf_embed.jobs.cache import VectorCache
-
-    return VectorCache.open()
 
 
 def write_failed_beside(output: str, failed: Sequence[FailedPlace]) -> None:
@@ -274,21 +262,19 @@ class _Work:
                     "the model runs with other settings than when the job began: the last bits of "
                     "vectors may be other than in an undisturbed run"
                 )
-            cache = open_cache(self.args)
-            try:
-                with console.progress(
+            with (
+                options.opened_cache(self.args) as cache,
+                console.progress(
                     "embed", self.task.total_bytes, quiet=self.args.quiet, lines_s=60.0
-                ) as bar:
-                    job = self._job(output, _Watch(bar), cache)
-                    try:
-                        report = job.run(self.cuts())
-                    except BaseException:
-                        n = len(output.entries)
-                        console.say(f"{console.counted(n, 'shard')} done are kept")
-                        raise
-            finally:
-                if cache is not None:
-                    cache.close()
+                ) as bar,
+            ):
+                job = self._job(output, _Watch(bar), cache)
+                try:
+                    report = job.run(self.cuts())
+                except BaseException:
+                    n = len(output.entries)
+                    console.say(f"{console.counted(n, 'shard')} done are kept")
+                    raise
             if not self.place.whole:
                 self._join(output, report)
         if not self.place.whole:

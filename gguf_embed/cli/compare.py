@@ -196,7 +196,6 @@ def _embed(
 
     said = vars(args)
     prompt_name = said[f"prompt_name_{name}"]
-    # A measurement on first use would take longer than these few texts.
     settings = Settings(pooling=options.pooling(said[f"pooling_{name}"]), tune=False)
     with options.open_embedder(model, settings, quiet=args.json) as embedder:
         options.warn_dimensions(embedder, said[f"dimensions_{name}"])

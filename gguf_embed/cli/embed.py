@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
@@ -347,9 +346,9 @@ def _blocks(
         return
     from gguf_embed.jobs.encode import stream
 
-    options = cast("EncodeOptions", choices)
-    with bulk.open_cache(args) or nullcontext() as cache:
-        yield from stream(embedder, flow.texts(), options, cache=cache, on_progress=flow.advance)
+    how = cast("EncodeOptions", choices)
+    with options.opened_cache(args) as cache:
+        yield from stream(embedder, flow.texts(), how, cache=cache, on_progress=flow.advance)
 
 
 def _name(output: str) -> str:

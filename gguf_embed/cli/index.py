@@ -7,11 +7,12 @@ import shlex
 import time
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gguf_embed.catalog import BUILTIN
-from gguf_embed.cli import console, index_list, options
+from gguf_embed.cli import console, index_list, manners, options
 from gguf_embed.cli.hits import near
 from gguf_embed.errors import BadInput, BadOption, NativeFailed, counted
 
@@ -114,6 +115,8 @@ def add(commands: Any) -> None:
     group.add_argument(
         "--watch", action="store_true", help="go on, and update whenever a file changes"
     )
+    options.add_cache(group)
+    manners.add_option(group)
     group.add_argument(
         "--isolated",
         action=argparse.BooleanOptionalAction,
@@ -148,7 +151,8 @@ def run(args: argparse.Namespace) -> int:
         )
     model, settings = _model(kept, args)
     isolated: bool = kept is None if args.isolated is None else args.isolated
-    with options.open_embedder(model, settings, quiet=args.quiet, isolated=isolated) as embedder:
+    open_it = partial(options.open_embedder, model, settings, quiet=args.quiet, isolated=isolated)
+    with manners.opened(args, open_it) as embedder:
         code = _update(place, embedder, wanted, args, model=_reopened(model, embedder))
         if args.watch:
             from gguf_embed.index.watch import changed
@@ -237,6 +241,7 @@ def _update(
             embedder,
             wanted,
             model=model,
+            cache=held.enter_context(options.opened_cache(args)),
             begun=lambda n_bytes: held.enter_context(
                 console.progress("index", n_bytes, quiet=args.quiet)
             ),
@@ -262,6 +267,7 @@ def _print_report(
         "n_passages": report.n_passages,
         "n_embedded": report.n_embedded,
         "n_reused": report.n_reused,
+        "n_cached": report.n_cached,
         "n_tokens": report.n_tokens,
     }
     if args.json:
@@ -287,8 +293,8 @@ def _print_report(
     )
     console.say(
         f"{name}: files: {files or 'none'}; {counted(report.n_embedded, 'passage')} embedded, "
-        f"{report.n_reused:,} had a vector, {report.n_tokens:,} tokens in {seconds:.2f} s; now "
-        f"{counted(report.n_passages, 'passage')}"
+        f"{report.n_reused + report.n_cached:,} had a vector, {report.n_tokens:,} tokens in "
+        f"{seconds:.2f} s; now {counted(report.n_passages, 'passage')}"
     )
     for path in report.absent:
         console.say(f"{near(path)}: not there; what is known of it stays; --remove takes it out")

@@ -19,7 +19,13 @@ if TYPE_CHECKING:
     from gguf_embed.index.facts import IndexFacts
     from gguf_embed.index.index import Hit, Index
 
-_OF_FILES = ("field", "id_field", "prose", "include")  # options of a search without an index
+_OF_FILES = (
+    "field",
+    "id_field",
+    "prose",
+    "include",
+    "cache",
+)  # options of a search without an index
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gguf_embed.catalog import BUILTIN, RERANKER
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from gguf_embed.engine.embedder import Embedder
     from gguf_embed.engine.reranker import Reranker
     from gguf_embed.io.sources import OnBad, TextSources
+    from gguf_embed.jobs.cache import VectorCache
     from gguf_embed.plan.settings import Settings
     from gguf_embed.store.local import Source
     from gguf_embed.vectors import Pooling
@@ -66,6 +68,28 @@ def isolated(args: argparse.Namespace, total_bytes: int | None) -> bool:
     """Whether the model runs in a child process: as the user says, else for much text."""
     chosen: bool | None = args.isolated
     return (total_bytes or 0) >= BULK_BYTES if chosen is None else chosen
+
+
+def add_cache(group: Any) -> None:
+    """--cache."""
+    group.add_argument(
+        "--cache",
+        action="store_true",
+        help="take vectors from the cache where they are known, and keep new ones there (see "
+        "`gguf-embed cache`)",
+    )
+
+
+@contextmanager
+def opened_cache(args: argparse.Namespace) -> Generator[VectorCache | None]:
+    """The cache, where it is asked for."""
+    if not args.cache:
+        yield None
+        return
+    from gguf_embed.jobs.cache import VectorCache
+
+    with VectorCache.open() as cache:
+        yield cache
 
 
 def add_query(parser: argparse.ArgumentParser, *, top: int, may_be_indexed: bool = False) -> None:
@@ -182,7 +206,7 @@ def _add_how(parser: argparse.ArgumentParser, add: Callable[..., object]) -> Non
         action=argparse.BooleanOptionalAction,
         help="our own kernels for x86 CPUs, or an error (default: where they are proved right)",
     )
-    add("--no-tune", action="store_true", help="skip the short measuring on first use")
+    add("--no-tune", action="store_true", help="try no settings in a long run; take what is known")
     add_limits(parser)
 
 

@@ -6,6 +6,7 @@ import argparse
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from gguf_embed.catalog import RERANKER
 from gguf_embed.cli import console, options
 from gguf_embed.cli.hits import ShownHit
 from gguf_embed.errors import BadInput, BadOption, BadText, NativeFailed, TextTooLong, counted
@@ -36,6 +37,7 @@ examples:
   gguf-embed rerank "how do refunds work?" candidates.txt
   gguf-embed rerank "late delivery" tickets.csv --field body --id-field number --top 20
   gguf-embed rerank "who wrote this?" found.jsonl --model bge-reranker-v2-m3 --json
+  gguf-embed rerank "how do refunds work?" candidates.txt --server http://127.0.0.1:11434
   gguf-embed rerank "is it a bug?" issues.txt --task "Decide whether the text reports a bug\""""
 
 
@@ -56,6 +58,13 @@ def add(commands: Any) -> None:
         "names every such text",
     )
     options.add_reranker(parser)
+    parser.set_defaults(model=None)
+    parser.add_argument(
+        "--server",
+        metavar="URL",
+        help="the reranker that `gguf-embed serve` has there, without --model its first one; a key "
+        "is taken from GGUF_EMBED_API_KEY",
+    )
     parser.add_argument(
         "--isolated",
         action=argparse.BooleanOptionalAction,
@@ -80,10 +89,7 @@ def run(args: argparse.Namespace) -> int:
     reading = Reading(field=args.field, id_field=args.id_field, prose=args.prose)
     records = read(sources, reading, stdin=console.stdin())
     total = sources.total_bytes
-    isolated = options.isolated(args, total)
-    with options.open_reranker(
-        args.model, options.settings(args), quiet=args.quiet, isolated=isolated
-    ) as reranker:
+    with _opened(args, isolated=options.isolated(args, total)) as reranker:
         best: Best[ShownHit] = Best(args.top)
         n_documents = n_truncated = n_scored = 0
         with console.progress("rerank", total, quiet=args.quiet) as progress:
@@ -118,6 +124,16 @@ def run(args: argparse.Namespace) -> int:
     if not found:
         console.say(f"no text in {', '.join(args.inputs)}")
     return code
+
+
+def _opened(args: argparse.Namespace, *, isolated: bool) -> Reranker:
+    """The model here, or the one that is served elsewhere."""
+    if args.server is not None:
+        from gguf_embed.engine.reranker import Reranker
+
+        return Reranker.connect(args.server, args.model)
+    model: str = args.model or RERANKER
+    return options.open_reranker(model, options.settings(args), quiet=args.quiet, isolated=isolated)
 
 
 def _scored(

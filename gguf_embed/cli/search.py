@@ -17,8 +17,10 @@ from gguf_embed.io.flow import Flow
 
 if TYPE_CHECKING:
     from gguf_embed.engine.embedder import Embedder
+    from gguf_embed.engine.options import Block, EncodeOptions
     from gguf_embed.engine.reranker import Reranker
     from gguf_embed.io.record import Record
+    from gguf_embed.jobs.cache import VectorCache
     from gguf_embed.plan.settings import Settings
 
 # Models are trained on passages of about this length; longer ones answer less sharply.
@@ -73,6 +75,7 @@ def add(commands: Any) -> None:
         help="passages that --rerank judges (default: %(default)s)",
     )
     indexed.add_options(parser)
+    options.add_cache(parser)
     parser.add_argument("--json", action="store_true", help="results as one JSON document")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     options.add_model(parser)
@@ -109,9 +112,12 @@ def _search(args: argparse.Namespace, reranker: Reranker | None) -> int:
         args.model or BUILTIN, options.settings(args), quiet=args.quiet
     ) as embedder:
         best: Best[Record] = Best(max(args.top, args.candidates) if reranker else args.top)
-        with console.progress("search", sources.total_bytes, quiet=args.quiet) as progress:
+        with (
+            options.opened_cache(args) as cache,
+            console.progress("search", sources.total_bytes, quiet=args.quiet) as progress,
+        ):
             flow = Flow(_passages(embedder, records), progress, keep_texts=True)
-            _nearest(embedder, query.text, flow, best)
+            _nearest(embedder, query.text, flow, best, cache)
         for error in () if args.quiet else bad[:MAX_NAMED]:
             console.say(f"passed over: {error}")
         if len(bad) > MAX_NAMED and not args.quiet:
@@ -144,18 +150,29 @@ def _search(args: argparse.Namespace, reranker: Reranker | None) -> int:
     return 0
 
 
-def _nearest(embedder: Embedder, query: str, flow: Flow, best: Best[Record]) -> None:
+def _nearest(
+    embedder: Embedder, query: str, flow: Flow, best: Best[Record], cache: VectorCache | None
+) -> None:
     """The passages nearest to the question, with their cosines."""
     try:
         question = embedder.encode_query(query)
     except TextTooLong as error:
         raise error.of_question(embedder.model_id) from error
-    for block in embedder.stream(
-        flow.texts(), prompt=embedder.prompt("document"), on_progress=flow.advance
-    ):
+    for block in _blocks(embedder, flow, cache):
         scores = cast(list[float], (block.vectors @ question).tolist())
         for score, record in zip(scores, flow.take(len(scores)), strict=True):
             best.add(score, record)
+
+
+def _blocks(embedder: Embedder, flow: Flow, cache: VectorCache | None) -> Iterator[Block]:
+    """The vectors of the passages."""
+    prompt = embedder.prompt("document")
+    if cache is None:
+        return embedder.stream(flow.texts(), prompt=prompt, on_progress=flow.advance)
+    from gguf_embed.jobs.encode import stream
+
+    how: EncodeOptions = {"prompt": prompt}
+    return stream(embedder, flow.texts(), how, cache=cache, on_progress=flow.advance)
 
 
 def _rerank_settings(args: argparse.Namespace) -> Settings:

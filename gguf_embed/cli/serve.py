@@ -14,6 +14,7 @@ from gguf_embed.cli import console, options
 from gguf_embed.errors import BadOption
 
 if TYPE_CHECKING:
+    from gguf_embed.server.indexes import IndexOffer
     from gguf_embed.server.offers import Offer
     from gguf_embed.server.run import ServeOptions
 
@@ -41,6 +42,7 @@ examples:
   gguf-embed serve --model qwen3-embedding:0.6b --model qwen3-reranker:0.6b --preload
   gguf-embed serve --host 0.0.0.0 --api-key-file keys.txt --tls-cert cert.pem --tls-key key.pem
   gguf-embed serve --unix-socket /run/gguf-embed/socket
+  gguf-embed serve --index handbook --index notes
   gguf-embed serve --json-logs --keep-alive 1h --memory 8GiB"""
 
 
@@ -50,6 +52,13 @@ def add(commands: Any) -> None:
         "serve", help="vectors over HTTP", description=DESCRIPTION, epilog=EPILOG
     )
     options.add_model(parser, several=True)
+    parser.add_argument(
+        "--index",
+        action="append",
+        default=[],
+        metavar="NAME|PATH",
+        help="let clients search what `gguf-embed index` has embedded; may be repeated",
+    )
     parser.add_argument(
         "--preload", action="store_true", help="load the models now, not when they are asked for"
     )
@@ -153,7 +162,12 @@ def _options(args: argparse.Namespace) -> ServeOptions:
 
     settings = options.settings(args)
     given: list[str] = args.model or []
-    offers = [_brought(name, args) for name in given]
+    offers = [offer_of(BUILTIN)]
+    indexes: list[IndexOffer] = []
+    if given or args.index:
+        brought = [_brought(offer_of(name), args) for name in given or [BUILTIN]]
+        indexes = [_searched(place, brought, args) for place in args.index]
+        offers = [offer for offer, _ in brought]
     defaults = Limits()
     limits = Limits(
         max_body_bytes=args.max_body or defaults.max_body_bytes,
@@ -168,7 +182,7 @@ def _options(args: argparse.Namespace) -> ServeOptions:
     if keep_alive is None:
         keep_alive = -1.0 if args.preload else 300.0
     return ServeOptions(
-        offers=tuple(offers) or (offer_of(BUILTIN),),
+        offers=tuple(offers),
         only_these=bool(given),
         settings=settings,
         host=args.host,
@@ -184,21 +198,40 @@ def _options(args: argparse.Namespace) -> ServeOptions:
         preload=args.preload,
         keep_alive_s=keep_alive,
         allow_pull=args.allow_pull,
+        indexes=tuple(indexes),
     )
 
 
-def _brought(name: str, args: argparse.Namespace) -> Offer:
-    """The file on this machine and proved, or a refusal, before anybody asks for it."""
+def _brought(offer: Offer, args: argparse.Namespace) -> tuple[Offer, str]:
+    """The file on this machine and proved, or a refusal, before anybody asks; with its quant."""
     from gguf_embed.engine.opening import prove_model
     from gguf_embed.plan.mode import is_reranker
-    from gguf_embed.server.offers import offer_of
 
     settings = options.settings(args)
+    settings = replace(settings, quant=offer.quant or settings.quant)
     with console.transfer("fetch", quiet=args.quiet) as moved:
         proved = prove_model(
-            name, settings, reranker=None, on_status=console.say, on_download=moved
+            offer.model, settings, reranker=None, on_status=console.say, on_download=moved
         )
-    return replace(offer_of(name), is_reranker=is_reranker(proved.choice.card, proved.header))
+    kind = is_reranker(proved.choice.card, proved.header)
+    return replace(offer, is_reranker=kind), proved.choice.plan.quant
+
+
+def _searched(place: str, brought: list[tuple[Offer, str]], args: argparse.Namespace) -> IndexOffer:
+    """An index, and the offer that embeds its questions, which may come to the others."""
+    from gguf_embed.index.index import Index
+    from gguf_embed.server.indexes import IndexOffer, index_name, offer_for
+
+    with Index.open(place) as index:
+        wanted = offer_for(index.facts)
+    name = index_name(place)
+    for number, (offer, quant) in enumerate(brought):
+        same_card = offer.card is not None and offer.card == wanted.card
+        if offer.id == wanted.id or (same_card and quant == wanted.quant):
+            brought[number] = replace(offer, quant=wanted.quant), quant  # and no other, later
+            return IndexOffer(name=name, place=place, model=offer.id)
+    brought.append(_brought(wanted, args))
+    return IndexOffer(name=name, place=place, model=wanted.id)
 
 
 def _keys(file: str | None) -> tuple[str, ...]:

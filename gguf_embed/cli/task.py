@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
 
 from gguf_embed.catalog import BUILTIN
-from gguf_embed.cli import chunking, console, options
+from gguf_embed.cli import chunking, console, manners, options
 
 if TYPE_CHECKING:
     from gguf_embed.engine.embedder import Embedder
@@ -63,14 +64,19 @@ def find_task(args: argparse.Namespace, *, chunks: bool) -> Task:
     )
 
 
-def opened_model(args: argparse.Namespace, *, isolated: bool) -> Embedder:
+def opened_model(args: argparse.Namespace, *, isolated: bool) -> AbstractContextManager[Embedder]:
     """The model here, or the one that is served elsewhere."""
-    if args.server is not None:
-        from gguf_embed.engine.embedder import Embedder
 
-        return Embedder.connect(args.server, args.model)
-    model: str = args.model or BUILTIN
-    return options.open_embedder(model, options.settings(args), quiet=args.quiet, isolated=isolated)
+    def open_it() -> Embedder:
+        if args.server is not None:
+            from gguf_embed.engine.embedder import Embedder
+
+            return Embedder.connect(args.server, args.model)
+        model: str = args.model or BUILTIN
+        settings = options.settings(args)
+        return options.open_embedder(model, settings, quiet=args.quiet, isolated=isolated)
+
+    return manners.opened(args, open_it)
 
 
 def prompt_of(embedder: Embedder, args: argparse.Namespace) -> str:

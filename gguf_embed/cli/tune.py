@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Measure real microbatches with weight repacking, flash attention, contexts x threads and microbatch
 size changed one after the other. The fastest setting whose vectors are right is kept for this
-model file, CPU and llama.cpp build, and used from then on. Every first use of a model does a short
-one by itself (--no-tune skips it). `gguf-embed plan --prefer speed` compares levels by it."""
+model file, CPU and llama.cpp build, and used from then on. Without it a model runs as planned, and
+a run that lasts tries the size of its microbatches and its threads within its own work (--no-tune
+leaves that out). `gguf-embed plan --prefer speed` compares levels by what `tune` measured."""
 
 EPILOG = """\
 columns:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import http.client
-import socket
-import ssl
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from gguf_embed.errors import BadOption, kind_of
+
+if TYPE_CHECKING:
+    from http.client import HTTPConnection
 
 KEY_VARIABLE: Final = "GGUF_EMBED_API_KEY"
 
@@ -31,10 +31,10 @@ class Address:
                 raise BadOption(f"{name} is {kind_of(value)}: pass a str")
         return cls(url=str(url), model=_text(model), api_key=_text(api_key))
 
-    def connection(self) -> http.client.HTTPConnection:
+    def connection(self) -> HTTPConnection:
         """A new one. Raises BadOption for what is no address."""
         if self.url.startswith("unix:"):
-            return _UnixConnection(self.url.removeprefix("unix:"), self.timeout_s)
+            return _over_unix_socket(self.url.removeprefix("unix:"), self.timeout_s)
         parts = urlsplit(self.url)
         try:
             host, port = parts.hostname, parts.port
@@ -45,22 +45,28 @@ class Address:
                 f"{self.url!r} is no address of a server; write http://HOST:PORT, https://HOST, or "
                 "unix:/path/of/socket"
             )
+        import http.client
+
         if parts.scheme == "https":
+            import ssl
+
             context = ssl.create_default_context()
             return http.client.HTTPSConnection(host, port, timeout=self.timeout_s, context=context)
         return http.client.HTTPConnection(host, port, timeout=self.timeout_s)
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str, timeout_s: float) -> None:
-        super().__init__("localhost", timeout=timeout_s)
-        self._path = path
+def _over_unix_socket(path: str, timeout_s: float) -> HTTPConnection:
+    import http.client
+    import socket
 
-    def connect(self) -> None:
-        """To the socket file."""
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
+    class UnixConnection(http.client.HTTPConnection):
+        def connect(self) -> None:
+            """To the socket file."""
+            self.sock = socket.socket(socket.AF_UNIX)
+            self.sock.settimeout(timeout_s)
+            self.sock.connect(path)
+
+    return UnixConnection("localhost", timeout=timeout_s)
 
 
 def _text(value: object) -> str | None:

@@ -118,7 +118,7 @@ def _splitter() -> re.Pattern[str]:
 
 _CLEAN = _cleaner()
 _FOLD = _folder()
-_WORD = _splitter()
+WORD = _splitter()
 
 
 def bert_normalize(text: str) -> str:
@@ -131,4 +131,4 @@ def bert_normalize(text: str) -> str:
 
 def bert_words(text: str) -> list[str]:
     """Return the words and punctuation characters of the normalized text, in order."""
-    return _WORD.findall(bert_normalize(text))
+    return WORD.findall(bert_normalize(text))

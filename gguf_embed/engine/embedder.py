@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Final, Unpack
+from typing import Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +20,17 @@ from gguf_embed.engine.address import Address
 from gguf_embed.engine.backend import Head
 from gguf_embed.engine.fingerprint import Fingerprint, known_sha256
 from gguf_embed.engine.opening import Opened, open_model
-from gguf_embed.engine.options import Block, EncodeOptions, OnProgress, VectorOptions
+from gguf_embed.engine.options import Block, EncodeOptions, OnProgress, Truncate, VectorOptions
 from gguf_embed.engine.pending import Meter, Pending, prepared
 from gguf_embed.engine.running import Lifetime, Running
-from gguf_embed.engine.stream import DIED, NO_VECTOR, Request, blocks, no_vector
+from gguf_embed.engine.stream import (
+    ENCODE_WINDOW,
+    WINDOW,
+    Request,
+    blocks,
+    no_vector,
+    why_no_vector,
+)
 from gguf_embed.engine.turns import Caller, Priority
 from gguf_embed.errors import BadOption, TextTooLong
 from gguf_embed.plan.plan import Plan
@@ -33,9 +40,6 @@ from gguf_embed.store import download
 from gguf_embed.system.closing import Closes
 from gguf_embed.system.files import printable
 from gguf_embed.vectors import Vectors, check_dimensions, finish, unusable
-
-WINDOW: Final = 2048  # texts sorted and packed together by `stream`; two windows are in flight
-ENCODE_WINDOW: Final = 1 << 18  # the same for `encode`, whose caller holds all texts anyway
 
 
 class Embedder(Closes):
@@ -61,7 +65,13 @@ class Embedder(Closes):
         self._source = opened.source
         self._again = opened.again
         self._remote = opened.remote
-        self._lifetime = Lifetime(opened.backend, opened.reopen, n_ctx=self.n_ctx, shown=repr(self))
+        self._lifetime = Lifetime(
+            opened.backend,
+            opened.reopen,
+            n_ctx=self.n_ctx,
+            shown=repr(self),
+            learning=opened.learning,
+        )
         self.meter = Meter(self._lifetime)
         self._ready = True
 
@@ -82,7 +92,7 @@ class Embedder(Closes):
         another downloaded, unless that would find more room, or a better place (a GPU).
 
         `on_status` gets a line of text before something takes long: what was chosen, a download,
-        the measurement on first use. `on_download` gets (bytes here, bytes in all).
+        the proof of a file that is new here. `on_download` gets (bytes here, bytes in all).
 
         `isolated` runs the model in a child process: should a text crash native code, that text is
         named and this process goes on. It computes the same vectors.
@@ -258,17 +268,18 @@ class Embedder(Closes):
         with self._lifetime.call() as running:
             return running.preparer.count(list(arguments.check_texts(texts)))
 
-    def token_vectors(self, text: str | Sequence[int]) -> Vectors:
+    def token_vectors(self, text: str | Sequence[int], *, truncate: Truncate = "error") -> Vectors:
         """One vector per token of a text, or of its ids, shape (n tokens, dim), before any pooling.
 
         A model whose dense layers come after pooling (EmbeddingGemma) has them applied to each.
         """
+        cut = arguments.check_truncate(truncate)
         with self._lifetime.call() as running:
             if arguments.is_token_ids(text):
                 ids = arguments.check_token_ids([text])
-                prepared = running.preparer.given(ids, n_vocab=self.header.n_vocab)
+                prepared = running.preparer.given(ids, n_vocab=self.header.n_vocab, truncate=cut)
             else:
-                prepared = running.preparer.rows([arguments.check_text(text)], 0)
+                prepared = running.preparer.rows([arguments.check_text(text)], 0, truncate=cut)
             if prepared.too_long:
                 raise TextTooLong(prepared.too_long, self.n_ctx)
             caller = Caller()
@@ -278,7 +289,7 @@ class Embedder(Closes):
             finally:
                 running.scheduler.cancel(caller)
             if done.bad or len(unusable(done.vectors)):
-                raise no_vector(0, len(prepared.tokens[0]), DIED if done.died else NO_VECTOR)
+                raise no_vector(0, len(prepared.tokens[0]), why_no_vector(died=bool(done.died)))
             return done.vectors
 
     def encode_chunks(
@@ -308,13 +319,7 @@ class Embedder(Closes):
             if not checked:
                 return np.empty((0, request.dim), np.float32)
             return late.chunk_vectors(
-                running,
-                document,
-                checked,
-                request,
-                pooling=self.pooling,
-                n_ctx=request.n_ctx,
-                windows=windows,
+                running, document, checked, request, pooling=self.pooling, windows=windows
             )
 
     def stream(
@@ -334,13 +339,8 @@ class Embedder(Closes):
         arguments.check_callback("on_progress", on_progress)
         with self._lifetime.call() as running:
             request = self._request(running, options)
-        return blocks(
-            self._lifetime,
-            arguments.check_texts(texts),
-            request,
-            window=window,
-            on_progress=on_progress,
-        )
+        checked = arguments.check_texts(texts)
+        return blocks(self._lifetime, checked, request, window=window, on_progress=on_progress)
 
     def prepare(
         self, texts: Sequence[str] | Sequence[Sequence[int]], **options: Unpack[EncodeOptions]

@@ -95,7 +95,7 @@ def _main() -> None:
         signal.raise_signal(signal.SIGSEGV)  # to this thread: os.kill may come late
     proved, run = pickle.loads(base64.b64decode(job["opened"]))  # our parent's
     try:
-        proved, loaded = load(proved, lambda line: tell({"status": line}), run=run)
+        proved, loaded = load(proved, run=run)
     except GgufEmbedError as error:
         raised = base64.b64encode(pickle.dumps(error)).decode()
         tell({"failed": raised})

@@ -67,11 +67,10 @@ class Died(Exception):
 class Process:
     """One child. `ask` may be called from several threads."""
 
-    def __init__(self, job: object, on_status: Status | None) -> None:
+    def __init__(self, job: object) -> None:
         environment = {"GGML_NO_BACKTRACE": "1", **waiting(os.environ)}
         self._child = Child("gguf_embed.engine.hosted", job, environment=environment)
         self.segments = Segments()
-        self._on_status = on_status
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
         self._waiting: dict[int, Future[dict[str, Any]]] = {}
@@ -124,8 +123,6 @@ class Process:
                     future.set_result(answer)
             elif "ready" in answer or "failed" in answer:
                 self.ready.set_result(answer)
-            elif self._on_status is not None and "status" in answer:
-                self._on_status(answer["status"])
         death = Died(self._child.ending)
         with self._lock:
             self._death = death
@@ -139,9 +136,8 @@ class Process:
 class IsolatedModel(Closes):
     """The `Backend` whose model is in a child. Safe to use from several threads."""
 
-    def __init__(self, proved: Proved, on_status: Status | None = None) -> None:
+    def __init__(self, proved: Proved) -> None:
         """Start the child and load the model there. Raises what loading raises."""
-        self._on_status = on_status
         self._gate = Gate()
         self._starting = threading.Lock()
         self._process: Process | None = None
@@ -329,7 +325,7 @@ class IsolatedModel(Closes):
         job = {"opened": base64.b64encode(opened).decode()}
         reason = ""
         for _ in range(MAX_STARTS):
-            process = Process(job, self._on_status)
+            process = Process(job)
             try:
                 answer = process.ready.result()
             except Died as death:
@@ -343,7 +339,6 @@ class IsolatedModel(Closes):
                 process.close()
                 raise pickle.loads(base64.b64decode(answer["failed"]))  # from our own child
             self.proved, self._run = pickle.loads(base64.b64decode(answer["ready"]))
-            self._on_status = None  # a fresh one says the same again
             return process
         raise NativeFailed(
             f"{printable(self.proved.path)}: the child process that computes died {MAX_STARTS} "

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from gguf_embed.engine.backend import Head
 from gguf_embed.engine.prepare import n_agreeing
 from gguf_embed.engine.running import Running
-from gguf_embed.engine.stream import DIED, NO_VECTOR, Request, no_vector
+from gguf_embed.engine.stream import Request, no_vector, why_no_vector
 from gguf_embed.engine.turns import Caller
 from gguf_embed.errors import BadInput, BadOption, TextTooLong
 from gguf_embed.native.model import Tokens
@@ -115,7 +115,6 @@ def chunk_vectors(
     request: Request,
     *,
     pooling: Pooling,
-    n_ctx: int,
     windows: bool,
 ) -> Vectors:
     """A vector for each span, shape (n, dim), cut and normalized as the request says.
@@ -123,13 +122,15 @@ def chunk_vectors(
     With `windows` a document that is too long goes through in several parts, each of whole spans.
     Raises TextTooLong, BadInput, NativeFailed.
     """
-    preparer, prompt = running.preparer, request.prompt
+    preparer, prompt, n_ctx = running.preparer, request.prompt, request.n_ctx
     ids = preparer.ids(document, row=0, prompt=prompt)
     groups = [[*range(len(spans))]]
     places = [(0, len(document))]
     if len(ids) > n_ctx and windows:
         groups = _groups(
-            spans, lambda start, end: len(preparer.ids(document[start:end], 0, prompt)), n_ctx
+            spans,
+            lambda start, end: len(preparer.ids(document[start:end], 0, prompt)),
+            request.n_ctx,
         )
         places = [
             (min(spans[n][0] for n in group), max(spans[n][1] for n in group)) for group in groups
@@ -147,7 +148,7 @@ def chunk_vectors(
             (row,) = done.rows
             if done.bad or len(unusable(done.vectors)):
                 if request.on_error == "raise":
-                    raise no_vector(0, len(rows[row]), DIED if done.died else NO_VECTOR)
+                    raise no_vector(0, len(rows[row]), why_no_vector(died=bool(done.died)))
                 continue
             (start, end), group = places[row], groups[row]
             text = prompt + document[start:end]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 
-from gguf_embed.engine import tune
 from gguf_embed.engine.backend import BatchLimits, Head, Outcome
 from gguf_embed.engine.proved import Proved
 from gguf_embed.engine.runner import Runner, max_prefix, tap_works
 from gguf_embed.engine.tokenizer import Tokenizer
+from gguf_embed.engine.tune_record import best_run
 from gguf_embed.errors import BadInput
 from gguf_embed.native.model import Model, Tokens
 from gguf_embed.plan.mode import EmbedMode
@@ -87,23 +87,21 @@ def limits_of(settings: RunSettings, mode: EmbedMode, *, exact: bool) -> BatchLi
 
 def load(
     proved: Proved,
-    on_status: Callable[[str], None] | None = None,
     *,
     run: RunSettings | None = None,
 ) -> tuple[Proved, LoadedModel]:
-    """Tune on first use, load, and try the tap; planned anew where there is none.
+    """Load, and try the tap; planned anew where there is none.
 
     With `run` it runs as it did before. Nothing stays loaded when a step fails.
     """
     if run is None:
-        budget_s = tune.FIRST_USE_S if proved.settings.tune else 0
-        run = tune.best_run(proved.target, proved.settings, budget_s=budget_s, on_status=on_status)
+        run = best_run(proved.target, proved.settings)
     with ExitStack() as held:
         model = held.enter_context(_model(proved, run))
         if run.tap and not _tap_works(model, proved, run):
             proved = proved.without_tap()
             untapped = replace(proved.settings, tap=False)
-            run = tune.best_run(proved.target, untapped, budget_s=0)
+            run = best_run(proved.target, untapped)
             # The weights lie where they lie.
             run = replace(run, n_gpu_layers=model.n_gpu_layers, repack=model.repack)
         loaded = _with_contexts(model, proved, run)

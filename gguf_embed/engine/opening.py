@@ -4,7 +4,7 @@
       -> sources -> header, checked -> plan        choice.choose
       -> file, fetched and verified                _fetched
       -> proved safe to load here                  proved.prove_choice
-      -> tuned -> loaded, here or in a child       loaded.load, isolated.IsolatedModel
+      -> loaded, here or in a child                loaded.load, isolated.IsolatedModel
       -> Opened
 
 Every caller comes in here: `Embedder.open`, `Reranker.open`, the lab, bundles, `tune`. What fails
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,12 +25,14 @@ from gguf_embed.catalog.card import ModelCard
 from gguf_embed.engine.address import Address
 from gguf_embed.engine.backend import Backend
 from gguf_embed.engine.choice import Choice, choose, choose_file
-from gguf_embed.engine.isolated import IsolatedModel
+from gguf_embed.engine.learning import Learning, learning_for
 from gguf_embed.engine.loaded import load, load_again
+from gguf_embed.engine.proof import trier
 from gguf_embed.engine.proved import Proved, prove_choice
 from gguf_embed.engine.tune_record import Target
 from gguf_embed.gguf.header import Header
 from gguf_embed.machine import probe as hardware
+from gguf_embed.machine import selftest
 from gguf_embed.plan.mode import EmbedMode, check_no_reranker, embed_mode, is_reranker
 from gguf_embed.plan.plan import Plan
 from gguf_embed.plan.reranker import check_is_reranker, rerank_mode
@@ -58,6 +61,7 @@ class Opened:
     target: Target  # what a measurement would start from
     backend: Backend
     reopen: Callable[[], Backend]  # the same one again, in the child of a fork
+    learning: Learning | None = None  # what a long run may try; None: nothing
     remote: Address | None = None  # of a model that is served elsewhere
 
     @classmethod
@@ -77,6 +81,7 @@ class Opened:
             mode=proved.mode,
             remarks=(remark,) if remark else (),
             target=proved.target,
+            learning=learning_for(proved.target, run, proved.settings),
             backend=backend,
             reopen=reopen,
         )
@@ -97,7 +102,7 @@ class Opened:
     @property
     def isolated(self) -> bool:
         """Whether the model is in a child process."""
-        return isinstance(self.backend, IsolatedModel)
+        return hasattr(self.backend, "n_deaths")
 
     def close(self) -> None:
         """Free the model."""
@@ -118,7 +123,7 @@ def open_model(
     """
     settings = settings or Settings()
     proved = prove_model(name, settings, on_status=on_status, on_download=on_download)
-    return _opened(proved, isolated=isolated, on_status=on_status)
+    return _opened(proved, isolated=isolated)
 
 
 def open_reranker(
@@ -133,7 +138,7 @@ def open_reranker(
     proved = prove_model(
         name, settings, reranker=True, on_status=on_status, on_download=on_download
     )
-    return _opened(proved, isolated=isolated, on_status=on_status)
+    return _opened(proved, isolated=isolated)
 
 
 def open_file(
@@ -148,10 +153,21 @@ def open_file(
 
     With `rerankers` a file that scores pairs is opened too: its vectors tell whether it is intact.
     """
+    return _opened(prove_file(path, card, settings, rerankers=rerankers, on_status=on_status))
+
+
+def prove_file(
+    path: Path,
+    card: ModelCard | None,
+    settings: Settings,
+    *,
+    rerankers: bool = False,
+    on_status: Status | None = None,
+) -> Proved:
+    """`open_file` without its last part: nothing is loaded."""
     choice = choose_file(path, card, hardware.probe(), settings)
     mode_of = partial(embed_mode, rerankers=rerankers)
-    proved = prove_choice(choice, path, settings, on_status, mode_of=mode_of)
-    return _opened(proved, on_status=on_status)
+    return prove_choice(choice, path, settings, on_status, mode_of=mode_of)
 
 
 def prove_model(
@@ -168,19 +184,23 @@ def prove_model(
     """
     if settings.n_threads and (remark := hardware.check_threads(settings.n_threads)):
         _log.warning("%s", remark)
-    choice = choose(name, hardware.probe(), settings)
-    if reranker is None:
-        reranker = is_reranker(choice.card, choice.header)
-    mode_of = rerank_mode if reranker else embed_mode
-    check_kind = check_is_reranker if reranker else check_no_reranker
-    # What is another kind of model is refused before gigabytes move.
-    if choice.header is not None:
-        mode_of(choice.header, choice.card, settings)
-    check_kind(choice.card, choice.plan.model)
-    if on_status is not None and choice.source.where != "package":
-        on_status(choice.plan.in_short)
-    path = _fetched(choice, on_status, on_download)
-    return prove_choice(choice, path, settings, on_status, mode_of=mode_of)
+    with trier() as worker:
+        if not selftest.is_known():
+            with suppress(OSError):  # no process to be had: whoever needs it says so
+                worker.start()  # it reads its libraries while this process plans
+        choice = choose(name, hardware.probe(), settings)
+        if reranker is None:
+            reranker = is_reranker(choice.card, choice.header)
+        mode_of = rerank_mode if reranker else embed_mode
+        check_kind = check_is_reranker if reranker else check_no_reranker
+        # What is another kind of model is refused before gigabytes move.
+        if choice.header is not None:
+            mode_of(choice.header, choice.card, settings)
+        check_kind(choice.card, choice.plan.model)
+        if on_status is not None and choice.source.where != "package":
+            on_status(choice.plan.in_short)
+        path = _fetched(choice, on_status, on_download)
+        return prove_choice(choice, path, settings, on_status, mode_of=mode_of, worker=worker)
 
 
 def _fetched(
@@ -197,16 +217,18 @@ def _fetched(
     return download.fetch(source, progress=on_download)
 
 
-def _opened(proved: Proved, *, isolated: bool = False, on_status: Status | None = None) -> Opened:
-    """The last part of the corridor: tuned and loaded."""
+def _opened(proved: Proved, *, isolated: bool = False) -> Opened:
+    """The last part of the corridor: loaded, with the fastest settings that are known."""
     backend: Backend
     reopen: Callable[[], Backend]
     if isolated:
-        backend = in_child = IsolatedModel(proved, on_status)
+        from gguf_embed.engine.isolated import IsolatedModel
+
+        backend = in_child = IsolatedModel(proved)
         proved, run = in_child.proved, in_child.run_settings
         reopen = partial(IsolatedModel, proved)
     else:
-        proved, backend = load(proved, on_status)
+        proved, backend = load(proved)
         run = backend.runner.settings
         reopen = partial(load_again, proved, run)
     try:

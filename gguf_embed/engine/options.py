@@ -71,6 +71,7 @@ class Scored:
     scores: Vectors  # (n,)
     n_tokens: Sequence[int]  # of the pairs, as computed
     truncated: Sequence[bool]  # whose ends were cut
+    failed: Sequence[FailedRow] = ()  # with on_error="skip": those without a score
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +87,7 @@ class Ranked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailedRow:
-    """A text without a vector."""
+    """A text without a vector, or a document without a score."""
 
     row: int
     n_tokens: int | None  # None: it cannot be tokenized

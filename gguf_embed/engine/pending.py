@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 
 from gguf_embed.engine import arguments
-from gguf_embed.engine.isolated import IsolatedModel
 from gguf_embed.engine.options import Block
 from gguf_embed.engine.prepare import Prepared
 from gguf_embed.engine.running import Lifetime, Running
@@ -164,7 +163,7 @@ def prepared(
 
 
 class Meter:
-    """What a server reads of an engine."""
+    """What a server reads of an engine, and how fast it may go."""
 
     def __init__(self, lifetime: Lifetime) -> None:
         self._lifetime = lifetime
@@ -179,8 +178,12 @@ class Meter:
     def n_deaths(self) -> int:
         """How often the child of an isolated engine has died."""
         with self._lifetime.call() as running:
-            backend = running.backend
-            return backend.n_deaths if isinstance(backend, IsolatedModel) else 0
+            return getattr(running.backend, "n_deaths", 0)
+
+    def pace(self, wait: Callable[[], None]) -> None:
+        """Have each microbatch begin once `wait` comes back."""
+        with self._lifetime.call() as running:
+            running.scheduler.before_each = wait
 
     def watch(self, on_computed: OnComputed) -> None:
         """Have each microbatch told once it is computed."""

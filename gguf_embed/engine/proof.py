@@ -19,16 +19,16 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from gguf_embed.errors import BadModelFile, GgufEmbedError, NativeFailed, OutputFailed
-from gguf_embed.machine.selftest import cpu_id
+from gguf_embed.machine.selftest import ENVIRONMENT, cpu_id
 from gguf_embed.native.library import build_id
 from gguf_embed.system import paths
-from gguf_embed.system.child import Child, Ending
+from gguf_embed.system.child import Ending, Worker
 from gguf_embed.system.files import printable, write_whole
 from gguf_embed.vectors import Pooling
 
@@ -81,20 +81,32 @@ class _Verdict:
     proven: bool = True  # not where the child was killed or too slow
 
 
+def trier() -> Worker:
+    """What tries files, and before them the build: `prove` and the self-test can share one."""
+    return Worker("gguf_embed.engine.trial", environment=ENVIRONMENT)
+
+
 def prove(
-    path: Path, settings: ProofSettings, *, on_status: Callable[[str], None] | None = None
+    path: Path,
+    settings: ProofSettings,
+    *,
+    on_status: Callable[[str], None] | None = None,
+    worker: Worker | None = None,
 ) -> str:
     """Return where the file is safe to load here; the first time a child process tries it.
 
-    Returns why it is not to run with the accelerator, "" where it may or that was not asked.
-    Raises BadModelFile where llama.cpp dies of it or its vectors mean nothing, which is kept, and
-    NativeFailed where the child was killed or too slow, which is not.
+    `worker` is a `trier` where the caller has one. Returns why it is not to run with the
+    accelerator, "" where it may or that was not asked. Raises BadModelFile where llama.cpp dies of
+    it or its vectors mean nothing, which is kept, and NativeFailed where the child was killed or
+    too slow, which is not.
     """
     identity = _identity(path)
     kept = paths.home() / "proof" / f"{_key(identity, settings)}.json"
     verdict = _read(kept, identity)
     if verdict is None:
-        verdict = _try(path, settings, identity["n_bytes"], on_status)
+        with ExitStack() as held:
+            used = worker or held.enter_context(trier())
+            verdict = _try(path, settings, identity["n_bytes"], on_status, used)
         if verdict.proven and _identity(path) == identity:
             _keep(kept, identity, verdict)
     if verdict.file:
@@ -107,6 +119,7 @@ def _try(
     settings: ProofSettings,
     n_bytes: int,
     on_status: Callable[[str], None] | None,
+    worker: Worker,
 ) -> _Verdict:
     """What is wrong with the file, and with the accelerator beside it."""
     if on_status is not None and n_bytes > SAID_BEFORE_BYTES:
@@ -114,15 +127,17 @@ def _try(
     started = time.monotonic()
     job = {"path": os.fsdecode(path), **asdict(settings), "pooling": int(settings.pooling)}
     stage, verdict, accelerator = "start", None, None
-    # ggml would start a debugger at an abort; that takes seconds, and we have its line.
-    with Child("gguf_embed.engine.trial", job, environment={"GGML_NO_BACKTRACE": "1"}) as child:
-        for answer in child.answers(timeout_s=TIMEOUT_S + n_bytes / SLOWEST_BYTES_PER_S):
-            stage = str(answer.get("stage", stage))
-            verdict = answer.get("verdict", verdict)
-            accelerator = answer.get("accelerator", accelerator)
-            if error := answer.get("error"):
-                raise _raised(error, str(answer.get("message")))
-        ending = child.ending
+    error, message = None, ""
+    timeout_s = TIMEOUT_S + n_bytes / SLOWEST_BYTES_PER_S
+    for answer in worker.answers(job, timeout_s=timeout_s):
+        stage = str(answer.get("stage", stage))
+        verdict = answer.get("verdict", verdict)
+        accelerator = answer.get("accelerator", accelerator)
+        error = answer.get("error", error)
+        message = str(answer.get("message", message))
+    if error:
+        raise _raised(error, message)
+    ending = worker.ending
     proven = True
     if verdict == "" and stage == WITH_ACCELERATOR and accelerator is None:
         accelerator = f"the process that tried it ended: {ending.reason or 'no vectors'}"

@@ -18,6 +18,7 @@ from gguf_embed.machine.selftest import SafePaths
 from gguf_embed.native import accelerator, library
 from gguf_embed.plan.mode import EmbedMode, SpecialTokens, embed_mode, special_tokens
 from gguf_embed.plan.settings import Settings
+from gguf_embed.system.child import Worker
 
 ModeOf: TypeAlias = Callable[[Header, ModelCard | None, Settings], EmbedMode]
 
@@ -78,16 +79,21 @@ def prove_choice(
     on_status: Callable[[str], None] | None = None,
     *,
     mode_of: ModeOf = embed_mode,
+    worker: Worker | None = None,
 ) -> Proved:
-    """Try the build and the file in child processes, once each; planned anew where the GPU or flash
+    """Try the build and the file in a child process, once each; planned anew where the GPU or flash
     attention fails here. `mode_of` says how the file is run, or that it is another kind of model.
+    `worker` is a `proof.trier` where the caller has started one.
 
     Raises BadModelFile, BadOption, DoesNotFit, NativeFailed.
     """
+    if worker is None:
+        with proof.trier() as new:  # starts only if there is something to try
+            return prove_choice(choice, path, settings, on_status, mode_of=mode_of, worker=new)
     header = (choice.source.path and choice.header) or read_header(path)
     mode = mode_of(header, choice.card, settings)
     tokens = special_tokens(header, choice.card, mode)
-    safe = selftest.check(header.matrix_types, gpus=choice.gpus)
+    safe = selftest.check(header.matrix_types, gpus=choice.gpus, worker=worker)
     if not safe.gpu or not safe.flash:
         choice = choice.without(gpus=not safe.gpu, flash_attn=not safe.flash)
     run = safe_run(choice.plan.run, safe)
@@ -111,6 +117,7 @@ def prove_choice(
             accelerator=not unfit,
         ),
         on_status=on_status,
+        worker=worker,
     )
     if refusal and settings.accelerator:
         raise NativeFailed(

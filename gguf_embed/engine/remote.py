@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 import numpy as np
 
@@ -27,9 +27,11 @@ from gguf_embed.catalog import catalog
 from gguf_embed.engine.address import KEY_VARIABLE, Address
 from gguf_embed.engine.backend import BatchLimits, Head, Outcome
 from gguf_embed.engine.opening import Opened
+from gguf_embed.engine.tokenizer import RunTooLong
 from gguf_embed.engine.tune_record import Target
 from gguf_embed.errors import (
     BadInput,
+    BadText,
     DoesNotFit,
     FetchFailed,
     ModelNotFound,
@@ -52,6 +54,8 @@ LIMITS: Final = BatchLimits(max_tokens=8192, max_seqs=512, n_contexts=4)
 TRIES_WHEN_BUSY: Final = 30
 TOKENIZED_TOGETHER: Final = 256  # texts of a request
 ROUTE: Final = "/gguf-embed/v1"
+
+_T = TypeVar("_T")
 
 
 class Client:
@@ -126,6 +130,9 @@ class Client:
                 "the address"
             )
         text = f"{self.address.url}: {message}"
+        row, reason = told.get("row"), told.get("reason")
+        if isinstance(row, int) and isinstance(reason, str):
+            return BadText(row, reason)
         match code:
             case "invalid_request" | "invalid_text" | "text_too_long" | "request_too_large":
                 return BadInput(text)
@@ -164,7 +171,10 @@ class RemoteModel(Closes):
 
     def tokenize(self, text: str) -> Tokens:
         """Token ids of one text."""
-        return self.tokenize_many([text])[0]
+        try:
+            return self.tokenize_many([text])[0]
+        except BadText as error:
+            raise RunTooLong(error.reason) from error
 
     def tokenize_many(self, texts: Sequence[str]) -> list[Tokens]:
         """Token ids of several texts in few requests."""
@@ -215,23 +225,30 @@ class RemoteModel(Closes):
 
 
 def open_remote(address: Address) -> Opened:
-    """The model that a server has at that address. Raises what asking it raises."""
+    """The embedder that a server has at that address. Raises what asking it raises."""
     client = Client(address)
     try:
-        facts = client.ask("model", {})
-        return _opened(address, client, facts)
-    except (KeyError, TypeError, ValueError) as error:
-        client.close()
-        raise FetchFailed(
-            f"{address.url} speaks another version of gguf-embed ({error!r}); install the same "
-            "version on both sides"
-        ) from error
+        return asked_of(client, "model", {}, lambda facts: served_as(address, client, facts))
     except BaseException:
         client.close()
         raise
 
 
-def _opened(address: Address, client: Client, facts: Mapping[str, Any]) -> Opened:
+def asked_of(
+    client: Client, route: str, body: Mapping[str, object], read: Callable[[Mapping[str, Any]], _T]
+) -> _T:
+    """What `read` makes of an answer. Raises FetchFailed for one of another version."""
+    answer = client.ask(route, body)
+    try:
+        return read(answer)
+    except (KeyError, TypeError, ValueError) as error:
+        raise FetchFailed(
+            f"{client.address.url} speaks another version of gguf-embed ({error!r}); install the "
+            "same version on both sides"
+        ) from error
+
+
+def served_as(address: Address, client: Client, facts: Mapping[str, Any]) -> Opened:
     """What it says of the model, as if it were opened here."""
     name, file = str(facts["id"]), str(facts["file"])
     card = catalog.find(str(facts["card"])) if facts["card"] else None

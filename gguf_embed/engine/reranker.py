@@ -11,24 +11,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Unpack, cast
+from typing import NoReturn, Unpack, cast
 
 import numpy as np
 
 from gguf_embed.catalog import RERANKER, catalog
 from gguf_embed.engine import arguments
+from gguf_embed.engine.address import Address
 from gguf_embed.engine.fingerprint import Fingerprint, known_sha256
 from gguf_embed.engine.opening import Opened, open_reranker
-from gguf_embed.engine.options import OnError, OnProgress, Ranked, RerankOptions, Scored
+from gguf_embed.engine.options import Ranked, RerankOptions, Scored
 from gguf_embed.engine.pairs import Pairing, pairing_of
 from gguf_embed.engine.pending import Meter, Pending
 from gguf_embed.engine.running import Lifetime, Running
 from gguf_embed.engine.score_head import ScoreHead, read_head
-from gguf_embed.engine.scoring import Scoring
-from gguf_embed.engine.turns import Caller, Priority
+from gguf_embed.engine.scoring import Asked, Scoring
+from gguf_embed.engine.turns import Caller
 from gguf_embed.errors import BadModelFile, BadOption, TextTooLong
 from gguf_embed.gguf.header import read_header
 from gguf_embed.plan.plan import Plan
@@ -43,23 +44,17 @@ from gguf_embed.vectors import Vectors
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
-    """The options of one call, checked."""
-
-    task: str | None
-    cut: bool  # what is too long
-    raw: bool
-    priority: Priority
-    on_error: OnError
-    on_progress: OnProgress | None
-
-
 class Reranker(Closes):
     """A model ready to score. Safe to use from several threads; close it or use `with`."""
 
     def __init__(self, opened: Opened, pairing: Pairing, head: ScoreHead) -> None:
         """Use `Reranker.open`, which opens the model; it is this object's to close."""
+        self._keep(opened)
+        self._pairing = pairing
+        self._head = head
+
+    def _keep(self, opened: Opened) -> None:
+        """What every reranker has of its model."""
         self.path = opened.path
         self.header = opened.header
         self.card = opened.card
@@ -68,8 +63,6 @@ class Reranker(Closes):
         self.remarks = opened.remarks
         self.plan: Plan = opened.plan  # what was considered, and why this
         self.n_ctx = opened.run.n_ctx
-        self._pairing = pairing
-        self._head = head
         self._mode = opened.mode
         self._source = opened.source
         self._again = opened.again
@@ -104,6 +97,15 @@ class Reranker(Closes):
         except BaseException:
             opened.close()
             raise
+
+    @classmethod
+    def connect(cls, url: str, model: str | None = None, *, api_key: str | None = None) -> Reranker:
+        """A reranker that `gguf-embed serve` has at an address: the same scores.
+
+        Without `model` the first one that it has; without `api_key` that of $GGUF_EMBED_API_KEY.
+        Raises FetchFailed where the server is not reached, BadInput where it has no reranker.
+        """
+        return _connected(Address.of(url, model, api_key))
 
     @classmethod
     def of(cls, opened: Opened) -> Reranker:
@@ -219,7 +221,7 @@ class Reranker(Closes):
 
         Options and errors are those of `score`, but for `on_progress`, which it does not take.
         """
-        asked = _asked(options)
+        asked = Asked.of(options)
         if asked.on_progress is not None:
             raise BadOption("a call that no thread waits for tells no progress; use score")
         with self._lifetime.call() as running:
@@ -230,7 +232,7 @@ class Reranker(Closes):
 
     def _scored(self, query: str, documents: list[str], options: RerankOptions) -> Scored:
         """pair -> submit -> score -> put back in order."""
-        asked = _asked(options)
+        asked = Asked.of(options)
         on_progress = asked.on_progress
         with self._lifetime.call() as running:
             scoring = self._scoring(running, query, documents, asked)
@@ -257,9 +259,7 @@ class Reranker(Closes):
             )
         return scored
 
-    def _scoring(
-        self, running: Running, query: str, documents: list[str], asked: _Asked
-    ) -> Scoring:
+    def _scoring(self, running: Running, query: str, documents: list[str], asked: Asked) -> Scoring:
         """The pairs of a call, and nothing scored yet. Raises TextTooLong."""
         pairs = self._pairing.rows(
             running.preparer,
@@ -275,18 +275,47 @@ class Reranker(Closes):
         return Scoring(pairs, self._head, raw=asked.raw, on_error=asked.on_error)
 
 
-def _asked(options: RerankOptions) -> _Asked:
-    arguments.check_names(options, RerankOptions)
-    on_progress = options.get("on_progress")
-    arguments.check_callback("on_progress", on_progress)
-    return _Asked(
-        task=arguments.check_string("task", options.get("task")),
-        cut=arguments.check_document_truncate(options.get("truncate", "end")) == "end",
-        raw=check_switch("raw", options.get("raw", False)),
-        priority=arguments.check_priority(options.get("priority", Priority.NORMAL)),
-        on_error=arguments.check_on_error(options.get("on_error", "raise")),
-        on_progress=on_progress,
-    )
+class _Served(Reranker):
+    """What `Reranker.connect` gives: scored there, put in order here."""
+
+    def __init__(self, opened: Opened, default_task: str | None) -> None:
+        self._keep(opened)
+        self._default_task = default_task
+        assert opened.remote is not None
+        self._address = opened.remote
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickled and copied as what connects again; its key stays here."""
+        return _connected, (replace(self._address, api_key=None),)
+
+    @property
+    def default_task(self) -> str | None:
+        """As there."""
+        return self._default_task
+
+    def fingerprint(self, *, task: str | None = None, raw: bool = False) -> Fingerprint:
+        """As there."""
+        from gguf_embed.engine.remote_scores import fingerprint
+
+        with self._lifetime.call() as running:
+            return fingerprint(running.backend, task=task, raw=raw)
+
+    def prepare(self, *_: object, **options: Unpack[RerankOptions]) -> NoReturn:
+        """Not of a served reranker, whose calls wait in threads."""
+        raise BadOption("a served reranker is asked by score and rank; use them in a thread")
+
+    def _scored(self, query: str, documents: list[str], options: RerankOptions) -> Scored:
+        from gguf_embed.engine.remote_scores import scored
+
+        with self._lifetime.call() as running:
+            return scored(running.backend, query, documents, Asked.of(options), n_ctx=self.n_ctx)
+
+
+def _connected(address: Address) -> Reranker:
+    """Connect; also undoes `_Served.__reduce__`."""
+    from gguf_embed.engine.remote_scores import open_remote
+
+    return _Served(*open_remote(address))
 
 
 def _documents(documents: object) -> Iterable[str]:

@@ -12,6 +12,7 @@ from typing import Final
 
 from gguf_embed.engine.backend import Backend
 from gguf_embed.engine.calls import Calls
+from gguf_embed.engine.learning import Learning
 from gguf_embed.engine.prepare import Preparer
 from gguf_embed.engine.scheduler import Scheduler
 from gguf_embed.engine.stacks import stack_pool
@@ -24,11 +25,11 @@ _THREADS: Final = "gguf-embed"  # how the names of our threads begin
 class Running(Closes):
     """A backend with the threads around it."""
 
-    def __init__(self, backend: Backend, *, n_ctx: int) -> None:
+    def __init__(self, backend: Backend, *, n_ctx: int, learning: Learning | None = None) -> None:
         """Make the threads; the backend becomes this object's to close."""
         self.backend = backend
         self.calls = Calls()
-        self.scheduler = Scheduler(backend)
+        self.scheduler = Scheduler(backend, learning=learning)
         self._tokenizers = stack_pool(min(8, os.cpu_count() or 1), f"{_THREADS}-tokenize")
         self.preparer = Preparer(
             backend.tokenize,
@@ -58,16 +59,25 @@ class Lifetime(Closes):
     """
 
     def __init__(
-        self, backend: Backend, reopen: Callable[[], Backend], *, n_ctx: int, shown: str
+        self,
+        backend: Backend,
+        reopen: Callable[[], Backend],
+        *,
+        n_ctx: int,
+        shown: str,
+        learning: Learning | None = None,
     ) -> None:
-        """`reopen` makes the same backend in the child of a fork; `shown` is for messages."""
+        """`reopen` makes the same backend in the child of a fork; `shown` is for messages.
+
+        `learning` is what a long run may try, but not in such a child.
+        """
         self._reopen = reopen
         self._n_ctx = n_ctx
         self._shown = shown
         self._starting = threading.Lock()
         self._closed = False
         self._running: Running | None = None  # in the child of a fork, until it is used there
-        self._start(backend)
+        self._start(backend, learning)
         _watch_forks()
         _live.add(self)
 
@@ -108,8 +118,8 @@ class Lifetime(Closes):
         self._starting = threading.Lock()
         self._running = None
 
-    def _start(self, backend: Backend) -> None:
-        self._running = Running(backend, n_ctx=self._n_ctx)
+    def _start(self, backend: Backend, learning: Learning | None = None) -> None:
+        self._running = Running(backend, n_ctx=self._n_ctx, learning=learning)
         self._free = weakref.finalize(self, self._running.close)
         self._free.atexit = False  # the end of the process frees all
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 from gguf_embed.engine.backend import Backend, Head
+from gguf_embed.engine.learning import Learning
 from gguf_embed.engine.schedule import pack_rows
 from gguf_embed.engine.turns import Caller, Done, Job, Turns, Work, split
 from gguf_embed.errors import BadInput
@@ -67,8 +68,17 @@ class Ticket:
 class Scheduler(Closes):
     """Who is next is decided by `Turns`; here are the threads."""
 
-    def __init__(self, backend: Backend, *, max_waiting_tokens: int = MAX_WAITING_TOKENS) -> None:
-        """A caller whose waiting rows have `max_waiting_tokens` waits before it submits more."""
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        max_waiting_tokens: int = MAX_WAITING_TOKENS,
+        learning: Learning | None = None,
+    ) -> None:
+        """A caller whose waiting rows have `max_waiting_tokens` waits before it submits more.
+
+        `learning` tries ways to pack and to compute; None: as the backend says.
+        """
         self._backend = backend
         self._max_waiting_tokens = max_waiting_tokens
         self._turns = Turns(backend.limits, backend.contexts_for)
@@ -76,7 +86,9 @@ class Scheduler(Closes):
         self._n_free = self._n_contexts = backend.limits.n_contexts
         self._n_looking = 0  # threads on their way to look for work
         self._closed = False
+        self._learning = learning
         self.on_computed: OnComputed | None = None  # called in the thread that computed it
+        self.before_each: Callable[[], None] | None = None  # may wait; the same thread calls it
         self._threads = ThreadPoolExecutor(self._n_contexts, thread_name_prefix="gguf-embed")
 
     @property
@@ -88,7 +100,7 @@ class Scheduler(Closes):
     def submit(self, caller: Caller, tokens: Sequence[Tokens], head: Head = Head.POOLED) -> Ticket:
         """Have rows computed; waits while the caller has too many tokens waiting already."""
         ticket = Ticket(len(tokens))
-        self.submit_to(ticket.deliver, caller, tokens, head)
+        self.submit_to(ticket.deliver, caller, tokens, head, repeatable=False)
         return ticket
 
     def submit_to(
@@ -97,15 +109,26 @@ class Scheduler(Closes):
         caller: Caller,
         tokens: Sequence[Tokens],
         head: Head = Head.POOLED,
+        *,
+        repeatable: bool = True,
     ) -> None:
-        """`submit` for a function that gets the results, in the threads that compute them."""
-        planned = pack_rows(tokens, self._backend.limits, head)
+        """`submit` for a function that gets the results, in the threads that compute them.
+
+        Rows that are `repeatable` have the same bits whatever a run has learned before.
+        """
+        limits = self._backend.limits
+        own = repeatable and (self._learning is None or not self._learning.same_bits)
+        if not own:
+            limits = self._turns.limits
+        planned = pack_rows(tokens, limits, head)
         job = Job(
             caller=caller,
             tokens=tokens,
             planned=deque(planned),
             deliver=deliver,
             head=head,
+            limits=limits if own else None,
+            packed_tokens=limits.max_tokens,
             # Where there are fewer microbatches than contexts, each gets the threads of several.
             n_contexts=max(1, self._n_contexts // max(1, len(planned))),
         )
@@ -150,20 +173,44 @@ class Scheduler(Closes):
         while True:
             with self._changed:
                 self._n_looking -= 1
-                work = self._turns.next(self._n_free)
+                work = self._next()
                 if work is None:
                     return
                 self._n_free -= work.n_contexts
                 self._changed.notify_all()
-            self._compute(work)
+            began_at = time.monotonic()
+            self._compute(work, began_at)
             with self._changed:
                 self._n_free += work.n_contexts
                 self._n_looking += 1
+                self._learn(work, time.monotonic() - began_at)
                 self._start_threads()
 
-    def _compute(self, work: Work) -> None:
-        began_at = time.monotonic()
+    def _next(self) -> Work | None:
+        """What to compute now."""
+        learning = self._learning
+        if learning is None or learning.done:
+            return self._turns.next(self._n_free)
+        if not self._turns:
+            learning.runs_dry()
+        may_begin = learning.may_begin(time.monotonic(), self._turns.waiting_tokens)
+        self._turns.limits = replace(self._turns.limits, max_tokens=learning.way.batch_tokens)
+        self._turns.n_together = learning.way.n_together
+        work = self._turns.next(self._n_free) if may_begin else None
+        if work is not None:
+            learning.begins()
+        return work
+
+    def _learn(self, work: Work, seconds: float) -> None:
+        if self._learning is not None:
+            n_tokens = sum(map(len, work.sequences)) - work.n_prefix * (len(work.sequences) - 1)
+            self._learning.ends(time.monotonic(), n_tokens, seconds)
+
+    def _compute(self, work: Work, began_at: float) -> None:
         try:
+            if self.before_each is not None:
+                self.before_each()
+                began_at = time.monotonic()
             outcome = self._backend.run(
                 work.sequences,
                 head=work.head,
@@ -176,7 +223,7 @@ class Scheduler(Closes):
                 return
             # One caller's rows must not fail for those of another.
             for part in work.parts:
-                self._compute(replace(work, parts=(part,)))
+                self._compute(replace(work, parts=(part,)), began_at)
             return
         seconds = time.monotonic() - began_at
         n_texts = n_tokens = 0

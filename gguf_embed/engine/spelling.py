@@ -15,22 +15,42 @@ from gguf_embed.errors import BadInput
 from gguf_embed.gguf.header import Header, read_header
 
 _CONTROL: Final = 3  # of tokenizer.ggml.token_type
-_BLANK: Final = "\u2581"  # stands for a blank in all vocabularies but byte-level ones
+_UNKNOWN: Final = {"bert": 100, "llama": 0, "t5": 2}  # as llama.cpp has it where a file says none
 _BYTE: Final = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class Spelling:
     """The vocabulary of one model."""
 
-    def __init__(self, tokens: Sequence[str], special: frozenset[int], *, byte_level: bool) -> None:
-        """`byte_level`: each character stands for a byte, as GPT-2's vocabulary has it."""
+    BLANK: Final = "\u2581"  # stands for a blank in all vocabularies but byte-level ones
+
+    def __init__(
+        self,
+        tokens: Sequence[str],
+        special: frozenset[int],
+        *,
+        byte_level: bool,
+        kind: str = "",
+        unknown: int | None = None,
+    ) -> None:
+        """`byte_level`: each character stands for a byte, as GPT-2's vocabulary has it.
+
+        `kind` is the tokenizer's, as a GGUF file names it: bert, gpt2, llama, t5. `unknown`
+        stands for what the vocabulary cannot spell.
+        """
         self._tokens = tokens
         self._special = special
         self._byte_level = byte_level
+        self.kind = kind
+        self.unknown = unknown
 
     def is_special(self, token: int) -> bool:
         """Whether it stands for no text."""
         return token in self._special
+
+    def is_text(self, token: int) -> bool:
+        """Whether it stands for a part of the text, if only an unknown one."""
+        return token == self.unknown or token not in self._special
 
     def text(self, token: int) -> str:
         """One token, as the vocabulary spells it. Raises BadInput."""
@@ -51,6 +71,10 @@ class Spelling:
         decoded = raw.decode("utf-8", "replace")
         return decoded if self._byte_level else decoded.removeprefix(" ")
 
+    def raw(self, token: int) -> bytes:
+        """What it stands for, as UTF-8; it may be a part of a character. Raises BadInput."""
+        return self._bytes(self.text(token))
+
     def _bytes(self, text: str) -> bytes:
         if self._byte_level:
             table = _byte_of()
@@ -59,7 +83,7 @@ class Spelling:
             )
         if one_byte := _BYTE.fullmatch(text):
             return bytes([int(one_byte[1], 16)])
-        return text.replace(_BLANK, " ").encode()
+        return text.replace(self.BLANK, " ").encode()
 
 
 def spelling_of(path: Path) -> Spelling:
@@ -75,8 +99,16 @@ def spelling_in(header: Header) -> Spelling:
         raise BadInput(f"{header.source} holds no vocabulary")
     kinds = types if isinstance(types, tuple) else ()
     special = frozenset(token for token, kind in enumerate(kinds) if kind == _CONTROL)
-    byte_level = header.tokenizer_model in ("gpt2", "hybriddna", "whitespace")
-    return Spelling(tuple(map(str, tokens)), special, byte_level=byte_level)
+    kind = header.tokenizer_model or ""
+    byte_level = kind in ("gpt2", "hybriddna", "whitespace")
+    unknown = header.metadata.get("tokenizer.ggml.unknown_token_id")
+    return Spelling(
+        tuple(map(str, tokens)),
+        special,
+        byte_level=byte_level,
+        kind=kind,
+        unknown=unknown if isinstance(unknown, int) else _UNKNOWN.get(kind),
+    )
 
 
 @cache

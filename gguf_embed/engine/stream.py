@@ -19,6 +19,9 @@ from gguf_embed.engine.turns import Caller, Done, Priority
 from gguf_embed.errors import NativeFailed, TextTooLong
 from gguf_embed.vectors import finish, unusable
 
+WINDOW: Final = 2048  # texts sorted and packed together by `stream`; two windows are in flight
+ENCODE_WINDOW: Final = 1 << 18  # the same for `encode`, whose caller holds all texts anyway
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
@@ -117,7 +120,7 @@ class Collecting:
         bad = {int(row) for row in rows[unusable(finished)]} | set(done.bad)
         for index in sorted(bad):
             n_tokens = len(prepared.tokens[index])
-            reason = DIED if index in done.died else NO_VECTOR
+            reason = why_no_vector(died=index in done.died)
             if request.on_error == "raise":
                 raise no_vector(prepared.first_rows[index], n_tokens, reason)
             self._failed += [
@@ -147,6 +150,11 @@ NO_VECTOR: Final = (
 DIED: Final = "llama.cpp dies of this text; leave the row out, or split it"
 
 
-def no_vector(row: int, n_tokens: int, reason: str = NO_VECTOR) -> NativeFailed:
+def why_no_vector(*, died: bool) -> str:
+    """The reason for a row: its text ended a process, or gave nothing."""
+    return DIED if died else NO_VECTOR
+
+
+def no_vector(row: int, n_tokens: int, reason: str) -> NativeFailed:
     """The error for a row whose text has no vector."""
     return NativeFailed(f"row {row}: {reason} ({n_tokens} tokens)")

@@ -78,7 +78,9 @@ class Tokenizer:
         self._unigram = header.tokenizer_model == "t5"
         self._wordpiece: wordpiece.WordPiece | None = None
         if header.tokenizer_model == "bert":
-            self._wordpiece = wordpiece.from_header(read_header(path, keep_arrays=True))
+            if not isinstance(header.metadata.get("tokenizer.ggml.tokens"), tuple):
+                header = read_header(path, keep_arrays=True)
+            self._wordpiece = wordpiece.from_header(header)
 
     def encode(self, text: str) -> Tokens:
         """Token ids with the model's special tokens, shape (n,).

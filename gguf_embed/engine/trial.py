@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,12 @@ from gguf_embed.errors import BadModelFile, GgufEmbedError, NativeFailed
 from gguf_embed.gguf.header import read_header
 from gguf_embed.gguf.quants import tolerance
 from gguf_embed.gguf.vocabulary import check_vocabulary
+from gguf_embed.machine import selftest_child
 from gguf_embed.native.context import Context, ContextParams, TapUnavailable
-from gguf_embed.native.library import accelerated
+from gguf_embed.native.library import accelerated, bindings
 from gguf_embed.native.model import Model, Tokens
 from gguf_embed.plan.mode import SpecialTokens
-from gguf_embed.system.child import take_job, tell
+from gguf_embed.system.child import DONE, take_job, tell
 from gguf_embed.system.files import printable
 from gguf_embed.vectors import Pooling, Vectors, least_cosine
 
@@ -41,7 +42,7 @@ RUN = 2000  # characters of each class
 SAME = 1 - 1e-6  # cosine of what is one vector
 # Tokens of the longer batch, for a small file and for a large one. A small one is computed by one
 # thread: on a busy machine several wait for each other at every step, which takes seconds.
-SMALL_BYTES, N_LONG_SMALL, N_LONG_LARGE = 256 << 20, 256, 64
+SMALL_BYTES, N_LONG_SMALL, N_LONG_LARGE = 256 << 20, 128, 64
 
 _UNITS = (
     *("a", "A", "aB", "é", "ж", ".", "$", "7", " ", "\t", "\n", "\r\n", "\u00a0", " .", ".\n"),
@@ -161,7 +162,8 @@ class TriedFile:
             with _context(model, params, encoder=self.encoder, tap=self._has_tap) as context:
                 batch.append(context.run(sequences[:-1]))
                 batch.append(context.run(sequences[-1:]))
-                alone += [context.run([sequence]) for sequence in sequences]
+                alone += [context.run([sequence]) for sequence in sequences[:-1]]
+        alone.append(batch[1])  # the long one fills a microbatch
         ours = np.concatenate(batch)
         if not np.array_equal(ours, np.concatenate(alone)):
             return "a text alone gives other bits than in company"
@@ -253,6 +255,11 @@ def _verdict(job: dict[str, Any]) -> str:
         tried = TriedFile(job)
     except BadModelFile as error:
         return _reason(error, job)
+    with closing(tried.model):
+        return _verdict_of(tried, job)
+
+
+def _verdict_of(tried: TriedFile, job: dict[str, Any]) -> str:
     _enter("tokenize")
     ids = tried.tokenize()
     if isinstance(ids, str):
@@ -279,18 +286,29 @@ def _reason(error: GgufEmbedError, job: dict[str, Any]) -> str:
     return str(error).removeprefix(f"{path}: ").removeprefix(f"{shown}: ")
 
 
-def _main() -> None:
-    job = take_job()
-    if sys.platform != "win32":
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a death here is an answer
+def _try_file(job: dict[str, Any]) -> None:
     try:
         tell({"verdict": _verdict(job)})
     except NativeFailed as error:
         tell({"verdict": _reason(error, job)})
     except GgufEmbedError as error:
         tell({"error": type(error).__name__, "message": str(error)})
+
+
+def _main() -> None:
+    if sys.platform != "win32":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a death here is an answer
+    with suppress(NativeFailed):  # which a job will meet again, and tell
+        bindings()  # read while there is no job yet
+    while True:
+        job = take_job()
+        if "stages" in job:
+            selftest_child.answer(job)
+        else:
+            _try_file(job)
+        tell(DONE)
 
 
 if __name__ == "__main__":

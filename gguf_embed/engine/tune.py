@@ -1,4 +1,4 @@
-"""Which settings run a model fastest on this machine: measured once, then kept.
+"""Which settings run a model fastest on this machine: the whole search, measured and kept.
 
 Starting from settings that are right everywhere, one setting after the other is changed and kept
 if real microbatches run faster. A setting whose vectors differ from those of llama.cpp's own
@@ -17,7 +17,7 @@ import numpy as np
 
 from gguf_embed.engine.runner import Runner, tap_works
 from gguf_embed.engine.schedule import Cost
-from gguf_embed.engine.tune_record import Target, Trial, Tuned, keep_record, read_record, safe_run
+from gguf_embed.engine.tune_record import Target, Trial, Tuned, keep_record, safe_run
 from gguf_embed.gguf.header import Header
 from gguf_embed.gguf.layout import shape_of
 from gguf_embed.gguf.quants import tolerance
@@ -27,45 +27,17 @@ from gguf_embed.machine.measured import LevelFigures, MeasuredRun
 from gguf_embed.native.context import Context, ContextParams
 from gguf_embed.native.model import Model, Tokens
 from gguf_embed.plan.mode import EmbedMode
-from gguf_embed.plan.settings import RunSettings, Settings, keep_asked
+from gguf_embed.plan.settings import RunSettings
 from gguf_embed.vectors import Vectors, finish, least_cosine
 
 _log = logging.getLogger(__name__)
 
-FIRST_USE_S = 15.0  # what the short measurement on first use of a model may cost
+SHORT_S = 15.0  # a search that leaves out what is not likely to win
 MIN_TIMING_S = 0.25  # a shorter timing is repeated up to this: the clock and the scheduler blur it
 GAIN = 1.03  # a change must be this much faster: less is noise
 TEXT_TOKENS = 128  # a paragraph: about the length that most people embed
 BATCH_TOKENS = (128, 256, 512)  # tried; then what their fitted cost says is best
 BATCH_STEP = 32  # that is rounded to
-
-Status = Callable[[str], None]
-
-
-def best_run(
-    target: Target, settings: Settings, *, budget_s: float, on_status: Status | None = None
-) -> RunSettings:
-    """What the user wants, else what was measured to be the fastest, else what is planned.
-
-    Measures on first use for at most about `budget_s` seconds; 0 takes the plan. What was
-    measured when there was more memory than now is used as far as it fits.
-    """
-    planned = target.start
-    kept = read_record(target)
-    if kept is not None:
-        run = keep_asked(kept.settings, planned, settings)
-        if not target.fits(run):
-            run = replace(planned, repack=run.repack, accelerator=run.accelerator)
-    elif budget_s > 0 and not settings.decide_speed:
-        if on_status is not None:
-            on_status(
-                f"first use of {target.path.name} here: measuring its best settings, about "
-                f"{budget_s:.0f} s, once (--no-tune skips it)"
-            )
-        run = tune(target, budget_s=budget_s).settings
-    else:
-        run = planned
-    return safe_run(run, target.safe)
 
 
 def tune(

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from gguf_embed.engine.schedule import Cost
 from gguf_embed.gguf.header import Header
@@ -17,7 +18,7 @@ from gguf_embed.machine.selftest import SafePaths
 from gguf_embed.native import library
 from gguf_embed.plan.candidate import Tier
 from gguf_embed.plan.mode import EmbedMode
-from gguf_embed.plan.settings import RunSettings
+from gguf_embed.plan.settings import RunSettings, Settings, keep_asked
 from gguf_embed.system import paths
 from gguf_embed.system.kept import keep, read_kept
 
@@ -65,6 +66,7 @@ class Tuned:
     trials: tuple[Trial, ...]
     cost: Cost | None
     load: Load | None = None  # beside which it was measured; None: not known
+    by: Literal["tune", "run"] = "tune"  # a run learns inside its work, and tries less
 
 
 def safe_run(run: RunSettings, safe: SafePaths) -> RunSettings:
@@ -79,12 +81,29 @@ def safe_run(run: RunSettings, safe: SafePaths) -> RunSettings:
     )
 
 
+def best_run(target: Target, settings: Settings) -> RunSettings:
+    """What the user wants, else what was measured to be the fastest, else what is planned.
+
+    What was measured when there was more memory than now is used as far as it fits.
+    """
+    planned = run = target.start
+    kept = read_record(target)
+    if kept is not None:
+        run = keep_asked(kept.settings, planned, settings)
+        if not target.fits(run):
+            run = replace(planned, repack=run.repack, accelerator=run.accelerator)
+    return safe_run(run, target.safe)
+
+
 def read_record(target: Target) -> Tuned | None:
     """What was measured earlier for this model, machine and build.
 
-    What was measured beside other work serves only until the machine is quiet.
+    What `tune` measured beside other work serves only until the machine is quiet; what a run
+    learned so does not serve at all.
     """
     tuned = read_kept(record_path(target), Tuned)
+    if tuned and tuned.by == "run" and tuned.load and not tuned.load.quiet:
+        return None
     if tuned and tuned.load and not tuned.load.quiet and LoadMeter(target.n_cores).quiet:
         return None
     return tuned

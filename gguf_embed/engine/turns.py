@@ -59,6 +59,8 @@ class Job:
     deliver: Callable[[Done | BaseException], None]
     head: Head = Head.POOLED
     n_contexts: int = 1  # for each of its microbatches, if no one else wants them
+    limits: BatchLimits | None = None  # its own, come what may; None: those of the time
+    packed_tokens: int | None = None  # the limit that `planned` was packed by; None: `limits`
     broken: bool = False  # the first of `planned` has lost rows to another's microbatch
 
 
@@ -104,7 +106,8 @@ class Turns:
 
     def __init__(self, limits: BatchLimits, contexts_for: Callable[[int, Head], int]) -> None:
         """`contexts_for` tells how many contexts a microbatch of so many tokens occupies."""
-        self._limits = limits
+        self.limits = limits
+        self.n_together = 1  # contexts whose threads compute a microbatch, where that is tried
         self._contexts_for = contexts_for
         self._lines: dict[Priority, deque[Caller]] = {priority: deque() for priority in Priority}
         self._passed = dict.fromkeys(Priority, 0)
@@ -165,13 +168,16 @@ class Turns:
         job = caller.jobs[0]
         first = job.planned[0]
         n_contexts = self._contexts_for(first.n_tokens + first.n_prefix, job.head)
+        if job.limits is None:
+            n_contexts = max(n_contexts, min(self.n_together, self.limits.n_contexts))
         if n_contexts > n_free:
             return None
         if not self._others_wait(caller):
             n_contexts = max(n_contexts, min(job.n_contexts, n_free))
-        was_broken = job.broken
-        filling = _Filling(self._limits, job)
-        if was_broken:
+        limits = job.limits or self.limits
+        was_packed = not job.broken and job.packed_tokens in (None, limits.max_tokens)
+        filling = _Filling(limits, job)
+        if not was_packed and job.head is not Head.TOKENS:
             filling.add_rows(job)
         if job.head is not Head.TOKENS:
             for other in [*line][1:]:
@@ -207,7 +213,9 @@ class _Filling:
     """A microbatch that is being put together: the next one of a job, then rows of others."""
 
     def __init__(self, limits: BatchLimits, job: Job) -> None:
-        """Takes the first planned microbatch of the job, whatever its size."""
+        """Takes the first planned microbatch of the job, or what fits of one that was packed by a
+        higher limit; a text that is too long is alone.
+        """
         self._limits = limits
         self._head = job.head
         first = job.planned[0]
@@ -216,7 +224,7 @@ class _Filling:
         self._max_tokens = body_tokens(limits, first.n_prefix)
         self._n_tokens = self._n_seqs = 0
         self._rows: dict[Job, list[int]] = {}
-        self._take(job, len(first.rows))
+        self._take(job, max(1, self._n_fitting(job, first.rows)))
 
     @property
     def full(self) -> bool:

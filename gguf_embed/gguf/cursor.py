@@ -212,13 +212,31 @@ class Cursor:
     def _values(self, key: str, number: int, n: int) -> tuple[Scalar, ...]:
         _, code = self._type(key, number)
         if number == _STRING:
-            return tuple(self._text() for _ in range(n))
+            return self._texts(n)
         layout = struct.Struct(f"<{n}{code}")
         return layout.unpack(self.take(layout.size))
 
     def _text(self) -> str:
         # llama.cpp takes any bytes here, and a broken description harms nothing.
         return self.take(self.count("bytes in a string", MAX_HEADER_BYTES)).decode(errors="replace")
+
+    def _texts(self, n: int) -> tuple[str, ...]:
+        """The next n strings: a vocabulary has 30,000 to 300,000."""
+        unpack_from = _U64.unpack_from
+        texts: list[str] = []
+        while len(texts) < n:
+            texts.append(self._text())  # which reads on where the chunk ends
+            chunk, at, end = self._chunk, self._at, len(self._chunk)
+            for _ in range(n - len(texts)):
+                if at + 8 > end:
+                    break
+                after = at + 8 + unpack_from(chunk, at)[0]
+                if after > end:
+                    break
+                texts.append(chunk[at + 8 : after].decode(errors="replace"))
+                at = after
+            self._at = at
+        return tuple(texts)
 
     def _skip_strings(self, n: int) -> None:
         """Pass over n strings; the one hot loop: Qwen3 has 303,000 of them."""

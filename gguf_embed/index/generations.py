@@ -13,7 +13,6 @@ beside it, and the switch is the writing of one small file.
 from __future__ import annotations
 
 import shutil
-import sqlite3
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from gguf_embed.index.tables import Tables
 from gguf_embed.index.vector_file import VectorFile
 from gguf_embed.system.files import printable, whole_folder
 from gguf_embed.system.kept import check_kept, keep
+from gguf_embed.system.lock import Lock
 
 _FORMAT: Final = f"gguf-embed-index/{FORMAT}"
 _FACTS, _TABLES, _VECTORS, _LOCK = "facts.json", "tables.sqlite", "vectors.f32", "writer.lock"
@@ -147,21 +147,11 @@ def tidied(place: Path, generation: int, facts: IndexFacts, tables: Tables) -> i
 
 @contextmanager
 def only_writer(place: Path) -> Generator[None]:
-    """Hold the right to write an index. Raises BadInput where another run has it."""
+    """Hold the right to write an index. Raises OutputFailed where another run has it."""
     try:
         place.mkdir(parents=True, exist_ok=True)
-        # A lock that every system has, and that goes when its process does.
-        lock = sqlite3.connect(place / _LOCK, timeout=0, isolation_level=None)
-    except (OSError, sqlite3.Error) as error:
-        raise OutputFailed(f"{printable(place)}: cannot be written: {error}") from error
-    try:
-        try:
-            lock.execute("PRAGMA journal_mode = MEMORY")
-            lock.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError as error:
-            raise BadInput(
-                f"{printable(place)}: another run is updating this index; wait for it, or end it"
-            ) from error
+    except OSError as error:
+        reason = error.strerror or error
+        raise OutputFailed(f"{printable(place)}: cannot be made: {reason}") from error
+    with Lock(place / _LOCK, what=printable(place)):
         yield
-    finally:
-        lock.close()

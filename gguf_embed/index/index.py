@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+
 from gguf_embed.errors import BadInput, BadOption, TextTooLong
 from gguf_embed.index.facts import (
     Folder,
@@ -35,12 +37,11 @@ from gguf_embed.index.generations import (
 )
 from gguf_embed.index.passages import lines_of
 from gguf_embed.index.places import existing
-from gguf_embed.index.ranking import DEPTH, Scored, by_meaning, by_words, fused
+from gguf_embed.index.ranking import Scored, by_meaning, by_words, fused
 from gguf_embed.index.rows import digests_between
 from gguf_embed.index.snapshot import Snapshot
 from gguf_embed.index.tables import Tables
 from gguf_embed.index.vector_file import cosines, joined
-from gguf_embed.index.words import any_of, phrases
 from gguf_embed.io.record import check_unicode
 from gguf_embed.system.closing import Closes
 from gguf_embed.system.files import printable
@@ -49,9 +50,6 @@ if TYPE_CHECKING:
     from gguf_embed.engine.embedder import Embedder
 
 RANKINGS: Final[tuple[Ranking, ...]] = ("both", "meaning", "words")
-# A word of more than this share of the passages tells none of them from the others.
-COMMON_SHARE: Final = 5
-COMMON_LEAST: Final = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +87,6 @@ class Index(Closes):
         self._generation: int = generation
         self._tables = tables
         self._snapshot: Snapshot | None = None
-        self._common: dict[str, bool] = {}
         self._checked: set[int] = set()  # ids of embedders that may ask
         self._lock = threading.RLock()
 
@@ -140,7 +137,7 @@ class Index(Closes):
                 chosen = [now.files[id] for id in files]
                 ranges = tuple(joined([(f.first_row, f.first_row + f.n_rows) for f in chosen]))
             n = now.n_passages if top is None else top
-            scored = self._scored(now, question, embedder, by, n, files, ranges)
+            scored = self._scored(now, question, embedder, by, n, ranges)
             if min_score is not None:
                 scored = [each for each in scored if each.score >= min_score]
             return self._hits(now, scored)
@@ -152,13 +149,11 @@ class Index(Closes):
         embedder: Embedder | None,
         by: Ranking,
         n: int,
-        files: list[int] | None,
         ranges: Sequence[tuple[int, int]],
     ) -> list[Scored]:
-        words: dict[int, float] = {}
+        words = np.empty(0, np.float32)
         if by != "meaning":
-            depth = max(n, DEPTH) if n < now.n_passages else None
-            words = self._by_words(now, question, depth, files)
+            words = now.words.scores(question, ranges)
             if by == "words":
                 return by_words(words, n)
         if embedder is None:
@@ -170,25 +165,6 @@ class Index(Closes):
             raise error.of_question(embedder.model_id) from error
         nearness = cosines(now.vectors, asked, ranges)
         return by_meaning(nearness, n) if by == "meaning" else fused(nearness, words, n)
-
-    def _by_words(
-        self, now: Snapshot, question: str, n: int | None, files: list[int] | None
-    ) -> dict[int, float]:
-        """BM25 by row, the best first."""
-        asked = phrases(question)
-        limit = max(now.n_passages // COMMON_SHARE, COMMON_LEAST)
-        for phrase in asked:
-            if phrase not in self._common:
-                self._common[phrase] = self._tables.has_more(phrase, limit)
-        rare = [phrase for phrase in asked if not self._common[phrase]]
-        if not asked:
-            return {}
-        found = self._tables.best_by_words(any_of(rare or asked), n, files)
-        return {
-            now.files[file].first_row + ordinal: score
-            for file, ordinal, score in found
-            if file in now.files
-        }
 
     def _hits(self, now: Snapshot, scored: Sequence[Scored]) -> list[Hit]:
         places = [now.place_of(each.row) for each in scored]
@@ -327,7 +303,6 @@ class Index(Closes):
                         vectors_of(generation_folder(self.place, self._generation), self.facts),
                         version,
                     )
-                    self._common.clear()
                 yield self._snapshot
 
     def _follow(self) -> None:

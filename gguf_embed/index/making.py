@@ -31,6 +31,7 @@ from gguf_embed.system.files import printable
 
 if TYPE_CHECKING:
     from gguf_embed.engine.embedder import Embedder
+    from gguf_embed.jobs.cache import VectorCache
 
 _log = logging.getLogger(__name__)
 
@@ -65,12 +66,13 @@ def make_index(
     *,
     model: str,
     begun: Callable[[int], Progress] | None = None,
+    cache: VectorCache | None = None,
 ) -> UpdateReport:
     """Bring the index at a place up to date, and make it where there is none.
 
-    `model` is what opens the same model again. A run that is killed leaves what it has finished,
-    and the next one goes on. Raises BadInput for an index of another model unless it is to be made
-    anew; OutputFailed, DoesNotFit, NativeFailed.
+    `model` is what opens the same model again, `cache` where else vectors may be known. A run that
+    is killed leaves what it has finished, and the next one goes on. Raises BadInput for an index of
+    another model unless it is to be made anew; OutputFailed, DoesNotFit, NativeFailed.
     """
     with only_writer(place):
         pointer = read_pointer(place)
@@ -82,12 +84,12 @@ def make_index(
             except BadInput:
                 if not wanted.rebuild:
                     raise
-        facts = _facts(embedder, wanted, old_facts, model)
+        facts = facts_for(embedder, model, wanted, old_facts)
         if old_facts is not None and not wanted.rebuild:
             check_same(old_facts, facts, place)
             facts = old_facts
         if old is not None and not wanted.rebuild:
-            return _updated(place, old, facts, embedder, wanted, begun)
+            return _updated(place, old, facts, embedder, wanted, begun, cache)
         generation = 1 if old is None else old + 1
         tables, vectors = begin(place, generation, facts)
         with tables:
@@ -98,7 +100,12 @@ def make_index(
             if old is None:
                 switch(place, generation)  # it answers from its first batch on
             report = Update(
-                tables=tables, vectors=vectors, facts=facts, embedder=embedder, begun=begun
+                tables=tables,
+                vectors=vectors,
+                facts=facts,
+                embedder=embedder,
+                begun=begun,
+                cache=cache,
             ).run()
         if old is not None:
             switch(place, generation)
@@ -112,6 +119,7 @@ def _updated(
     embedder: Embedder,
     wanted: Wanted,
     begun: Callable[[int], Progress] | None,
+    cache: VectorCache | None,
 ) -> UpdateReport:
     folder = generation_folder(place, generation)
     tables, vectors = open_parts(folder, facts, writable=True)
@@ -119,7 +127,12 @@ def _updated(
         with tables.writing():
             _apply(tables, wanted)
         report = Update(
-            tables=tables, vectors=vectors, facts=facts, embedder=embedder, begun=begun
+            tables=tables,
+            vectors=vectors,
+            facts=facts,
+            embedder=embedder,
+            begun=begun,
+            cache=cache,
         ).run()
         n_dead = tables.n_rows() - report.n_passages
         tidy = n_dead > TIDY_ROWS and 4 * n_dead > report.n_passages
@@ -130,10 +143,13 @@ def _updated(
     return report
 
 
-def _facts(embedder: Embedder, wanted: Wanted, old: IndexFacts | None, model: str) -> IndexFacts:
+def facts_for(
+    embedder: Embedder, model: str, wanted: Wanted | None = None, old: IndexFacts | None = None
+) -> IndexFacts:
     """What an index by this model would be made of. Raises BadOption."""
     from gguf_embed import __version__
 
+    wanted = wanted or Wanted()
     prompt = embedder.prompt("document")
     space = embedder.fingerprint(prompt=prompt)
     known = old.chunk_tokens if old is not None else min(CHUNK_TOKENS, embedder.n_ctx)

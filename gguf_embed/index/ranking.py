@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-# The share of the words in a fused score, and how deep each list is read. Measured on docstrings:
-# benchmarks/LOG.md.
+# The share of the words in a fused score. Measured on docstrings: benchmarks/LOG.md.
 WORDS_SHARE: Final = 0.3
-DEPTH: Final = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,36 +42,41 @@ def by_meaning(cosines: npt.NDArray[np.float32], n: int) -> list[Scored]:
     ]
 
 
-def by_words(words: Mapping[int, float], n: int) -> list[Scored]:
-    """By BM25 alone, given row by row, the best first."""
-    most = max(words.values(), default=1.0)
-    found = [
-        Scored(row=row, score=value / most, similarity=None, words=value / most)
-        for row, value in words.items()
+def by_words(words: npt.NDArray[np.float32], n: int) -> list[Scored]:
+    """By BM25 alone; rows of 0 hold none of the words."""
+    most = words.max(initial=0)
+    return [
+        Scored(
+            row=row,
+            score=float(words[row] / most),
+            similarity=None,
+            words=float(words[row] / most),
+        )
+        for row in best_rows(words, n).tolist()
+        if words[row] > 0
     ]
-    return found[:n]
 
 
 def fused(
     cosines: npt.NDArray[np.float32],
-    words: Mapping[int, float],
+    words: npt.NDArray[np.float32],
     n: int,
     *,
     share: float = WORDS_SHARE,
-    depth: int = DEPTH,
 ) -> list[Scored]:
     """By both: (1 - share) of the cosine and `share` of BM25, which counts from 0 to its best.
 
-    A row that only one list has deep enough gets its exact cosine, and no words.
+    Rows of less than -1 are none.
     """
-    nearest = best_rows(cosines, max(n, depth))
-    rows = {row for row in nearest.tolist() if cosines[row] >= -1.5} | words.keys()
-    most = max(words.values(), default=1.0)
-    found: list[Scored] = []
-    for row in rows:
-        similarity = float(cosines[row])
-        value = words[row] / most if row in words else None
-        score = (1 - share) * similarity + share * (value or 0)
-        found.append(Scored(row=row, score=score, similarity=similarity, words=value))
-    found.sort(key=lambda each: (-each.score, each.row))
-    return found[:n]
+    most = words.max(initial=0) or np.float32(1)
+    scores = (cosines * (1 - share) + words * (share / most)).astype(np.float32)
+    return [
+        Scored(
+            row=row,
+            score=float(scores[row]),
+            similarity=float(cosines[row]),
+            words=float(words[row] / most) if words[row] > 0 else None,
+        )
+        for row in best_rows(scores, n).tolist()
+        if cosines[row] >= -1.5
+    ]

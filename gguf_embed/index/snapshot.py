@@ -11,6 +11,8 @@ from gguf_embed.errors import BadInput
 from gguf_embed.index.facts import Folder, KnownFile
 from gguf_embed.index.tables import Tables
 from gguf_embed.index.vector_file import VectorFile, joined
+from gguf_embed.index.word_scores import WordScores
+from gguf_embed.index.word_tables import WordTables
 from gguf_embed.io.globs import compile_globs, matches
 from gguf_embed.system.files import printable
 from gguf_embed.vectors import Vectors
@@ -28,6 +30,7 @@ class Snapshot:
     ranges: tuple[tuple[int, int], ...]  # of rows in use
     n_passages: int
     vectors: Vectors
+    words: WordScores
 
     @classmethod
     def of(cls, tables: Tables, vectors: VectorFile, version: int) -> Snapshot:
@@ -45,6 +48,7 @@ class Snapshot:
             ranges=tuple(ranges),
             n_passages=sum(each.n_rows for each in ordered),
             vectors=vectors.rows(n_rows),
+            words=WordScores(WordTables(tables), ordered, n_rows),
         )
 
     def place_of(self, row: int) -> tuple[int, int]:
@@ -61,8 +65,12 @@ class Snapshot:
         if not paths:
             return None
         globs = compile_globs("--path", paths)
+        # Texts, since an object for each path takes ten times as long.
+        roots = {id: folder.path.as_posix().rstrip("/") for id, folder in self.folders.items()}
         chosen = [
-            file.id for file in self.files.values() if matches(self.path_of(file).as_posix(), globs)
+            file.id
+            for file in self.files.values()
+            if matches(f"{roots[file.folder]}/{file.name}".rstrip("/"), globs)  # "": the root
         ]
         if not chosen:
             raise BadInput(f"--path {' '.join(paths)}: matches no file of the index; correct it")

@@ -5,7 +5,7 @@ digest      index/passages.py those whose stamp has changed
 compare     index/changes.py  new, changed, moved, touched, deleted
 then batch by batch, each whole or not at all:
 cut         index/passages.py into passages
-embed       engine            those whose text has no vector yet
+embed       engine            those whose text has no vector yet, here or in the cache of vectors
 append      index/vector_file.py, then index/tables.py tells of it
 """
 
@@ -30,10 +30,13 @@ from gguf_embed.index.vector_file import VectorFile
 from gguf_embed.io.flow import Progress
 from gguf_embed.io.folder import Choice, list_folder
 from gguf_embed.io.globs import compile_globs
+from gguf_embed.jobs.cached import Entry, Known, Space, space_of
 from gguf_embed.vectors import Vectors
 
 if TYPE_CHECKING:
     from gguf_embed.engine.embedder import Embedder
+    from gguf_embed.engine.options import Block
+    from gguf_embed.jobs.cache import VectorCache
 
 BATCH_LEAST, BATCH_MOST = 256, 4096  # passages
 BATCH_S: Final = 20.0  # so much work a kill may cost
@@ -50,6 +53,7 @@ class UpdateReport:
     n_unchanged: int = 0
     n_embedded: int = 0  # passages
     n_reused: int = 0  # passages of new and changed files whose vectors were there
+    n_cached: int = 0  # passages whose vectors the cache knew
     n_tokens: int = 0
     n_passages: int = 0  # of the index, now
     unread: list[tuple[Path, str]] = field(default_factory=list[tuple[Path, str]])
@@ -78,14 +82,19 @@ class Update:
         facts: IndexFacts,
         embedder: Embedder,
         begun: Callable[[int], Progress] | None = None,
+        cache: VectorCache | None = None,
     ) -> None:
-        """`begun` gets the number of bytes to read, and gives who is told how far it is."""
+        """`begun` gets the number of bytes to read, and gives who is told how far it is.
+
+        `cache`: where vectors of texts that this index does not know may be.
+        """
         self._tables = tables
         self._vectors = vectors
         self._facts = facts
         self._embedder = embedder
         self._progress: Progress | None = None
         self._begun = begun
+        self._cache = cache
         self._report = UpdateReport()
         self._unread: dict[int, list[Unread]] = {}
         self._folders = {folder.id: folder for folder in tables.folders()}
@@ -242,6 +251,12 @@ class Update:
             else:
                 vectors[position] = stored[row]
         self._report.n_reused += len(places) - len(missing)
+        texts = [places[position][1].text for position in missing]
+        for row, cached in self._cached(texts).items():
+            vectors[missing[row]] = cached.vector
+            self._report.n_cached += 1
+            missing[row] = -1
+        missing = [position for position in missing if position >= 0]
         self._report.n_embedded += len(missing)
         n_bytes = sum(cut.seen.stamp.n_bytes for cut in batch)
         if self._progress is not None:
@@ -253,8 +268,9 @@ class Update:
             if self._progress is not None:
                 self._progress.advance(n_texts, n_tokens, n_bytes * n_texts // len(places))
 
+        texts = [places[position][1].text for position in missing]
         for block in self._embedder.stream(
-            [places[position][1].text for position in missing],
+            texts,
             prompt=self._facts.space.prompt,
             on_error="skip",
             on_progress=advance,
@@ -266,7 +282,35 @@ class Update:
                 self._report.no_vector.append(
                     f"{cut.seen.path}:{passage.first_line}: {failed.reason}"
                 )
+            self._keep(texts, block)
         return vectors
+
+    def _cached(self, texts: Sequence[str]) -> dict[int, Known]:
+        """What the cache knows, by position."""
+        if self._cache is None:
+            return {}
+        return self._cache.find(self._space, texts, max_tokens=self._embedder.n_ctx)
+
+    def _keep(self, texts: Sequence[str], block: Block) -> None:
+        if self._cache is None:
+            return
+        failed = {each.row - block.start for each in block.failed}
+        self._cache.keep(
+            self._space,
+            [
+                Entry(
+                    text=texts[block.start + row],
+                    vector=block.vectors[row],
+                    n_tokens=int(block.token_counts[row]),
+                )
+                for row in range(len(block.vectors))
+                if row not in failed and not block.truncated[row]
+            ],
+        )
+
+    @property
+    def _space(self) -> Space:
+        return space_of(self._embedder, prompt=self._facts.space.prompt)
 
 
 def choice_of(selection: Selection) -> Choice:

@@ -7,7 +7,6 @@ no spaces between words, so each of its characters becomes a word, and a questio
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
 # Scripts that are written without spaces: Thai to Myanmar, Khmer, kana, Han, Hangul stays.
 _UNSPACED = (
@@ -39,8 +38,3 @@ def phrases(question: str) -> list[str]:
         for part in rest.split():
             found[part.casefold()] = None
     return [f'"{each}"' for each in list(found)[:MAX_WORDS]]
-
-
-def any_of(quoted: Iterable[str]) -> str:
-    """The expression that matches passages with any of them."""
-    return " OR ".join(quoted)

@@ -29,10 +29,11 @@ import numpy.typing as npt
 from gguf_embed.catalog import RERANKER
 from gguf_embed.catalog.catalog import BUILTIN
 from gguf_embed.engine import arguments, bar
-from gguf_embed.engine.embedder import ENCODE_WINDOW, Embedder
+from gguf_embed.engine.embedder import Embedder
 from gguf_embed.engine.options import EncodeOptions, Truncate
 from gguf_embed.engine.pending import Pending
 from gguf_embed.engine.reranker import Reranker
+from gguf_embed.engine.stream import ENCODE_WINDOW
 from gguf_embed.engine.turns import Priority
 from gguf_embed.errors import BadOption
 from gguf_embed.plan.settings import Settings

@@ -21,7 +21,8 @@ import numpy as np
 from gguf_embed.errors import BadInput
 from gguf_embed.io.packed import import_pyarrow
 from gguf_embed.io.record import Record
-from gguf_embed.io.vector_types import VectorType, pack, width
+from gguf_embed.io.vector_packing import pack, width
+from gguf_embed.io.vector_types import VectorType
 from gguf_embed.io.write import RowContent, json_line
 from gguf_embed.vectors import Vectors
 

@@ -19,7 +19,8 @@ from gguf_embed.errors import BadInput
 from gguf_embed.io.packed import import_pyarrow
 from gguf_embed.io.shards import METADATA
 from gguf_embed.io.sources import readable
-from gguf_embed.io.vector_types import DTYPES, Packed, VectorType, unpack
+from gguf_embed.io.vector_packing import Packed, unpack
+from gguf_embed.io.vector_types import DTYPES, VectorType
 from gguf_embed.system.files import printable
 from gguf_embed.vectors import Vectors
 

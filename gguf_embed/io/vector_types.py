@@ -8,14 +8,7 @@ binary   one bit for each value, 1 where it is above 0; eight to a byte, the fir
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias, get_args
-
-import numpy as np
-import numpy.typing as npt
-
-from gguf_embed.errors import BadInput
-from gguf_embed.vectors import Vectors
+from typing import Final, Literal, TypeAlias, get_args
 
 VectorType: TypeAlias = Literal["float32", "float16", "int8", "binary"]
 VECTOR_TYPES: Final[tuple[VectorType, ...]] = get_args(VectorType)
@@ -25,42 +18,3 @@ DTYPES: Final[dict[VectorType, str]] = {
     "int8": "i1",
     "binary": "u1",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Packed:
-    """Vectors of one type."""
-
-    values: npt.NDArray[Any]  # (n, width)
-    scales: npt.NDArray[np.float32] | None = None  # (n,), of int8
-
-
-def width(dim: int, vector_type: VectorType) -> int:
-    """Values of a stored vector. Raises BadInput where it has no whole bytes."""
-    if vector_type != "binary":
-        return dim
-    if dim % 8:
-        raise BadInput(f"binary vectors of {dim} dimensions: are no whole bytes; choose int8")
-    return dim // 8
-
-
-def pack(vectors: Vectors, vector_type: VectorType) -> Packed:
-    """Vectors as that type; a row of NaN becomes one of zeros where there is no NaN."""
-    if vector_type in ("float32", "float16"):
-        return Packed(values=vectors.astype(DTYPES[vector_type]))
-    finite = np.nan_to_num(vectors)
-    if vector_type == "binary":
-        return Packed(values=np.packbits(finite > 0, axis=1))
-    greatest = np.abs(finite).max(axis=1, initial=0)
-    scales = (greatest / 127).astype(np.float32)
-    codes = np.rint(finite / np.where(scales > 0, scales, 1)[:, None])
-    return Packed(values=codes.astype(np.int8), scales=scales)
-
-
-def unpack(packed: Packed, vector_type: VectorType) -> Vectors:
-    """The vectors again, as float32; of binary ones +1 and -1."""
-    values = packed.values
-    if vector_type == "binary":
-        return np.unpackbits(values, axis=1).astype(np.float32) * 2 - 1
-    vectors: Vectors = values.astype(np.float32)
-    return vectors if packed.scales is None else vectors * packed.scales[:, None]

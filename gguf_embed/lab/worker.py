@@ -16,7 +16,8 @@ import numpy as np
 
 from gguf_embed.catalog import catalog
 from gguf_embed.engine.embedder import Embedder
-from gguf_embed.engine.opening import open_file
+from gguf_embed.engine.opening import open_file, prove_file
+from gguf_embed.engine.tune import SHORT_S, tune
 from gguf_embed.engine.tune_record import read_record
 from gguf_embed.errors import GgufEmbedError
 from gguf_embed.gguf.layout import shape_of
@@ -66,19 +67,25 @@ def work(job: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
         return {"failure": " ".join(str(error).split())}
 
 
-def _open(job: Mapping[str, Any], say: Callable[[str], None]) -> Embedder:
+def _open(job: Mapping[str, Any], say: Callable[[str], None], *, tuned: bool = False) -> Embedder:
+    """The level; with `tuned` its best settings are searched for before, unless they are known."""
     path = Path(job["path"])
     given = dict(job["settings"])
     if "pooling" in given:
         given["pooling"] = Pooling(given["pooling"])
     settings = Settings(**given)
     card = catalog.find(job["card"]) if job["card"] else None
+    if tuned and settings.tune and not settings.decide_speed:
+        target = prove_file(path, card, settings, on_status=say).target
+        if read_record(target) is None:
+            say(f"measuring the best settings of {path.name}, about {SHORT_S:.0f} s, once")
+            tune(target, budget_s=SHORT_S)
     return Embedder(open_file(path, card, settings, on_status=say))
 
 
 def _do_open(job: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
     """What the model is, how it was tuned, and a rough speed."""
-    with _open(job, say) as embedder:
+    with _open(job, say, tuned=True) as embedder:
         texts: list[str] = job["passages"]
         prompt = embedder.prompt("document")
         rough = 0.0

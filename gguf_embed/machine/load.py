@@ -110,6 +110,27 @@ class LoadMeter:
         return Load(before=round(self.before, 3), during=round(during, 3), steal=round(steal, 3))
 
 
+class BusyMeter:
+    """Watches the machine during work that must not wait for a look at it beforehand."""
+
+    def __init__(self, n_cores: int) -> None:
+        """Nothing is read before `start`."""
+        self._n_cores = n_cores
+        self._first: Times | None = None
+
+    def start(self) -> None:
+        """From here on it counts."""
+        self._first = read_times()
+
+    def end(self) -> Load | None:
+        """The load since `start`; None where the system does not tell."""
+        last = read_times()
+        if self._first is None or last is None:
+            return None
+        during, steal = share_taken(self._first, last, self._n_cores * _cpus_per_core())
+        return Load(before=round(during, 3), during=round(during, 3), steal=round(steal, 3))
+
+
 def read_times() -> Times | None:
     """Now; None where the system does not tell."""
     import psutil

@@ -10,44 +10,35 @@ too slow) says nothing about the build: it is made again at the next opening.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
-import os
 import platform
-import signal
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
-import numpy as np
-
-from gguf_embed.errors import GgufEmbedError, NativeFailed
-from gguf_embed.gguf.quants import tolerance
-from gguf_embed.machine.tiny_model import write_tiny_model
+from gguf_embed.errors import NativeFailed
+from gguf_embed.machine.selftest_child import GPU, OK, WRONG, refused
 from gguf_embed.native import library
-from gguf_embed.native.context import Context, ContextParams
-from gguf_embed.native.model import Model
 from gguf_embed.system import paths
-from gguf_embed.system.child import CRASH_SIGNALS, Child, Ending, take_job, tell
+from gguf_embed.system.child import CRASH_SIGNALS, Ending, Worker
 from gguf_embed.system.kept import keep, read_kept
-from gguf_embed.vectors import Pooling
 
 _log = logging.getLogger(__name__)
 
 Stage: TypeAlias = Literal["plain", "flash", "repack"]
 STAGES: tuple[Stage, ...] = ("plain", "flash", "repack")
-GPU = "gpu"  # a stage too, for machines that have one
 TIMEOUT_S = 120
-OK = "ok"
 NOT_RUN = "not run"
-WRONG = "wrong result"  # followed by the cosine
 CRASHED = "crash"  # followed by the reason, where there is no signal to name
 
-# Tests crash a stage on purpose: "repack:SIGILL".
-FAULT_VARIABLE = "GGUF_EMBED_SELFTEST_FAULT"
+# Of the children that try something: threads that wait for each other sleep, since they have little
+# to compute, and on a busy machine to spin costs a hundred times that. ggml would start a debugger
+# at an abort, which takes seconds.
+ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "GGML_NO_BACKTRACE": "1"}
 
 REINSTALL = (
     'CMAKE_ARGS="-DCMAKE_CXX_FLAGS=-fno-tree-dse\\ -fno-dse\\ -fno-strict-aliasing" '
@@ -122,17 +113,21 @@ class SafePaths:
     accelerator: bool = False  # proved with the model itself, not here
 
 
-def check(weight_types: Sequence[str], *, gpus: Sequence[str] = ()) -> SafePaths:
-    """What is safe for these weight types; runs the child for those without a verdict yet.
+def check(
+    weight_types: Sequence[str], *, gpus: Sequence[str] = (), worker: Worker | None = None
+) -> SafePaths:
+    """What is safe for these weight types; runs a child for those without a verdict yet.
 
-    `gpus` describe the GPUs that are to hold layers; they are tested only where there are any.
+    `worker` is the child where the caller has one, of a module that does what
+    `selftest_child` does. `gpus` describe
+    the GPUs that are to hold layers; they are tested only where there are any.
     What could not be tested is not used, except for the plain path.
     Raises NativeFailed where the plain path crashes or is wrong: the build is not for this CPU.
     """
     known = verdicts()
     missing = [t for t in dict.fromkeys(weight_types) if t not in known]
     if missing:
-        known = {**known, **run(missing)}
+        known = {**known, **run(missing, worker)}
     asked = [known[t] for t in dict.fromkeys(weight_types)]
     broken = next((v for v in asked if v.plain != OK and is_proof(v.plain)), None)
     if broken is not None:
@@ -141,7 +136,7 @@ def check(weight_types: Sequence[str], *, gpus: Sequence[str] = ()) -> SafePaths
             'rebuild it for this machine: CMAKE_ARGS="-DGGML_NATIVE=OFF" pip install '
             "--force-reinstall --no-cache-dir --no-binary llama-cpp-python llama-cpp-python"
         )
-    on_gpu = _check_gpu(weight_types, gpus) if gpus else {}
+    on_gpu = _check_gpu(weight_types, gpus, worker) if gpus else {}
     results = [(stage, v.weight_type, result) for v in asked for stage, result in v.stages.items()]
     results += [(GPU, name, result) for name, result in on_gpu.items()]
     return SafePaths(
@@ -180,9 +175,10 @@ def verdicts() -> dict[str, Verdict]:
     }
 
 
-def run(weight_types: Sequence[str]) -> dict[str, Verdict]:
+def run(weight_types: Sequence[str], worker: Worker | None = None) -> dict[str, Verdict]:
     """Test these weight types in child processes, return their verdicts, keep those proven."""
-    found = {name: _test(name) for name in weight_types}
+    with worker_or_new(worker) as used:
+        found = {name: _test(name, used) for name in weight_types}
     merged = {name: v for name, v in verdicts().items() if name not in found}
     merged |= {name: v for name, v in found.items() if v.proven}
     keep(_file(), merged)
@@ -191,7 +187,8 @@ def run(weight_types: Sequence[str]) -> dict[str, Verdict]:
 
 def run_gpus(weight_types: Sequence[str], gpus: Sequence[str]) -> dict[str, str]:
     """Test these weight types on GPUs so described, return their results, keep those proven."""
-    results = {name: _test_gpu(name) for name in weight_types}
+    with worker_or_new(None) as used:
+        results = {name: _test_gpu(name, used) for name in weight_types}
     path = _file(gpus)
     known = dict((read_kept(path, KeptGpu) or KeptGpu()).results)
     _keep_gpu(path, {n: r for n, r in known.items() if n not in results} | results)
@@ -213,19 +210,37 @@ def forget_bad_gpus() -> list[str]:
     return forgotten
 
 
-def _check_gpu(weight_types: Sequence[str], gpus: Sequence[str]) -> dict[str, str]:
+def is_known() -> bool:
+    """Whether any build was tested on this CPU; loads nothing."""
+    return any(_folder().glob(f"*-{cpu_id()}-cpu.json"))
+
+
+@contextmanager
+def worker_or_new(worker: Worker | None) -> Generator[Worker]:
+    """The caller's, which lives on, or one for the time being."""
+    if worker is not None:
+        yield worker
+        return
+    with Worker("gguf_embed.machine.selftest_child", environment=ENVIRONMENT) as new:
+        yield new
+
+
+def _check_gpu(
+    weight_types: Sequence[str], gpus: Sequence[str], worker: Worker | None
+) -> dict[str, str]:
     """The result of each weight type on these GPUs, kept like the verdicts."""
     path = _file(gpus)
     known = dict((read_kept(path, KeptGpu) or KeptGpu()).results)
     missing = [name for name in dict.fromkeys(weight_types) if name not in known]
     if missing:
-        known |= {name: _test_gpu(name) for name in missing}
+        with worker_or_new(worker) as used:
+            known |= {name: _test_gpu(name, used) for name in missing}
         _keep_gpu(path, known)
     return {name: known[name] for name in weight_types}
 
 
-def _test_gpu(weight_type: str) -> str:
-    results, failure = _child(weight_type, (GPU,))
+def _test_gpu(weight_type: str, worker: Worker) -> str:
+    results, failure = _child(weight_type, (GPU,), worker)
     return failure or results[GPU]
 
 
@@ -236,9 +251,14 @@ def _keep_gpu(path: Path, results: Mapping[str, str]) -> None:
 
 def _file(gpus: Sequence[str] = ()) -> Path:
     device = hashlib.sha256(", ".join(gpus).encode()).hexdigest()[:16] if gpus else "cpu"
-    return paths.home() / "selftest" / f"{library.build_id()}-{cpu_id()}-{device}.json"
+    return _folder() / f"{library.build_id()}-{cpu_id()}-{device}.json"
 
 
+def _folder() -> Path:
+    return paths.home() / "selftest"
+
+
+@cache
 def cpu_id() -> str:
     """A short hash of the CPU's model and feature flags."""
     try:
@@ -249,12 +269,12 @@ def cpu_id() -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _test(weight_type: str) -> Verdict:
+def _test(weight_type: str, worker: Worker) -> Verdict:
     """Run the stages one after the other; each crash costs one child and one stage."""
     verdict = Verdict(weight_type=weight_type)
     todo = list(STAGES)
     while todo:
-        results, failure = _child(weight_type, todo)
+        results, failure = _child(weight_type, todo, worker)
         verdict = replace(verdict, **results)
         todo = todo[len(results) :]
         if failure is None and todo:
@@ -266,22 +286,22 @@ def _test(weight_type: str) -> Verdict:
     return verdict
 
 
-def _child(weight_type: str, stages: Sequence[str]) -> tuple[Mapping[str, str], str | None]:
+def _child(
+    weight_type: str, stages: Sequence[str], worker: Worker
+) -> tuple[Mapping[str, str], str | None]:
     """Results of the stages that ended, in order, and why the next one did not."""
     results: dict[str, str] = {}
     failure: str | None = None
     job = {"weight_type": weight_type, "stages": list(stages)}
     try:
-        with Child("gguf_embed.machine.selftest", job) as child:
-            for answer in child.answers(timeout_s=TIMEOUT_S):
-                if answer.get("stage") in stages:
-                    results[str(answer["stage"])] = str(answer["result"])
-                elif "failure" in answer:
-                    failure = str(answer["failure"])
-            ending = child.ending
+        for said in worker.answers(job, timeout_s=TIMEOUT_S):
+            if said.get("stage") in stages:
+                results[str(said["stage"])] = str(said["result"])
+            elif "failure" in said:
+                failure = str(said["failure"])
     except OSError as error:  # no place for what it prints, or no process to be had
-        return results, _refused(error)
-    return results, failure or (None if ending.ok else _explained(ending))
+        return results, refused(error)
+    return results, failure or (None if worker.ending.ok else _explained(worker.ending))
 
 
 def _explained(ending: Ending) -> str:
@@ -293,85 +313,3 @@ def _explained(ending: Ending) -> str:
     if ending.signal == "SIGKILL":
         return "its process was killed (SIGKILL); see whether memory is short"
     return f"its process ended early ({ending.reason})"
-
-
-def _refused(error: OSError) -> str:
-    """What the operating system refused, with the next step."""
-    reason = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
-    steps = {
-        errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
-        errno.EAGAIN: "raise the limit on processes (ulimit -u)",
-        errno.ENOMEM: "free some memory",
-        errno.EMFILE: "raise the limit on open files (ulimit -n)",
-    }
-    elsewhere = "make room, or set TMPDIR to a folder that can be written"
-    return f"{reason}; {steps.get(error.errno or 0, elsewhere)}"
-
-
-def _main(weight_type: str, stages: Sequence[str]) -> None:
-    """In the child: tells the result of each stage as it ends, or why there can be none."""
-    try:
-        try:
-            _run_stages(weight_type, stages, None)
-        except OSError as first:  # the usual place for temporary files is full or not ours
-            try:
-                paths.home().mkdir(parents=True, exist_ok=True)
-                _run_stages(weight_type, stages, paths.home())
-            except OSError:
-                raise first from None
-    except OSError as error:
-        tell({"failure": _refused(error)})
-    except (GgufEmbedError, MemoryError) as error:
-        tell({"failure": " ".join(str(error).split()) or "out of memory"})
-
-
-def _run_stages(weight_type: str, stages: Sequence[str], folder: Path | None) -> None:
-    fault = os.environ.get(FAULT_VARIABLE, "")
-    with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as made:
-        path = Path(made) / "tiny.gguf"
-        write_tiny_model(path, weight_type)
-        # Two threads show what one does not: how work is split. The reference needs no other.
-        reference = _vector(path, n_threads=1)
-        for stage in stages:
-            stage_fault, _, name = fault.partition(":")
-            if stage == stage_fault:
-                os.kill(os.getpid(), signal.Signals[name])
-            vector = _vector(
-                path,
-                # As it will run on a GPU: flash attention falls back by itself where it cannot be.
-                flash=stage in ("flash", GPU),
-                repack=stage == "repack",
-                n_gpu_layers=-1 if stage == GPU else 0,
-            )
-            cosine = float(vector @ reference)
-            right = cosine >= tolerance([weight_type])  # False for NaN as well
-            tell({"stage": stage, "result": OK if right else f"{WRONG}, cosine {cosine:.4f}"})
-
-
-def _vector(
-    path: Path,
-    *,
-    flash: bool = False,
-    repack: bool = False,
-    n_gpu_layers: int = 0,
-    n_threads: int = 2,
-) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-    """A unit vector from 33 tokens: an odd number runs the tiled and the single-row kernels."""
-    model = Model(path, repack=repack, n_gpu_layers=n_gpu_layers)
-    params = ContextParams(
-        n_ctx=256,
-        n_ubatch=64,
-        n_seq_max=1,
-        n_threads=n_threads,
-        pooling=Pooling.LAST,
-        causal=True,
-        flash_attn=flash,
-    )
-    with model, Context(model, params, encoder=False) as context:
-        vector = context.run([np.arange(33, dtype=np.int32)])[0]
-    return vector / np.linalg.norm(vector)
-
-
-if __name__ == "__main__":
-    _job: dict[str, Any] = take_job()
-    _main(_job["weight_type"], _job["stages"])

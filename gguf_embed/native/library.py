@@ -8,8 +8,10 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import importlib.util
 import logging
 import os
+import re
 import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -40,17 +42,34 @@ def bindings() -> Any:
     Raises NativeFailed where the libraries cannot be loaded.
     """
     try:
-        from llama_cpp import llama_cpp
+        llama_cpp = _import_alone()
     # AttributeError: a library of another version, without a function that the bindings want.
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         raise NativeFailed(_unloadable(error)) from error
-    # The bindings' annotations do not cover ctypes; Any says so once.
-    native: Any = llama_cpp
-    callback = native.llama_log_callback(_on_log)
-    _kept_alive.append(callback)
-    native.llama_log_set(callback, None)
-    native.llama_backend_init()
-    return native
+    _kept_alive.append(llama_cpp.llama_log_callback(_on_log))
+    llama_cpp.llama_log_set(_kept_alive[0], None)
+    llama_cpp.llama_backend_init()
+    return llama_cpp
+
+
+def _import_alone() -> Any:
+    """The module llama_cpp.llama_cpp, without the package around it.
+
+    That brings chats, templates and a cache of answers along, which take longer than the first
+    vector. Who imports the package later gets it whole, with bindings of its own.
+    """
+    name = "llama_cpp.llama_cpp"
+    spec = None if "llama_cpp" in sys.modules else importlib.util.find_spec("llama_cpp")
+    if spec is None:
+        return importlib.import_module(name)
+    before = {*sys.modules}
+    sys.modules["llama_cpp"] = importlib.util.module_from_spec(spec)  # not run
+    try:
+        return importlib.import_module(name)
+    finally:
+        for new in {*sys.modules} - before:
+            if new.partition(".")[0] == "llama_cpp":
+                del sys.modules[new]
 
 
 @functools.cache
@@ -117,6 +136,7 @@ def reason() -> str:
 def forget_reason() -> None:
     """Called before a call that may fail, so that `reason` tells of that call alone."""
     _last_lines.clear()
+    bindings().llama_log_set(_kept_alive[0], None)  # llama_cpp's package may have set its own
 
 
 @contextmanager
@@ -148,10 +168,14 @@ def ggml(name: str, restype: Any, *argtypes: Any) -> Any:
 
 def version() -> str:
     """Version of llama-cpp-python."""
-    bindings()  # importing the package loads the library; a failure is to be explained
-    import llama_cpp
+    package = Path(bindings().__file__).parent
+    with suppress(OSError, UnicodeDecodeError):
+        said = (package / "__init__.py").read_text("utf-8")
+        if found := re.search(r"^__version__ = ['\"](.+?)['\"]", said, re.MULTILINE):
+            return found[1]
+    from importlib import metadata  # which takes longer
 
-    return llama_cpp.__version__
+    return metadata.version("llama-cpp-python")
 
 
 def system_info() -> str:

@@ -10,6 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from gguf_embed.server.agent_routes import agent_routes
 from gguf_embed.server.answers import Answer
 from gguf_embed.server.call import Bodies, Call
 from gguf_embed.server.cohere import COHERE
@@ -23,14 +24,15 @@ from gguf_embed.server.ollama import HEAD, OLLAMA
 from gguf_embed.server.openai import OPENAI
 from gguf_embed.server.pages import pages
 from gguf_embed.server.safety import Keys
+from gguf_embed.server.searching import SEARCHING
 from gguf_embed.server.service import Service
 from gguf_embed.server.tei import TEI
 from gguf_embed.server.traces import Traces
 
 
-def dialects(meters: Meters) -> tuple[Dialect, ...]:
+def dialects(meters: Meters, origins: Sequence[str] = ()) -> tuple[Dialect, ...]:
     """All; of a path and a method that two of them have, the first one's is taken."""
-    spoken = (OPENAI, OLLAMA, TEI, COHERE, NATIVE)
+    spoken = (OPENAI, OLLAMA, TEI, COHERE, NATIVE, SEARCHING, agent_routes(origins))
     return (*spoken, general(meters, pages(spoken)))
 
 
@@ -53,7 +55,7 @@ def application(
         hosts=hosts,
         traces=traces or Traces(),
     )
-    spoken = dialects(meters)
+    spoken = dialects(meters, origins)
     by_path: dict[str, dict[str, tuple[Dialect, Endpoint]]] = {}
     for dialect in spoken:
         for endpoint in dialect.endpoints:

@@ -14,6 +14,7 @@ from gguf_embed.engine.options import (
     FailedRow,
     OnError,
     RerankOptions,
+    Scored,
     Truncate,
 )
 from gguf_embed.engine.turns import Priority
@@ -97,6 +98,7 @@ class Reranked(Result):
     """Scores in the order of the documents."""
 
     scores: Vectors  # (n,)
+    scored: Scored  # the same with more, as the engine tells it
 
     def best(self, top: int | None = None) -> list[tuple[int, float]]:
         """Positions with scores, the best first; of equal ones the first given."""
@@ -114,6 +116,7 @@ class RerankRequest:
     task: str | None = None
     raw_scores: bool = False
     truncate: Literal["end", "error"] = "error"
+    on_error: OnError = "raise"  # "skip": a document without a score has NaN
 
     @property
     def texts(self) -> list[str]:
@@ -128,6 +131,7 @@ class RerankRequest:
             "raw": self.raw_scores,
             "truncate": self.truncate,
             "priority": _priority(self.texts),
+            "on_error": self.on_error,
         }
 
 

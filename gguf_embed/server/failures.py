@@ -32,6 +32,7 @@ class Kind(Enum):
     UNAUTHORIZED = "invalid_api_key"
     FORBIDDEN = "forbidden"
     NO_MODEL = "model_not_found"
+    NO_INDEX = "index_not_found"
     NO_ROUTE = "no_such_route"
     NO_METHOD = "method_not_allowed"
     NO_RERANKER = "no_reranker"
@@ -54,6 +55,7 @@ STATUS: Final[Mapping[Kind, int]] = {
     Kind.UNAUTHORIZED: 401,
     Kind.FORBIDDEN: 403,
     Kind.NO_MODEL: 404,
+    Kind.NO_INDEX: 404,
     Kind.NO_ROUTE: 404,
     Kind.NO_METHOD: 405,
     Kind.NO_RERANKER: 501,
@@ -101,6 +103,7 @@ class Failure:
     kind: Kind
     message: str
     retry_s: int | None = None
+    bad_text: BadText | None = None  # the error, where it is one text's
 
     @property
     def status(self) -> int:
@@ -119,7 +122,8 @@ def failure_of(error: Exception) -> Failure:
         return Failure(kind=error.kind, message=str(error), retry_s=error.retry_s)
     for kind_of_error, kind in _KINDS:
         if isinstance(error, kind_of_error):
-            return Failure(kind=kind, message=str(error))
+            bad_text = error if isinstance(error, BadText) else None
+            return Failure(kind=kind, message=str(error), bad_text=bad_text)
     return Failure(
         kind=Kind.BUG,
         message=f"unexpected {type(error).__name__}; this is a bug, the server's log has more",

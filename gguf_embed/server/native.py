@@ -1,23 +1,26 @@
-"""Our own dialect, which `Embedder.connect` speaks: token ids and vectors as they are.
+"""Our own dialect, of `Embedder.connect` and `Reranker.connect`: ids, vectors, scores as they are.
 
-`gguf_embed/engine/remote.py` is the other end.
+`gguf_embed/engine/remote.py` and `remote_scores.py` are the other end.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 import numpy as np
 
 from gguf_embed.engine.embedder import Embedder
+from gguf_embed.engine.reranker import Reranker
 from gguf_embed.engine.stream import DIED
+from gguf_embed.errors import TextTooLong
 from gguf_embed.server.answers import Answer, answered
-from gguf_embed.server.asked import EmbedRequest
+from gguf_embed.server.asked import EmbedRequest, RerankRequest
 from gguf_embed.server.call import Call
 from gguf_embed.server.dialect import Dialect, Endpoint
 from gguf_embed.server.encodings import joined_base64
 from gguf_embed.server.failures import Failure, Kind, Refused
+from gguf_embed.server.offers import Offer
 
 
 class About(msgspec.Struct, kw_only=True):
@@ -42,33 +45,121 @@ class Run(msgspec.Struct, kw_only=True):
     model: str | None = None
 
 
+class AboutReranker(About, kw_only=True):
+    """The body of POST /gguf-embed/v1/reranker."""
+
+    task: str | None = None
+    raw: bool = False
+
+
+class Score(AboutReranker, kw_only=True):
+    """The body of POST /gguf-embed/v1/score."""
+
+    query: str
+    documents: list[str]
+    truncate: Literal["end", "error"] = "end"
+
+
 async def about(call: Call) -> Answer:
     """POST /gguf-embed/v1/model: all that decides what a vector means."""
     body = await call.json(About)
     offer = await call.service.in_thread(lambda: call.service.models.offers.find(body.model))
 
     def facts(embedder: Embedder) -> dict[str, Any]:
-        header, mode = embedder.header, embedder.mode
-        file_type = header.metadata.get("general.file_type")
+        fingerprint = embedder.fingerprint()
         return {
-            "id": offer.id,
-            "card": embedder.card.id if embedder.card else None,
-            "file": embedder.path.name,
-            "sha256": embedder.fingerprint().sha256,
-            "architecture": header.architecture,
-            "file_type": file_type if isinstance(file_type, int) else 0,
-            "quant": embedder.quant,
-            "n_vocab": header.n_vocab,
+            **_facts(offer, embedder),
+            "sha256": fingerprint.sha256,
             "dim": embedder.dim,
-            "n_ctx": embedder.n_ctx,
             "pooling": embedder.pooling.name.lower(),
-            "causal": mode.causal,
-            "encoder": mode.encoder,
-            "specials": list(embedder.fingerprint().special_tokens),
+            "causal": embedder.mode.causal,
+            "encoder": embedder.mode.encoder,
+            "specials": list(fingerprint.special_tokens),
             "prompts": dict(embedder.prompts),
         }
 
     return answered(await call.service.with_embedder(body.model, facts))
+
+
+async def about_reranker(call: Call) -> Answer:
+    """POST /gguf-embed/v1/reranker: the same of a model that scores."""
+    body = await call.json(AboutReranker)
+
+    def facts(reranker: Reranker) -> dict[str, Any]:
+        fingerprint = reranker.fingerprint(task=body.task, raw=body.raw)
+        return {
+            **_facts(offer, reranker),
+            "sha256": fingerprint.sha256,
+            "dim": 1,
+            "pooling": "rank",
+            "causal": fingerprint.causal,
+            "encoder": not fingerprint.causal,
+            "specials": [],
+            "prompts": {},
+            "default_task": reranker.default_task,
+            "fingerprint": fingerprint.as_dict(),
+        }
+
+    models = call.service.models
+    if body.model is None:
+        offer = models.offers.default_for(scores=True)
+    else:
+        offer = await call.service.in_thread(lambda: models.offers.find(body.model))
+    return answered(await call.service.with_reranker(body.model, facts))
+
+
+def _facts(offer: Offer, model: Embedder | Reranker) -> dict[str, Any]:
+    """Of either kind."""
+    header = model.header
+    file_type = header.metadata.get("general.file_type")
+    return {
+        "id": offer.id,
+        "card": model.card.id if model.card else None,
+        "file": model.path.name,
+        "architecture": header.architecture,
+        "file_type": file_type if isinstance(file_type, int) else 0,
+        "quant": model.quant,
+        "n_vocab": header.n_vocab,
+        "n_ctx": model.n_ctx,
+    }
+
+
+async def score(call: Call) -> Answer:
+    """POST /gguf-embed/v1/score: as `Reranker.score`; what has no score is told, not an error."""
+    body = await call.json(Score)
+    if not body.documents:
+        raise Refused(Kind.EMPTY, "documents is empty; send at least one text")
+    asked = RerankRequest(
+        query=body.query,
+        documents=body.documents,
+        model=body.model,
+        task=body.task,
+        raw_scores=body.raw,
+        truncate=body.truncate,
+        on_error="skip",
+    )
+    try:
+        scored = (await call.rerank(asked)).scored
+    except TextTooLong as error:
+        nothing: list[object] = []
+        return answered(
+            {
+                "scores": "",
+                "n_tokens": nothing,
+                "truncated": nothing,
+                "failed": nothing,
+                "too_long": error.rows,
+            }
+        )
+    return answered(
+        {
+            "scores": joined_base64(scored.scores),
+            "n_tokens": list(scored.n_tokens),
+            "truncated": list(scored.truncated),
+            "failed": [(each.row, each.n_tokens, each.reason) for each in scored.failed],
+            "too_long": [],
+        }
+    )
 
 
 async def tokens(call: Call) -> Answer:
@@ -114,17 +205,27 @@ async def run(call: Call) -> Answer:
 
 
 def failed(failure: Failure) -> Answer:
-    """{"error": message, "code": code}."""
-    return answered({"error": failure.message, "code": failure.kind.value}, status=failure.status)
+    """{"error": message, "code": code}; of one bad text also its row, and why."""
+    told: dict[str, object] = {"error": failure.message, "code": failure.kind.value}
+    if failure.bad_text is not None:
+        told |= {"row": failure.bad_text.row, "reason": failure.bad_text.reason}
+    return answered(told, status=failure.status)
 
 
 NATIVE: Final = Dialect(
     name="native",
-    title="gguf-embed's own, for Embedder.connect",
+    title="gguf-embed's own, for Embedder.connect and Reranker.connect",
     endpoints=(
         Endpoint(path="/gguf-embed/v1/model", handler=about, summary="A model", request=About),
         Endpoint(path="/gguf-embed/v1/tokens", handler=tokens, summary="Tokens", request=Tokens),
         Endpoint(path="/gguf-embed/v1/run", handler=run, summary="Vectors of tokens", request=Run),
+        Endpoint(
+            path="/gguf-embed/v1/reranker",
+            handler=about_reranker,
+            summary="A reranker",
+            request=AboutReranker,
+        ),
+        Endpoint(path="/gguf-embed/v1/score", handler=score, summary="Scores", request=Score),
     ),
     failed=failed,
 )

@@ -25,6 +25,7 @@ from gguf_embed.errors import BadOption, GgufEmbedError
 from gguf_embed.machine import probe as hardware
 from gguf_embed.plan.settings import Settings
 from gguf_embed.server.app import application
+from gguf_embed.server.indexes import Indexes, IndexOffer
 from gguf_embed.server.limits import Limits
 from gguf_embed.server.meters import Meters
 from gguf_embed.server.models import Models, Open
@@ -63,6 +64,7 @@ class ServeOptions:
     preload: bool = False
     keep_alive_s: float = 300.0
     allow_pull: bool = False
+    indexes: tuple[IndexOffer, ...] = ()
 
     def check(self) -> None:
         """Raise BadOption for what would be open to everybody."""
@@ -121,6 +123,7 @@ class _Running:
         )
         self._service = service = Service(models, options.limits, threads=self._threads)
         service.puller = Puller(self._threads) if options.allow_pull else None
+        service.indexes = Indexes.open(options.indexes)
         bound = None if options.unix_socket is not None else options.host
         app = application(
             service,
@@ -166,6 +169,7 @@ class _Running:
             with suppress(asyncio.CancelledError):
                 await loading
             await service.models.close()
+            service.indexes.close()
 
     async def _preload(self, service: Service) -> None:
         """Load what should be there from the start."""

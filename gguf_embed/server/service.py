@@ -7,18 +7,22 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
 from gguf_embed.engine.embedder import Embedder
 from gguf_embed.engine.pending import Pending
+from gguf_embed.engine.reranker import Reranker
 from gguf_embed.server.asked import Embedded, EmbedRequest, Reranked, RerankRequest, Times
+from gguf_embed.server.indexes import Indexes
 from gguf_embed.server.limits import Limits
 from gguf_embed.server.models import Loaded, Models
 from gguf_embed.server.pull import Puller
 
 _T = TypeVar("_T")
+
+MOST_VALUES: Final = 1 << 16  # of vectors that are put in order on the loop
 
 
 class Service:
@@ -30,6 +34,7 @@ class Service:
         self.limits = limits
         self._threads = threads
         self.puller: Puller | None = None  # with --allow-pull
+        self.indexes = Indexes({})  # with --index
         self.started_at = time.time()
         self.ready = False  # once what is to be loaded at the start is
         self.ending = False
@@ -46,7 +51,12 @@ class Service:
             pending, tokenize_s = await self._computed(
                 loaded, lambda: loaded.embedder.prepare(asked.texts, **options)
             )
-            block = pending.result()
+            n_values = len(asked.texts) * loaded.embedder.dim
+            # A thread costs more than few vectors do; many would hold the loop.
+            if n_values > MOST_VALUES:
+                block = await self.in_thread(pending.result)
+            else:
+                block = pending.result()
             return Embedded(
                 model=asked.model or loaded.offer.id,
                 served=loaded.offer.id,
@@ -69,14 +79,15 @@ class Service:
                 loaded,
                 lambda: loaded.reranker.prepare(asked.query, asked.documents, **asked.options),
             )
-            scored = pending.result()
+            scored = await self.in_thread(pending.result)  # the head is computed there
             return Reranked(
                 model=asked.model or loaded.offer.id,
                 served=loaded.offer.id,
                 scores=scored.scores,
+                scored=scored,
                 token_counts=np.array(scored.n_tokens, np.int32),
                 n_truncated=sum(scored.truncated),
-                n_chars=sum(map(len, texts)),
+                n_chars=sum(map(len, asked.documents)) + len(asked.query) * len(asked.documents),
                 times=_times(begin, leased, tokenize_s, pending),
             )
 
@@ -84,6 +95,11 @@ class Service:
         """What a short call to a model returns, made in a thread."""
         async with self.models.lease(model) as loaded:
             return await self.in_thread(lambda: call(loaded.embedder))
+
+    async def with_reranker(self, model: str | None, call: Callable[[Reranker], _T]) -> _T:
+        """The same of a model that scores."""
+        async with self.models.lease(model, scores=True) as loaded:
+            return await self.in_thread(lambda: call(loaded.reranker))
 
     async def in_thread(self, call: Callable[[], _T]) -> _T:
         """A call that would hold the loop."""

@@ -7,24 +7,29 @@ in its x-compute headers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final, Literal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Final, Literal
 
 import msgspec
+import numpy as np
 
 from gguf_embed import __version__
 from gguf_embed.engine.embedder import Embedder
+from gguf_embed.engine.offsets import token_places
 from gguf_embed.engine.options import Truncate
-from gguf_embed.engine.spelling import spelling_of
+from gguf_embed.engine.spelling import Spelling, spelling_of
 from gguf_embed.server.answers import Answer, answered, dumps
-from gguf_embed.server.asked import EmbedRequest, RerankRequest, Result
+from gguf_embed.server.asked import EmbedRequest, RerankRequest, Result, Times
 from gguf_embed.server.call import Call
 from gguf_embed.server.dialect import Dialect, Endpoint
 from gguf_embed.server.failures import Failure, Kind, Refused
 from gguf_embed.server.openai import texts_of
+from gguf_embed.vectors import Vectors
 
 Direction = Literal["Left", "Right", "left", "right"]
 Inputs = str | list[str | int | list[int]]
+_Id = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class _Cut(msgspec.Struct, kw_only=True):
@@ -41,12 +46,19 @@ class _Cut(msgspec.Struct, kw_only=True):
 
 
 class Embed(_Cut, kw_only=True):
-    """The body of POST /embed and /embed_all."""
+    """The body of POST /embed."""
 
     inputs: Inputs
     normalize: bool | None = None
     prompt_name: str | None = None
     dimensions: int | None = None
+
+
+class EmbedAll(_Cut, kw_only=True):
+    """The body of POST /embed_all."""
+
+    inputs: Inputs
+    prompt_name: str | None = None
 
 
 class Rerank(_Cut, kw_only=True):
@@ -100,7 +112,7 @@ class Tokenize(msgspec.Struct, kw_only=True):
 class Decode(msgspec.Struct, kw_only=True):
     """The body of POST /decode."""
 
-    ids: list[int | list[int]]
+    ids: list[_Id | list[_Id]]
     skip_special_tokens: bool = True
     model: str | None = None
 
@@ -142,17 +154,31 @@ async def _embedded(call: Call, body: Embed | Root) -> Answer:
 
 async def embed_all(call: Call) -> Answer:
     """POST /embed_all: a vector for each token."""
-    body = await call.json(Embed)
-    texts = [each for each in _texts(body.inputs) if isinstance(each, str)]
+    body = await call.json(EmbedAll)
+    begin = time.monotonic()
+    texts = _texts(body.inputs)
     call.service.limits.check_texts(texts)
-    if not texts:
-        raise Refused(Kind.INVALID, "this route takes texts, not token ids")
 
-    def computed(embedder: Embedder) -> list[list[Any]]:
+    def computed(embedder: Embedder) -> tuple[list[Vectors], int]:
         prompt = embedder.prompt(body.prompt_name) if body.prompt_name else ""
-        return [list(embedder.token_vectors(prompt + each)) for each in texts]
+        rows = [
+            embedder.tokenize(prompt + each) if isinstance(each, str) else each for each in texts
+        ]
+        n_cut = sum(len(ids) > embedder.n_ctx for ids in rows)
+        return [embedder.token_vectors(ids, truncate=body.cutting) for ids in rows], n_cut
 
-    return answered(await call.service.with_embedder(body.model, computed))
+    vectors, n_truncated = await call.service.with_embedder(body.model, computed)
+    seconds = time.monotonic() - begin
+    result = Result(
+        model=body.model or "",
+        served=call.service.models.offers.find(body.model).id,
+        token_counts=np.array([len(each) for each in vectors], np.int32),
+        n_truncated=n_truncated,
+        n_chars=sum(map(len, texts)),
+        times=Times(total_s=seconds, load_s=0, tokenize_s=0, queue_s=0, compute_s=seconds),
+    )
+    call.results.append(result)
+    return Answer(body=dumps([list(each) for each in vectors]), headers=_headers(result))
 
 
 async def similarity(call: Call) -> Answer:
@@ -197,9 +223,11 @@ async def rerank(call: Call) -> Answer:
 
 
 async def tokenize(call: Call) -> Answer:
-    """POST /tokenize."""
+    """POST /tokenize: places are in bytes, of the text with its prompt in front, as there."""
     body = await call.json(Tokenize)
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
+    if not texts:
+        raise Refused(Kind.EMPTY, "`inputs` cannot be empty")
     call.service.limits.check_texts(texts)
 
     def tokens(embedder: Embedder) -> list[list[dict[str, object]]]:
@@ -207,28 +235,38 @@ async def tokenize(call: Call) -> Answer:
         prompt = embedder.prompt(body.prompt_name) if body.prompt_name else ""
         return [
             [
-                {
-                    "id": token,
-                    "text": spelling.text(token),
-                    "special": spelling.is_special(token),
-                    "start": None,
-                    "stop": None,
-                }
-                for token in embedder.tokenize(prompt + each)
-                if body.add_special_tokens or not spelling.is_special(token)
+                each
+                for each in _tokens(prompt + text, embedder.tokenize(prompt + text), spelling)
+                if body.add_special_tokens or not each["special"]
             ]
-            for each in texts
+            for text in texts
         ]
 
     return answered(await call.service.with_embedder(body.model, tokens))
+
+
+def _tokens(text: str, ids: Sequence[int], spelling: Spelling) -> Iterator[dict[str, object]]:
+    """Each with the part of the text that it stands for, as far as that is known."""
+    raw = text.encode()
+    for token, place in zip(ids, token_places(text, ids, spelling), strict=True):
+        start, stop = place or (None, None)
+        yield {
+            "id": token,
+            "text": spelling.text(token) if place is None else raw[start:stop].decode(),
+            "special": not spelling.is_text(token),
+            "start": start,
+            "stop": stop,
+        }
 
 
 async def decode(call: Call) -> Answer:
     """POST /decode."""
     body = await call.json(Decode)
     rows = [each for each in body.ids if isinstance(each, list)]
-    if len(rows) != len(body.ids):
+    if not rows:
         rows = [[each for each in body.ids if isinstance(each, int)]]
+    elif len(rows) != len(body.ids):
+        raise Refused(Kind.INVALID, "ids mixes tokens and lists of tokens; send one of the two")
 
     def texts(embedder: Embedder) -> list[str]:
         spelling = spelling_of(embedder.path)
@@ -314,7 +352,7 @@ TEI: Final = Dialect(
     endpoints=(
         Endpoint(path="/embed", handler=embed, summary="Vectors of texts", request=Embed),
         Endpoint(path="/", handler=root, summary="The same, or cosines", request=Root),
-        Endpoint(path="/embed_all", handler=embed_all, summary="Token vectors", request=Embed),
+        Endpoint(path="/embed_all", handler=embed_all, summary="Token vectors", request=EmbedAll),
         Endpoint(path="/similarity", handler=similarity, summary="Cosines", request=Similarity),
         Endpoint(path="/rerank", handler=rerank, summary="Scores of pairs", request=Rerank),
         Endpoint(path="/tokenize", handler=tokenize, summary="Tokens", request=Tokenize),

@@ -11,10 +11,8 @@ import re
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
-from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from gguf_embed.catalog import catalog
 from gguf_embed.errors import FetchFailed, GgufEmbedError, ModelNotFound
@@ -86,6 +84,8 @@ def _retry_after_s(error: BaseException) -> float:
     if said.isdigit():
         return float(said)
     try:
+        from email.utils import parsedate_to_datetime
+
         return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
     except ValueError:
         return 0.0
@@ -290,6 +290,8 @@ def _host(error: BaseException, at: Places) -> str:
 
 
 def _via_proxy(at: Places) -> str:
+    from urllib.request import getproxies
+
     proxies = getproxies()
     proxy = urlsplit(proxies.get(urlsplit(at.endpoint).scheme) or proxies.get("all") or "")
     shown = proxy._replace(netloc=proxy.netloc.rpartition("@")[2]).geturl()  # no password

@@ -11,6 +11,9 @@ A child is one of our own modules. It gets one job as a JSON line, and answers i
         job = take_job()
         tell({"stage": "plain", "result": "ok"})
 
+A `Worker` is one that takes further jobs, and may be started before there is the first: it reads
+its modules meanwhile.
+
 It imports what this process would, never a file of the user's current folder, and it ends when
 this process does: its standard input is its lifeline.
 """
@@ -93,9 +96,9 @@ class Child(Closes):
     """A running child; closing kills what still runs. Used by one thread at a time."""
 
     def __init__(
-        self, module: str, job: object, *, environment: Mapping[str, str] | None = None
+        self, module: str, *jobs: object, environment: Mapping[str, str] | None = None
     ) -> None:
-        """Start `module` with one job; more may be sent with `send`."""
+        """Start `module` with its job, or none yet; more may be sent with `send`."""
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed by close)
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-c", _BOOT, json.dumps(_import_path()), module],
@@ -108,7 +111,8 @@ class Child(Closes):
         self._reader = threading.Thread(target=self._read, daemon=True, name="gguf-embed-child")
         self._reader.start()
         self._ending: Ending | None = None
-        self.send(job)
+        for job in jobs:
+            self.send(job)
 
     @property
     def pid(self) -> int:
@@ -181,6 +185,44 @@ class Child(Closes):
         self._ending = Ending(
             code=None if timed_out_s is not None else code, errors=said, timeout_s=timed_out_s
         )
+
+
+class Worker(Closes):
+    """A child that does one job after the other. Where one ends it, the next gets a new child."""
+
+    def __init__(self, module: str, *, environment: Mapping[str, str] | None = None) -> None:
+        """Nothing is started yet. `module` tells `DONE` after each job."""
+        self._module = module
+        self._environment = environment
+        self._child: Child | None = None
+        self.ending = Ending(code=0, errors="")  # of the last job; 0 also where the child lives on
+
+    def start(self) -> None:
+        """Start the child before there is a job for it."""
+        if self._child is None:
+            self._child = Child(self._module, environment=self._environment)
+
+    def answers(self, job: object, *, timeout_s: float) -> Iterator[dict[str, Any]]:
+        """What it says to one job, until that is done or its process has ended: see `ending`."""
+        self.start()
+        assert self._child, "started"
+        self._child.send(job)
+        for answer in self._child.answers(timeout_s=timeout_s):
+            if answer == DONE:
+                self.ending = Ending(code=0, errors="")
+                return
+            yield answer
+        self.ending = self._child.ending
+        self._child = None
+
+    def close(self) -> None:
+        """End it."""
+        if self._child is not None:
+            self._child.close()
+            self._child = None
+
+
+DONE = {"done": True}  # what a worker tells after each job
 
 
 def take_job() -> Any:
