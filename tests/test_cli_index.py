@@ -79,6 +79,22 @@ def test_the_cache_is_for_all_that_embed(run: Run, handbook: Path):
     assert (code, "--cache: is for a search without --index" in err) == (2, True)
 
 
+def test_dedupe_names_groups(run: Run, handbook: Path):
+    (handbook / "again.md").write_text("# Travel\n\nTrains are booked by the office.\n")
+    run("index", "-o", "hb", "--quiet")
+    code, out, err = run("dedupe")
+    assert code == 0, err
+    assert out.splitlines()[0] == " 1  2 passages"
+    places = [line.split()[:2] for line in out.splitlines()[1:]]
+    assert places == [["1.000", "handbook/travel.md:1-3"], ["1.000", "handbook/again.md:1-3"]]
+    assert "hb: 1 group; 1 passage beside the first of each" in err
+    ((first, second),) = json.loads(run("dedupe", "--index", "hb", "--json")[1])["groups"]
+    assert (first["id"], first["text"]) == (second["id"], second["text"])
+    assert run("dedupe", "--path", "refunds.md")[1] == ""
+    code, _, err = run("dedupe", "--above", "1.5")
+    assert (code, "--above 1.5: a cosine" in err) == (2, True)
+
+
 def test_search_shows_places(run: Run, handbook: Path):
     code, out, err = run("search", "late parcels", "--index", "hb", "--top", 1)
     assert (code, err) == (0, "")

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from gguf_embed.engine.backend import Outcome
 from gguf_embed.errors import BadInput, BadOption, OutputFailed
 from gguf_embed.index.changes import SeenFile, changes_between
+from gguf_embed.index.duplicates import near_groups
 from gguf_embed.index.facts import KnownFile, Passage
 from gguf_embed.index.index import Index
 from gguf_embed.index.making import Wanted, make_index
@@ -633,3 +634,40 @@ def test_vectors_behind_the_end_are_written_over(tmp_path: Path):
     assert (tmp_path / "v.f32").stat().st_size == 24
     with pytest.raises(BadInput, match="does not hold the 9 vectors"):
         file.rows(9)
+
+
+# -- near duplicates ---------------------------------------------------------------------------
+
+
+@given(st.integers(0, 40), st.integers(1, 7), st.integers(0, 2**32 - 1), st.floats(0.2, 0.99))
+def test_groups_are_those_of_all_pairs(n: int, block: int, seed: int, above: float):
+    vectors = np.random.default_rng(seed).normal(size=(n, 3)).astype(np.float32)
+    vectors[::5] = 0
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+    found = near_groups(vectors, above, block=block)
+    groups = [{row} for row in range(n)]
+    for a in range(n):
+        for b in range(a):
+            if vectors[a] @ vectors[b] >= above:
+                one = next(group for group in groups if a in group)
+                other = next(group for group in groups if b in group)
+                if one is not other:
+                    groups.remove(other)
+                    one |= other
+    assert sorted(map(sorted, (group for group in groups if len(group) > 1))) == found
+
+
+def test_passages_that_say_the_same_are_named(handbook: Path, place: Path):
+    (handbook / "copy.md").write_text(HANDBOOK["travel.md"])
+    (handbook / "third.txt").write_text("flour and water make bread in the oven now\n")
+    make(place, handbook)
+    with Index.open(place) as index:
+        groups = index.duplicates(0.85)
+        names = [[hit.path.name for hit in group] for group in groups]
+        assert sorted(map(sorted, names)) == [["bread.txt", "third.txt"], ["copy.md", "travel.md"]]
+        assert all(group[0].score == pytest.approx(1, abs=1e-5) for group in groups)
+        assert all(0.85 <= hit.score <= 1.00001 for group in groups for hit in group)
+        only = index.duplicates(0.99, paths=["*.md"])
+        assert [[hit.path.name for hit in group] for group in only] == [["copy.md", "travel.md"]]
+        with pytest.raises(BadInput, match="matches no file"):
+            index.duplicates(0.99, paths=["*.rst"])

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from gguf_embed.errors import BadInput, BadOption, TextTooLong
+from gguf_embed.index.duplicates import near_groups
 from gguf_embed.index.facts import (
     Folder,
     IndexFacts,
@@ -202,6 +203,31 @@ class Index(Closes):
                 f"gguf-embed index -o {name} --rebuild --model {embedder.model_id}"
             )
         self._checked.add(id(embedder))
+
+    def duplicates(self, above: float, *, paths: Sequence[str] = ()) -> list[list[Hit]]:
+        """Groups of passages that are nearly the same, the largest first: `near_groups`.
+
+        The score of each is its cosine to the first of its group.
+        """
+        with self._now() as now:
+            chosen = now.chosen(paths)
+            files = None if chosen is None else set(chosen)
+            kept = [
+                np.arange(file.first_row, file.first_row + file.n_rows)
+                for file in now.ordered
+                if files is None or file.id in files
+            ]
+            rows = np.concatenate(kept) if kept else np.empty(0, np.intp)
+            groups: list[list[Hit]] = []
+            for group in near_groups(now.vectors[rows], above):
+                members = rows[group]
+                nearness = now.vectors[members] @ now.vectors[members[0]]
+                scored = [
+                    Scored(row=int(row), score=float(cosine), similarity=float(cosine), words=None)
+                    for row, cosine in zip(members, nearness, strict=True)
+                ]
+                groups.append(self._hits(now, scored))
+            return sorted(groups, key=len, reverse=True)
 
     # -- documents -----------------------------------------------------------------------------
 
