@@ -10,13 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gguf_embed.catalog import catalog
+from gguf_embed.catalog.card import ModelCard
 from gguf_embed.errors import DoesNotFit
 from gguf_embed.machine.machine import Machine, machine_from_json
+from gguf_embed.plan import rules
 from gguf_embed.plan.memory import gpus_of, mib
 from gguf_embed.plan.plan import Plan, plan_auto, plan_for
 
 ROOT = Path(__file__).parents[1]
 MODELS = ("qwen3-embedding-0.6b", "qwen3-embedding-4b", "qwen3-embedding-8b")
+OTHERS = ("all-minilm-l6-v2", "bge-m3")  # nomic's layout is not known without its file
 INTRODUCTION = """\
 # What runs where
 
@@ -28,6 +31,13 @@ machine, and shows every quantization that it considered.
 1 GiB, as it was; *tight* leaves at least a quarter of that, with small microbatches. `n_ctx` is the
 longest text there is memory for: at least 8,192 tokens for a plan that fits, longer where it can
 be had. Where all layers find room on a GPU that comes before a better quantization.
+
+On a GPU the best quality that fits is taken. On a CPU it is the fastest of those that are as good:
+down to Q5_K_M by published figures, which are those of a model with vectors of 1,024 numbers, down
+to Q8_0 for smaller models. How fast they are is told by the table in gguf_embed/plan/speed.py, for
+CPUs like those that were measured (benchmarks/LOG.md); what is within a tenth of the fastest counts
+as fast, and the smallest of that is taken. A model that gives less than one text of 128 tokens a
+second is named as slow, with a smaller one beside it.
 
 Machines described by specification have 457 MiB of each NVIDIA GPU set aside for the driver; a
 reading already has that taken off.
@@ -72,6 +82,36 @@ def _cells(plan: Plan) -> tuple[str, ...]:
     )
 
 
+def choices() -> Iterator[str]:
+    """Of each machine and model: the best quality that fits, which was the default everywhere until
+    speed counted, what is taken now, and why.
+    """
+    columns = ("machine", "model", "best quality", "taken", "why")
+    yield "\n## What is taken, and why\n"
+    yield from (f"| {' | '.join(row)} |" for row in (columns, ("---",) * len(columns)))
+    for machine in machines():
+        for name in (*MODELS, *OTHERS):
+            card = catalog.find(name)
+            assert card is not None
+            try:
+                plan = plan_for(card, machine)
+            except DoesNotFit:
+                yield f"| {machine.name} | {name} | - | - | it does not fit |"
+                continue
+            best = _best_quality(card, machine).quant
+            yield f"| {machine.name} | {name} | {best} | {plan.quant} | {plan.reason} |"
+
+
+def _best_quality(card: ModelCard, machine: Machine) -> Plan:
+    """Without the rule that looks at speed."""
+    every = rules.RULES
+    rules.RULES = tuple(rule for rule in every if not rule.name.startswith("on a CPU the fastest"))  # pyright: ignore[reportAttributeAccessIssue, reportConstantRedefinition]
+    try:
+        return plan_for(card, machine)
+    finally:
+        rules.RULES = every  # pyright: ignore[reportAttributeAccessIssue, reportConstantRedefinition]
+
+
 def document() -> str:
     parts = [INTRODUCTION.rstrip()]
     columns = ("model", "quantization", "where", "verdict", "n_ctx", "microbatch", "needed", "free")
@@ -85,7 +125,7 @@ def document() -> str:
         header = (*columns, "with room to spare")
         table = [header, ("---",) * len(header), *rows(machine)]
         parts.extend(f"| {' | '.join(row)} |" for row in table)
-    return "\n".join(parts) + "\n"
+    return "\n".join([*parts, *choices()]) + "\n"
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def one_run(model: str | None) -> dict[str, float]:
     steps["imports"] = time.perf_counter() - began
     # The child that proves is started before llama.cpp is read: both go on side by side.
     start = timed("start of the child", proof.Worker.start)
-    proof.Worker.start = lambda worker: start(worker)
+    proof.Worker.start = lambda worker: start(worker)  # pyright: ignore[reportAttributeAccessIssue]
     probe_machine = probe.probe
 
     def probed(**how: Any) -> Any:

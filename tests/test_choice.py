@@ -272,18 +272,18 @@ def test_a_name_becomes_vectors_and_says_why(world: World):
     with world.open() as embedder:
         vectors = embedder.encode(["the cat sat", "a dog in the river"])
         assert vectors.shape == (2, 256)
-        assert (embedder.model_id, embedder.quant) == (MODEL, "F16")
-        assert embedder.plan.quant == "F16"
+        assert (embedder.model_id, embedder.quant) == (MODEL, "Q8_0")
+        assert embedder.plan.quant == "Q8_0"
         assert [row.quant for row in embedder.plan.considered] == list(QUANTS)
     chosen, fetching, proved = world.said
     assert "in a child process, once: " in proved
-    assert chosen.startswith(f"{MODEL} F16 on CPU: the best quality of 3 that fit; leaves ")
+    assert chosen.startswith(f"{MODEL} Q8_0 on CPU: as good as F16, and the smallest; no speeds ")
     assert chosen.endswith("texts of up to 2,048 tokens")
-    assert fetching == f"fetching {MODEL} F16 (2 MiB), once"
-    n_bytes = world.files["F16"].stat().st_size
+    assert fetching == f"fetching {MODEL} Q8_0 (1 MiB), once"
+    n_bytes = world.files["Q8_0"].stat().st_size
     assert world.moved[0] == (0, n_bytes)
     assert world.moved[-1] == (n_bytes, n_bytes)
-    assert world.served() == ["F16"]
+    assert world.served() == ["Q8_0"]
 
 
 @pytest.mark.parametrize("quant", ["Q8_0", "Q4_K_M"])
@@ -341,14 +341,14 @@ def test_speed_that_was_measured_here_decides_where_speed_is_preferred(world: Wo
 
 def test_for_another_machine_it_does_not_count_what_is_here(world: World):
     world.pull("Q4_K_M")
-    assert choose(MODEL, LAPTOP, Settings(), mine=False).plan.quant == "F16"
+    assert choose(MODEL, LAPTOP, Settings(), mine=False).plan.quant == "Q8_0"
 
 
 def test_a_damaged_file_that_is_here_is_passed_over(world: World, caplog: pytest.LogCaptureFixture):
     world.pull("Q4_K_M")
     (path,) = world.at.cache.rglob("*Q4_K_M.gguf")
     path.resolve().write_bytes(b"GG" * (world.files["Q4_K_M"].stat().st_size // 2))
-    assert world.choose().plan.quant == "F16"
+    assert world.choose().plan.quant == "Q8_0"
     assert "Q4_K_M" in caplog.text
     with pytest.raises(BadModelFile):
         world.choose(quant="Q4_K_M")
@@ -392,7 +392,7 @@ def test_a_repository_that_nobody_knows_is_planned_by_its_headers(world: World):
     with world.open(repo, QUICK) as embedder:
         assert embedder.quant == "Q8_0"
     assert len(world.fake.requests) == asked
-    assert choose(repo, LAPTOP, Settings(), mine=False).plan.quant == "F16"
+    assert choose(repo, LAPTOP, Settings(), mine=False).plan.quant == "Q8_0"
 
 
 def test_a_smaller_model_where_that_is_allowed(world: World):
@@ -400,7 +400,7 @@ def test_a_smaller_model_where_that_is_allowed(world: World):
     card = world.models / f"{MODEL}.toml"
     card.write_text(card.read_text().replace('family = "tiny"', 'family = "qwen3-embedding"'))
     forget_cards()
-    with pytest.raises(DoesNotFit, match=r"try tiny-embedder \(F16 on CPU"):
+    with pytest.raises(DoesNotFit, match=r"try tiny-embedder \(Q8_0 on CPU"):
         world.choose("qwen3-embedding-0.6b")
     with world.open("qwen3-embedding-0.6b", replace(QUICK, allow_smaller=True)) as embedder:
         assert embedder.model_id == MODEL
@@ -455,7 +455,7 @@ def test_auto_offline_is_what_is_here(world: World, no_network: Callable[[], Non
         assert (embedder.model_id, embedder.quant) == (MODEL, "Q4_K_M")
     (path,) = world.at.cache.rglob("*Q4_K_M.gguf")
     path.unlink()
-    with pytest.raises(ModelNotFound, match=r"qwen3-embedding-0.6b F16 .* is not on this machine"):
+    with pytest.raises(ModelNotFound, match=r"qwen3-embedding-0.6b Q8_0 .* is not on this machine"):
         world.open("auto")
 
 
@@ -670,7 +670,7 @@ def test_what_may_not_be_sold_is_fetched_only_by_who_agrees(
         world.open()
     said = str(caught.value)
     assert "licence CC-BY-NC-4.0, no commercial use (https://example.org/licence)" in said
-    assert f"gguf-embed pull {MODEL} --quant F16 --accept-licence" in said
+    assert f"gguf-embed pull {MODEL} --quant Q8_0 --accept-licence" in said
     assert world.fake.requests == []
     assert main(["pull", MODEL, "--quant", "F16"]) == 2
     assert world.fake.requests == []
@@ -795,12 +795,12 @@ def test_a_name_to_vectors_in_one_command_and_again_without_a_network(
         monkeypatch.setenv("HF_ENDPOINT", fake.url)
         online, said = embed(installed(), "online.npy")
         assert fake.requests
-    assert online["quant"] == "F16"
-    assert f"{MODEL} F16 on CPU: the best quality of 3 that fit" in said
+    assert online["quant"] == "Q8_0"
+    assert f"{MODEL} Q8_0 on CPU: as good as F16, and the smallest; no speeds" in said
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     offline, said = embed(installed(FORBID_SOCKETS), "offline.npy")
     assert offline["model_file"] == online["model_file"]
-    assert f"{MODEL} F16 on CPU: the only one that fits" in said
+    assert f"{MODEL} Q8_0 on CPU: the only one that fits" in said
     a, b = np.load("online.npy"), np.load("offline.npy")
     assert a.shape == (2, 256)
     np.testing.assert_array_equal(a, b)
@@ -821,5 +821,5 @@ def test_a_download_shows_its_progress_on_a_terminal(
         add_to_hub(fake, files)
         monkeypatch.setenv("HF_ENDPOINT", fake.url)
         seen = on_terminal(command, b"the cat\n")
-    assert re.search(rb"fetch .*/2\.3 MB", seen)
+    assert re.search(rb"fetch .*/1\.\d MB", seen)
     assert b"fetch \x1b" not in on_terminal(command, b"the cat\n")

@@ -37,6 +37,7 @@ ONLY_IN = {
     "llama_index": "integrations/llama_index.py",
     "llm": "integrations/llm.py",
     "mteb": "integrations/mteb.py",
+    "ray": ("integrations/ray.py", "jobs/ray_"),
     "txtai": "integrations/txtai.py",
     "starlette": "server/",
     "msgspec": "server/",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import shutil
 import time
@@ -25,11 +26,13 @@ if TYPE_CHECKING:
     from gguf_embed.engine.options import EncodeOptions
     from gguf_embed.io.record import UnreadableRow
     from gguf_embed.io.shards import ShardFormat
+    from gguf_embed.jobs.cache import VectorCache
     from gguf_embed.jobs.cut import Cut
     from gguf_embed.jobs.forecast import Forecast
-    from gguf_embed.jobs.job import JobReport
+    from gguf_embed.jobs.job import Job, JobReport
     from gguf_embed.jobs.manifest import FailedPlace
     from gguf_embed.jobs.output import JobOutput
+    from gguf_embed.jobs.ray_job import RayJob
 
 TERMINATED: Final = 75
 TERMINATED_S: Final = 4.0  # after SIGTERM, whatever is still at work
@@ -58,6 +61,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_cache(group)
     manners.add_option(group)
     group.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="compute on the machines of a Ray cluster: auto, its address, or local (extra: ray)",
+    )
+    group.add_argument(
         "--vector-type",
         choices=VECTOR_TYPES,
         default="float32",
@@ -80,11 +88,29 @@ def wanted(args: argparse.Namespace) -> bool:
     if args.vector_type != "float32" and not folder:
         raise BadOption(f"--vector-type {args.vector_type}: is for a folder, -o DIR/")
     job: bool = args.resume or args.dry_run or folder
+    if args.ray is not None:
+        _check_ray(args, folder=folder)
     if job and args.late_chunking:
         raise BadOption("--late-chunking: is not for jobs; leave --resume and --dry-run out")
     if args.resume and args.output == "-":
         raise BadOption("--resume: goes on with a file or a folder; name one with -o")
     return job
+
+
+def _check_ray(args: argparse.Namespace, *, folder: bool) -> None:
+    if not folder:
+        raise BadOption(f"--ray {args.ray}: is for a folder, -o DIR/")
+    for name, given in (
+        ("--cache", args.cache),
+        ("--dry-run", args.dry_run),
+        ("--server", args.server),
+    ):
+        if given:
+            raise BadOption(f"--ray {args.ray}: goes without {name}; leave one of them out")
+    if importlib.util.find_spec("ray") is None:
+        raise BadOption(
+            "--ray: Ray is not installed; pip install 'gguf-embed[ray]', on all machines"
+        )
 
 
 def is_folder(output: str) -> bool:
@@ -114,6 +140,10 @@ def run(args: argparse.Namespace, task: Task) -> int:
     began = time.monotonic()
     place = _Place(args)
     place.check(task)
+    if args.ray is not None:
+        from gguf_embed.jobs.ray_job import connect
+
+        connect(args.ray)
     isolated = options.isolated(args, task.total_bytes)
     try:
         with (
@@ -217,7 +247,6 @@ class _Work:
 
     def run(self) -> JobReport:
         """Do it."""
-        from gguf_embed.jobs.job import Job
         from gguf_embed.jobs.manifest import Header
         from gguf_embed.jobs.output import open_output
 
@@ -238,7 +267,7 @@ class _Work:
                     "embed", self.task.total_bytes, quiet=self.args.quiet, lines_s=60.0
                 ) as bar,
             ):
-                job = Job(self.embedder, output, self.form, self.options, _Watch(bar), cache)
+                job = self._job(output, _Watch(bar), cache)
                 try:
                     report = job.run(self.cuts())
                 except BaseException:
@@ -250,6 +279,19 @@ class _Work:
         if not self.place.whole:
             shutil.rmtree(self.place.folder, ignore_errors=True)
         return report
+
+    def _job(self, output: JobOutput, watch: _Watch, cache: VectorCache | None) -> Job | RayJob:
+        """The work of one machine, or of many."""
+        from gguf_embed.jobs.job import Job
+
+        if self.args.ray is None:
+            return Job(self.embedder, output, self.form, self.options, watch, cache)
+        from gguf_embed.jobs.ray_job import RayJob
+        from gguf_embed.jobs.ray_model import ClusterModel
+
+        isolated = self.args.isolated is not False
+        model = ClusterModel.of(self.embedder, self.options, isolated=isolated)
+        return RayJob(model, output, self.form, watch)
 
     def _join(self, output: JobOutput, report: JobReport) -> None:
         """One file of all shards."""

@@ -71,6 +71,7 @@ examples:
   gguf-embed embed rows.parquet --id-field id -o vectors/ --dry-run
   gguf-embed embed rows.parquet --id-field id -o vectors/ --resume
   gguf-embed embed '2026-*.csv.gz' --field body -o vectors/ --resume --vector-type int8
+  gguf-embed embed 'rows-*.parquet' --field text -o vectors/ --ray auto
   gguf-embed embed manual/ --include '*.rst' -o manual.jsonl
   gguf-embed embed manual/ --chunk-tokens 256 --overlap 32 --with-text -o chunks.jsonl
   gguf-embed embed manual/ --late-chunking --model qwen3-embedding:0.6b -o chunks.jsonl

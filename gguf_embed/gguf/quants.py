@@ -186,7 +186,11 @@ FILE_TYPES: Final[Mapping[int, str]] = {
 }
 _RANK: Final[Mapping[str, int]] = {quant.name: rank for rank, quant in enumerate(_QUANTS)}
 FLOOR: Final = "Q4_K_M"  # below it small models lose percents, not tenths
-SPEED_FLOOR: Final = "Q5_K_M"  # where speed is preferred, unless quality was measured
+# As good as F16 by the figures above, whose model has vectors of 1,024 numbers, unless quality was
+# measured. Of smaller models, which lose more, no figures are known to us.
+SPEED_FLOOR: Final = "Q5_K_M"
+SPEED_FLOOR_SMALL: Final = "Q8_0"
+SPEED_FLOOR_DIM: Final = 1024
 USUAL: Final = tuple(quant.name for quant in _QUANTS if quant.usual)
 TESTED_TYPES: Final = tuple(kind.name for kind in _TENSOR_TYPES if kind.tested)
 WRITABLE_TYPES: Final = tuple(kind.name for kind in _TENSOR_TYPES if kind.writable)

@@ -117,7 +117,8 @@ class Job:
                     continue
                 if self._cache is not None:  # which is to know the shard before
                     self._collect(None)
-                self._collect((each, self._begin(each)))
+                unit = begun(self._embedder, each, self._options, self._cache)
+                self._collect((each, unit))
                 self.report.computing_s += time.monotonic() - began
                 began = time.monotonic()
             self._collect(None)
@@ -127,23 +128,6 @@ class Job:
         finally:
             if self._under_way is not None:
                 self._under_way[1].cancel()
-
-    def _begin(self, each: Cut) -> Unit:
-        texts = [record.text for record in each.records]
-        try:
-            return begin(self._embedder, texts, self._options, cache=self._cache)
-        except BadText as error:
-            raise BadInput(f"{place(each.records[error.row])}: {error.reason}") from error
-        except TextTooLong as error:
-            shown = ", ".join(
-                f"{place(each.records[row])}: {counted(n, 'token')}"
-                for row, n in error.rows[:FIRST]
-            )
-            raise BadInput(
-                f"{counted(len(error.rows), 'text')} longer than the {error.n_ctx} tokens of the "
-                f"model, the first of them {shown}; cut them with --truncate end or start, split "
-                "them, or go on without them: --on-error skip"
-            ) from error
 
     def _collect(self, following: tuple[Cut, Unit] | None) -> None:
         """Wait for the shard under way, write it, and have the following one computed."""
@@ -157,11 +141,7 @@ class Job:
             following[1].start()
 
     def _write(self, each: Cut, encoded: Encoded) -> None:
-        rows = Rows(
-            records=each.records, vectors=encoded.vectors, truncated=encoded.truncated.tolist()
-        )
-        data = self._form.encode(rows)
-        entry = entry_of(each, encoded, ending=self._form.ending, n_bytes=len(data))
+        entry, data = shard_of(each, encoded, self._form)
         for row in entry.failed:
             self._watch.failed(row)
         self._output.add(entry, data)
@@ -183,6 +163,33 @@ class Job:
     def _advance_to(self, read_bytes: int) -> None:
         n_bytes, self._read_bytes = read_bytes - self._read_bytes, read_bytes
         self._watch.advance(0, 0, max(0, n_bytes))
+
+
+def begun(
+    embedder: Embedder, each: Cut, options: EncodeOptions, cache: VectorCache | None = None
+) -> Unit:
+    """The texts of a shard, tokenized. Raises BadInput, which names files and lines."""
+    texts = [record.text for record in each.records]
+    try:
+        return begin(embedder, texts, options, cache=cache)
+    except BadText as error:
+        raise BadInput(f"{place(each.records[error.row])}: {error.reason}") from error
+    except TextTooLong as error:
+        shown = ", ".join(
+            f"{place(each.records[row])}: {counted(n, 'token')}" for row, n in error.rows[:FIRST]
+        )
+        raise BadInput(
+            f"{counted(len(error.rows), 'text')} longer than the {error.n_ctx} tokens of the "
+            f"model, the first of them {shown}; cut them with --truncate end or start, split "
+            "them, or go on without them: --on-error skip"
+        ) from error
+
+
+def shard_of(each: Cut, encoded: Encoded, form: ShardFormat) -> tuple[ShardEntry, bytes]:
+    """A shard: what the manifest says of it, and its file."""
+    rows = Rows(records=each.records, vectors=encoded.vectors, truncated=encoded.truncated.tolist())
+    data = form.encode(rows)
+    return entry_of(each, encoded, ending=form.ending, n_bytes=len(data)), data
 
 
 def entry_of(each: Cut, encoded: Encoded, *, ending: str, n_bytes: int) -> ShardEntry:

@@ -28,6 +28,7 @@ class Candidate:
     run: RunSettings
     memory: Mapping[str, Memory]  # by device, "CPU" for RAM
     measured: LevelFigures  # on this machine, with as many layers on GPUs
+    expected_tokens_per_s: float | None = None  # on a CPU like this one, by a table
 
     @property
     def fits(self) -> bool:
@@ -38,6 +39,11 @@ class Candidate:
     def weights_bytes(self) -> int:
         """On all devices."""
         return sum(part.weights_bytes for part in self.memory.values())
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Measured here, else expected."""
+        return self.measured.tokens_per_s or self.expected_tokens_per_s
 
     @property
     def known(self) -> str:

@@ -9,7 +9,7 @@ from typing import Final
 from gguf_embed.gguf import quants
 from gguf_embed.machine.machine import Machine
 from gguf_embed.machine.measured import LevelFigures
-from gguf_embed.plan import reasons
+from gguf_embed.plan import reasons, speed
 from gguf_embed.plan.candidate import Candidate, Fit, Tier
 from gguf_embed.plan.contexts import splits
 from gguf_embed.plan.memory import HOST, MIB, Memory, Pool, gpus_of, places_of_layers, predict
@@ -181,6 +181,9 @@ class Fitter:
                 for name, part in memory.items()
             },
             measured=self._figures(variant, run),
+            expected_tokens_per_s=(
+                speed.expected_tokens_per_s(variant, self.machine) if tier == "cpu" else None
+            ),
         )
 
     def _reason(self, variant: Variant, run: RunSettings, pool: Pool, fit: Fit) -> str:

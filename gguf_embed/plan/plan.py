@@ -8,7 +8,8 @@ in the order in which it decides:
 2. What leaves the margin free comes before what is tight. Tight plans have small microbatches.
 3. Nothing below Q4_K_M is taken unless the user names it, or it is all that is on this machine.
 4. Files that are on this machine come before those to be fetched.
-5. Of those left, the table in rules.py takes one.
+5. Of those left, the table in rules.py takes one: on a GPU the best quality, on a CPU the fastest
+   of those that are as good.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from gguf_embed.gguf import quants
 from gguf_embed.machine import measured
 from gguf_embed.machine.machine import Machine
 from gguf_embed.machine.measured import MeasuredRun
-from gguf_embed.plan import reasons, rules
+from gguf_embed.plan import reasons, rules, speed
 from gguf_embed.plan.candidate import Candidate, Fit, Misfit, Tier
 from gguf_embed.plan.fitter import TIGHT_SHARE, Fitter
 from gguf_embed.plan.memory import HOST, Memory, gpus_of, places_of_layers
@@ -52,7 +53,7 @@ class Plan:
     memory: Mapping[str, Memory]
     considered: tuple[Candidate, ...]
     why: tuple[str, ...]
-    suggestion: str | None = None  # a smaller model that would fit with more to spare
+    suggestion: str | None = None  # a smaller model that would run better
 
     @property
     def rank(self) -> tuple[int, int]:
@@ -69,9 +70,13 @@ class Plan:
     @property
     def in_short(self) -> str:
         """ "qwen3-embedding-8b Q8_0 on CPU: asked for; leaves 9,260 MiB of RAM free; ..." """
+        slow = ""
+        if speed.is_slow(self.chosen.tokens_per_s):
+            slow = f"; slow here: about {speed.in_words(self.chosen.tokens_per_s or 0.0)}"
+            slow += f"; faster: {self.suggestion}" if self.suggestion else ""
         return (
             f"{self.model} {self.quant} on {self.chosen.where}: {self.reason}; "
-            f"{self.chosen.reason}; texts of up to {self.run.n_ctx:,} tokens"
+            f"{self.chosen.reason}; texts of up to {self.run.n_ctx:,} tokens{slow}"
         )
 
     def because(self, reason: str) -> Plan:
@@ -121,9 +126,16 @@ def plan_for(
         return best
     smaller = _first_that_runs_well(_smaller(card), machine, settings, known, any_quant=any_quant)
     if smaller is not None and settings.allow_smaller:
-        problem = reasons.in_words(best.chosen if isinstance(best, Plan) else best.nearest)
+        row = best.chosen if isinstance(best, Plan) else best.nearest
+        problem = reasons.in_words(row)
+        if isinstance(best, Plan) and speed.is_slow(row.tokens_per_s):
+            problem = f"is slow here, about {speed.in_words(row.tokens_per_s or 0.0)}"
         return replace(smaller, why=(f"{smaller.model}: {card.id} {problem}", *smaller.why))
     hint = f"{smaller.model} ({reasons.in_words(smaller.chosen)})" if smaller else None
+    if smaller and isinstance(best, Plan) and speed.is_slow(best.chosen.tokens_per_s):
+        rate = smaller.chosen.tokens_per_s
+        said = f", about {speed.in_words(rate)}" if rate else ""
+        hint = f"{smaller.model} ({smaller.quant} on {smaller.chosen.where}{said})"
     if isinstance(best, Plan):
         return replace(best, suggestion=hint)
     raise reasons.does_not_fit(best, machine, settings, hint)
@@ -161,7 +173,7 @@ def plan_auto(
                 raise reasons.does_not_fit(best, machine, settings, builtin)
             why.append(f"not {card.id}: {reasons.in_words(best.nearest)}")
             continue
-        well = _runs_well(best, machine)
+        well = _well_placed(best, machine)
         fast = best.tier == "gpu" or _size(card) <= SMALL_MODEL
         if (well and fast) or last:
             reason = "the best of its family that runs well here" if well else "the smallest"
@@ -225,7 +237,11 @@ def _pick(
 ) -> tuple[Candidate, str]:
     """By the rules, of those that are on this machine, if any are."""
     on_disk = [row for row in rivals if offered[row.quant].on_disk]
-    chosen, reason = rules.pick(on_disk or rivals, settings)
+    small = next(iter(offered.values())).shape.n_embd < quants.SPEED_FLOOR_DIM
+    floor = quants.SPEED_FLOOR_SMALL if small else quants.SPEED_FLOOR
+    if settings.prefer != "quality":
+        floor = quants.SPEED_FLOOR
+    chosen, reason = rules.pick(on_disk or rivals, settings, floor)
     if on_disk and len(on_disk) < len(rivals):
         others = " ".join(row.quant for row in rivals if row not in on_disk)
         reason = f"it is here; --quant fetches another that would run too: {others}"
@@ -321,6 +337,11 @@ def _smaller(card: ModelCard) -> list[ModelCard]:
 
 
 def _runs_well(plan: Plan, machine: Machine) -> bool:
+    """In a good place, and not slowly."""
+    return _well_placed(plan, machine) and not speed.is_slow(plan.chosen.tokens_per_s)
+
+
+def _well_placed(plan: Plan, machine: Machine) -> bool:
     """With memory to spare, and on the GPU where there is one."""
     return plan.fit == "fits" and (plan.tier == "gpu" or not gpus_of(machine))
 

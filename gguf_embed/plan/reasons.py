@@ -7,6 +7,7 @@ from typing import Final
 from gguf_embed.errors import DoesNotFit
 from gguf_embed.gguf import quants
 from gguf_embed.machine.machine import Machine
+from gguf_embed.plan import speed
 from gguf_embed.plan.candidate import Candidate, Fit, Misfit
 from gguf_embed.plan.memory import Pool, gpus_of, mib
 from gguf_embed.plan.settings import N_CTX_LEAST, RunSettings, Settings
@@ -40,6 +41,7 @@ def of_plan(
         f"max_batch_tokens {run.max_batch_tokens}: {_batch(chosen, settings)}",
         f"n_contexts {run.n_contexts} x n_threads {run.n_threads}: "
         f"{machine.usable_cores} usable cores",
+        *_speed(chosen, machine),
     )
 
 
@@ -63,6 +65,18 @@ def does_not_fit(
         needed_bytes=row.needed_bytes,
         free_bytes=row.free_bytes,
     )
+
+
+def _speed(chosen: Candidate, machine: Machine) -> tuple[str, ...]:
+    """What is to be expected of it, and whence that is known; nothing where it is not."""
+    rate = chosen.tokens_per_s
+    if rate is None:
+        return ()
+    family = speed.family_of(machine)
+    source = f"{family.name}: {family.source}" if family is not None else ""
+    whence = "measured here" if chosen.measured.tokens_per_s else f"by the table for {source}"
+    slow = "; that is slow" if speed.is_slow(rate) else ""
+    return (f"speed: about {speed.in_words(rate)}, {whence}{slow}",)
 
 
 def _quality(chosen: Candidate) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from gguf_embed.gguf import quants
+from gguf_embed.plan import speed
 from gguf_embed.plan.candidate import Candidate
 from gguf_embed.plan.settings import Settings
 
@@ -22,6 +23,7 @@ class Rivals:
 
     rows: Sequence[Candidate]
     settings: Settings
+    floor: str = quants.SPEED_FLOOR  # as good as the best down to this, where not measured
 
     @property
     def smallest(self) -> Candidate:
@@ -45,7 +47,7 @@ class Rivals:
     @property
     def good(self) -> Sequence[Candidate]:
         """Of the sound ones, those that may be taken for their speed."""
-        return [row for row in self.sound if _good_enough(row)]
+        return [row for row in self.sound if _good_enough(row, self.floor)]
 
     @property
     def timed(self) -> Sequence[Candidate]:
@@ -72,9 +74,11 @@ class Rule:
     pick: Callable[[Rivals], tuple[Candidate, str]]
 
 
-def pick(rows: Sequence[Candidate], settings: Settings) -> tuple[Candidate, str]:
+def pick(
+    rows: Sequence[Candidate], settings: Settings, floor: str = quants.SPEED_FLOOR
+) -> tuple[Candidate, str]:
     """The one to take of rows with the same tier and fit, best quality first, and why."""
-    rivals = Rivals(rows, settings)
+    rivals = Rivals(rows, settings, floor)
     return rule_for(rivals).pick(rivals)
 
 
@@ -120,6 +124,24 @@ def _measured(rivals: Rivals) -> tuple[Candidate, str]:
     return fastest, f"{speed}, the fastest of {len(timed)} measured here{untimed}"
 
 
+def _as_good_and_fast(rivals: Rivals) -> tuple[Candidate, str]:
+    good = rivals.good
+    if len(good) == 1:
+        return good[0], f"the only one as good as the best of {len(rivals.rows)} that fit"
+    if len(rivals.timed) > 1:
+        return _measured(rivals)
+    best = _names(good[:1])
+    told = [row for row in good if row.expected_tokens_per_s is not None]
+    fastest = max((row.expected_tokens_per_s or 0.0 for row in told), default=0.0)
+    near = [row for row in told if (row.expected_tokens_per_s or 0.0) >= speed.NEAR * fastest]
+    chosen = min(near or good, key=lambda row: row.weights_bytes)
+    as_good = f"as good as {best}" if chosen.quant != best else "the best quality"
+    if not near:
+        return chosen, f"{as_good}, and the smallest; no speeds are known of it on such a CPU"
+    said = speed.in_words(chosen.expected_tokens_per_s or 0.0)
+    return chosen, f"{as_good}, and fast on such a CPU: about {said}"
+
+
 def _on_gpu(rivals: Rivals) -> tuple[Candidate, str]:
     return rivals.smallest_sound, "the smallest is the fastest on a GPU; not measured here"
 
@@ -163,6 +185,15 @@ RULES: Final = (
         pick=_memory,
     ),
     Rule(
+        name="on a CPU the fastest of those that are as good as the best",
+        applies=lambda rivals: (
+            rivals.settings.prefer == "quality"
+            and rivals.rows[0].tier == "cpu"
+            and bool(rivals.good)
+        ),
+        pick=_as_good_and_fast,
+    ),
+    Rule(
         name="quality is preferred",
         applies=lambda rivals: rivals.settings.prefer == "quality",
         pick=_quality,
@@ -196,10 +227,10 @@ def _is_k_quant(quant: str) -> bool:
     return quant in quants.QUANTS and quants.QUANTS[quant].k_quant
 
 
-def _good_enough(row: Candidate) -> bool:
-    """For speed: measured to be as good as the best, or no worse than Q5_K_M by what is known."""
+def _good_enough(row: Candidate, floor: str) -> bool:
+    """For speed: measured to be as good as the best, or no worse than `floor` by what is known."""
     as_good = _as_good(row)
-    known = quants.rank(row.quant) <= quants.rank(quants.SPEED_FLOOR)
+    known = quants.rank(row.quant) <= quants.rank(floor)
     return known if as_good is None else as_good
 
 

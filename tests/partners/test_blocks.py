@@ -14,10 +14,11 @@ from gguf_embed.testing import FakeReranker
 
 pytestmark = [pytest.mark.clients, pytest.mark.native, pytest.mark.filterwarnings("default")]
 
-PAGE = (Path(__file__).parents[2] / "docs" / "integrations.md").read_text("utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "integrations.md").read_text("utf-8")
 BLOCKS = {
     partner: code
-    for language, code in BLOCK.findall(PAGE)
+    for language, code in BLOCK.findall(PAGE + (DOCS / "ray.md").read_text("utf-8"))
     if language == "python" and (partner := partner_of(code))
 }
 
@@ -45,7 +46,7 @@ def test_a_block_runs(partner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_every_partner_has_its_block():
     assert {*BLOCKS} == {
         *("sentence_transformers", "langchain_core", "llama_index", "haystack", "chromadb"),
-        "txtai",
+        *("txtai", "ray"),
     }
 
 
