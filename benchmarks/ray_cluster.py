@@ -77,7 +77,7 @@ def main() -> None:
             n_when_killed = n_made
             cluster.remove_node(node, allow_graceful=False)
 
-        killer = threading.Thread(target=kill)
+        killer = threading.Thread(target=kill, daemon=True)
         killer.start()
         spread_s = embed(table, spread, "--ray", "auto")
         killer.join()

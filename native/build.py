@@ -58,17 +58,25 @@ def library_name() -> str:
     return f"libgguf_embed_accelerator-{LLAMA_CPP_PYTHON}.so"
 
 
-def build(target: Path) -> Path:
-    """Compile the plug-in into the folder `target`; returns its path. Raises NotBuilt."""
-    compiler, packages = check_requirements()
+def build(target: Path, *, headers: Path | None = None, libraries: Path | None = None) -> Path:
+    """Compile the plug-in into the folder `target`; returns its path. Raises NotBuilt.
+
+    Against the headers and libraries of the installed llama-cpp-python, unless others are given.
+    """
+    if headers is None or libraries is None:
+        compiler, packages = check_requirements()
+        headers, libraries = packages / "include", packages / "llama_cpp" / "lib"
+    else:
+        compiler = _compiler()
     with tempfile.TemporaryDirectory() as scratch:
         objects = _kernels(compiler, Path(scratch), [])
         objects.append(Path(scratch) / "accelerator.o")
-        source = [str(HERE / "accelerator.cpp"), *_includes(packages), "-fopenmp"]
+        source = [str(HERE / "accelerator.cpp"), "-isystem", str(headers), "-fopenmp"]
         _run([compiler, *COMMON, *WARNINGS, *_exported(), "-c", *source, "-o", str(objects[-1])])
         made = Path(scratch) / library_name()
         command = [compiler, "-shared", "-s", "-fopenmp", "-o", str(made)]
-        _run([*command, *map(str, objects), *_ggml(packages)])
+        command += ["-Wl,-rpath,$ORIGIN", *map(str, objects)]
+        _run([*command, *_ggml(libraries)])
         target.mkdir(parents=True, exist_ok=True)
         # A library that a process has mapped must not be written into.
         placed = target / f".{library_name()}.{os.getpid()}"
@@ -97,7 +105,7 @@ def run_test_program(
         _run(
             [
                 *command,
-                *_ggml(packages),
+                *_ggml(packages / "llama_cpp" / "lib"),
                 f"-Wl,-rpath,{packages / 'llama_cpp' / 'lib'}",
             ]
         )
@@ -116,11 +124,7 @@ def _kernels(compiler: str, scratch: Path, extra: list[str]) -> list[Path]:
 
 def check_requirements() -> tuple[str, Path]:
     """The compiler, and the folder of this Python's packages."""
-    if platform.machine() not in ("x86_64", "AMD64") or sys.platform != "linux":
-        raise NotBuilt(f"no accelerator for {sys.platform} on {platform.machine()}")
-    compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
-    if compiler is None:
-        raise NotBuilt("no C++ compiler found")
+    compiler = _compiler()
     spec = importlib.util.find_spec("llama_cpp")
     if spec is None or spec.origin is None:
         raise NotBuilt("llama-cpp-python is not installed")
@@ -133,6 +137,15 @@ def check_requirements() -> tuple[str, Path]:
     return compiler, packages
 
 
+def _compiler() -> str:
+    if platform.machine() not in ("x86_64", "AMD64") or sys.platform != "linux":
+        raise NotBuilt(f"no accelerator for {sys.platform} on {platform.machine()}")
+    compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
+    if compiler is None:
+        raise NotBuilt("no C++ compiler found")
+    return compiler
+
+
 def _includes(packages: Path) -> list[str]:
     return ["-isystem", str(packages / "include")]
 
@@ -141,9 +154,12 @@ def _exported() -> list[str]:
     return ["-DGGML_BACKEND_SHARED", "-DGGML_BACKEND_BUILD"]
 
 
-def _ggml(packages: Path) -> list[str]:
+def _ggml(libraries: Path) -> list[str]:
     """The library whose functions we call; the running llama.cpp has loaded it already."""
-    return [f"-L{packages / 'llama_cpp' / 'lib'}", "-l:libggml-base.so.0"]
+    name = "libggml-base.so.0"
+    if not (libraries / name).exists():  # of the portable wheel
+        name = "libggml-base.so"
+    return [f"-L{libraries}", f"-l:{name}"]
 
 
 def _run(command: list[str]) -> None:

@@ -808,7 +808,7 @@ def test_a_name_to_vectors_in_one_command_and_again_without_a_network(
     absent = [*installed(FORBID_SOCKETS), "embed", "--text", "x", "--model", MODEL]
     done = subprocess.run(absent, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == ModelNotFound.exit_code
-    assert f"{MODEL} F16 (2 MiB) is not on this machine. Here are: all-minilm" in done.stderr
+    assert f"{MODEL} Q8_0 (1 MiB) is not on this machine. Here are: all-minilm" in done.stderr
 
 
 def test_a_download_shows_its_progress_on_a_terminal(

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import queue
 import re
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -77,6 +81,63 @@ def test_the_cache_is_for_all_that_embed(run: Run, handbook: Path):
     assert [run("search", "late parcels", "handbook", "--cache")[1] for _ in "12"] == [plain] * 2
     code, _, err = run("search", "late parcels", "--index", "hb", "--cache")
     assert (code, "--cache: is for a search without --index" in err) == (2, True)
+
+
+def test_watching_updates_after_each_change(
+    run: Run, handbook: Path, monkeypatch: pytest.MonkeyPatch
+):
+    watched: list[tuple[list[Path], Path]] = []
+
+    def changed(folders: list[Path], *, place: Path) -> Iterator[None]:
+        watched.append((folders, place))
+        (handbook / "bread.md").write_text("# Bread\n\nFlour and water.\n")
+        yield None
+        yield None  # a change that changes nothing
+        (handbook / "travel.md").unlink()
+        yield None
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gguf_embed.index.watch.changed", changed)
+    code, _, err = run("index", "-o", "hb", "--watch")
+    assert code == 130
+    ((folders, place),) = watched
+    assert (folders, place.name) == ([handbook], "hb")
+    assert re.findall("hb: files: [^;]*", err) == [
+        "hb: files: 2 unchanged",
+        "hb: files: 1 new, 2 unchanged",
+        "hb: files: 1 deleted, 2 unchanged",
+    ]
+    assert "watching handbook; Ctrl-C ends" in err
+    assert "bread.md" in run("search", "flour", "--index", "hb", "--by", "words")[1]
+
+
+@pytest.mark.slow
+def test_changes_are_seen_but_those_of_the_index(tmp_path: Path):
+    pytest.importorskip("watchfiles")
+    from gguf_embed.index.watch import changed
+
+    folder, place = tmp_path / "texts", tmp_path / "texts" / "made.index"
+    place.mkdir(parents=True)
+    seen: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def watch() -> None:
+        for each in changed([folder, tmp_path / "absent"], place=place):
+            seen.put(each)
+
+    threading.Thread(target=watch, daemon=True).start()
+    deadline = time.monotonic() + 60
+    while seen.empty() and time.monotonic() < deadline:  # until the watcher is at work
+        (folder / "new.md").write_text(f"# New {time.monotonic()}\n")
+        time.sleep(0.2)
+    assert not seen.empty()
+    for _ in range(3):  # what was written while it began
+        with suppress(queue.Empty):
+            seen.get(timeout=1.5)
+    (place / "tables.sqlite").write_bytes(b"x")
+    with pytest.raises(queue.Empty):
+        seen.get(timeout=1.5)
+    (folder / "new.md").unlink()
+    assert seen.get(timeout=60) is None
 
 
 def test_dedupe_names_groups(run: Run, handbook: Path):

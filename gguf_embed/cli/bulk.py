@@ -104,6 +104,7 @@ def _check_ray(args: argparse.Namespace, *, folder: bool) -> None:
         ("--cache", args.cache),
         ("--dry-run", args.dry_run),
         ("--server", args.server),
+        ("--background", args.background),
     ):
         if given:
             raise BadOption(f"--ray {args.ray}: goes without {name}; leave one of them out")

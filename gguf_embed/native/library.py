@@ -48,8 +48,20 @@ def bindings() -> Any:
         raise NativeFailed(_unloadable(error)) from error
     _kept_alive.append(llama_cpp.llama_log_callback(_on_log))
     llama_cpp.llama_log_set(_kept_alive[0], None)
+    _load_backends(llama_cpp._lib)
     llama_cpp.llama_backend_init()
     return llama_cpp
+
+
+def _load_backends(lib: Any) -> None:
+    """Of a portable build: its libraries for kinds of CPU, of which ggml takes the best, and for
+    GPUs. They lie beside libllama, where ggml does not look by itself.
+    """
+    folder = Path(lib._name).resolve().parent
+    loader = getattr(lib, "ggml_backend_load_all_from_path", None)
+    if loader is not None and any(folder.glob("*ggml-cpu-*")):
+        loader.restype, loader.argtypes = None, [ctypes.c_char_p]
+        loader(os.fsencode(folder))
 
 
 def _import_alone() -> Any:

@@ -6,6 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
+
 from partners.conftest import TEXTS
 
 pytest.importorskip("langchain_tests")

@@ -7,6 +7,7 @@ import pickle
 
 import numpy as np
 import pytest
+
 from partners.conftest import TEXTS
 
 pytest.importorskip("llama_index.core")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from partners.conftest import TEXTS
 
 pytest.importorskip("llm")

@@ -73,7 +73,7 @@ def test_two_nodes_one_killed(cluster: Cluster, table: Path, tmp_path: Path):
             time.sleep(0.02)
         cluster.remove_node(node, allow_graceful=False)
 
-    killer = threading.Thread(target=kill)
+    killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     assert embed(table, "-o", f"{spread}/", "--ray", "auto") == 0
     killer.join()
@@ -118,7 +118,7 @@ def test_a_worker_whose_process_dies_is_replaced(cluster: Cluster, table: Path, 
         killed.append(workers[0].pid)
         workers[0].kill()
 
-    killer = threading.Thread(target=kill)
+    killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     assert embed(table, "-o", f"{out}/", "--ray", "auto") == 0
     killer.join()
