@@ -24,7 +24,7 @@ SIDE_BY_SIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # Least share of branches, in per cent, that the tests reach in each room without side effects.
 FLOOR := 95
 
-.PHONY: demo check quick-a-h quick-i-z types test all-types all-tests reference clean
+.PHONY: demo check quick-a-i quick-j-z types test all-types all-tests reference clean
 
 demo:
 	$(PYTHON) install.py
@@ -35,10 +35,10 @@ demo:
 check:
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	@$(MAKE) --no-print-directory -j2 -O types quick-a-h quick-i-z
+	@$(MAKE) --no-print-directory -j2 -O types quick-a-i quick-j-z
 
 # A process for each half collects its own files alone, as pytest-xdist would not.
-quick-a-h quick-i-z: quick-%:
+quick-a-i quick-j-z: quick-%:
 	HYPOTHESIS_PROFILE=quick $(BIN)/pytest -m "$(QUICK)" tests/test_[$*]*.py
 
 types:
