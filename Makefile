@@ -24,7 +24,7 @@ SIDE_BY_SIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # Least share of branches, in per cent, that the tests reach in each room without side effects.
 FLOOR := 95
 
-.PHONY: demo check quick-a-i quick-j-z types test all-types all-tests reference clean
+.PHONY: demo check quick-a-eg-j quick-fk-z types test all-types all-tests reference clean
 
 demo:
 	$(PYTHON) install.py
@@ -35,10 +35,11 @@ demo:
 check:
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	@$(MAKE) --no-print-directory -j2 -O types quick-a-i quick-j-z
+	@$(MAKE) --no-print-directory -j2 -O types quick-a-eg-j quick-fk-z
 
-# A process for each half collects its own files alone, as pytest-xdist would not.
-quick-a-i quick-j-z: quick-%:
+# A process for each half collects its own files alone, as pytest-xdist would not. The tests that look
+# at the sources (faults, files, layers, quants) are in one of them, which parses them once.
+quick-a-eg-j quick-fk-z: quick-%:
 	HYPOTHESIS_PROFILE=quick $(BIN)/pytest -m "$(QUICK)" tests/test_[$*]*.py
 
 types:
