@@ -1,7 +1,7 @@
 """How fast a quantization runs on a kind of CPU, where nothing was measured on the machine itself.
 
 Rates are those of one core, in thousand million multiplications of weights a second, with texts of
-about a hundred tokens. The figures and how they were measured are in benchmarks/LOG.md.
+about a hundred tokens. Each family names the machine that its figures come from: one of its kind.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class CpuFamily:
     """CPUs whose matrix kernels are alike."""
 
     name: str
-    source: str  # where in benchmarks/LOG.md or docs
+    source: str  # the machine and what ran on it
     rates: Mapping[str, float]  # GMAC/s of one core, by quantization
 
 
