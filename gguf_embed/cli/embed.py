@@ -10,6 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
 from gguf_embed.cli import bulk, chunking, console, options
+from gguf_embed.cli.commands import COMMANDS
 from gguf_embed.cli.made_with import made_with, plan_of
 from gguf_embed.cli.task import chunked, find_task, opened_model, prompt_of
 from gguf_embed.errors import BadInput, BadOption, BadText, NativeFailed, TextTooLong
@@ -84,7 +85,7 @@ examples:
 def add(commands: Any) -> None:
     """The parser of `embed`."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        "embed", help="texts to vectors", description=DESCRIPTION, epilog=EPILOG
+        "embed", help=COMMANDS["embed"], description=DESCRIPTION, epilog=EPILOG
     )
     parser.add_argument("inputs", nargs="*", metavar="INPUT", help="file, directory or -")
     parser.add_argument(
