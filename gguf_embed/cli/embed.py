@@ -34,7 +34,7 @@ what is one text:
   .csv      a row under a header line, --field names its column
   .parquet  a row, --field names its column; .arrow, .feather and .ipc likewise (extra: arrow)
   DIR       all such files in it and below, sorted; names that begin with a dot are passed over
-  s3://...  such a file, folder or pattern elsewhere; gs://, abfs://, hdfs:// likewise (extra: arrow)
+  s3://...  such a file, folder or pattern elsewhere; gs://, abfs:// likewise (extra: arrow)
   -         standard input: as .txt, or as .jsonl where --field is given
 With --chunk-tokens a file, or the text of a row, is split into several texts; blank ones are left
 out. Each line of .jsonl then says where its chunk stands: position and last_position (lines),
