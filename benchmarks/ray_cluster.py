@@ -78,7 +78,7 @@ def embed(table: Path, out: Path, *words: str) -> dict[str, float]:
     code = cli.main(
         [
             *("embed", str(table), "--field", "text", "-o", f"{out}/", "--no-tune"),
-            *("--threads", "1", "--no-accelerator", "--quiet", *words),
+            *("--threads", "1", "--exact", "--quiet", *words),
         ]
     )
     assert code == 0, f"exit code {code}"

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -106,26 +107,25 @@ def test_a_machine_that_joins_works(
     """Rows come through a pipe until a shard was made on the new machine."""
     pipe, out = tmp_path / "rows.jsonl", tmp_path / "out"
     os.mkfifo(pipe)
-    nodes: list[Any] = []
+    node: Any = None
     n_rows = 0
-
-    def feed() -> None:
-        nonlocal n_rows
+    words = [pipe, "-o", f"{out}/", "--ray", "auto"]
+    with (
+        caplog.at_level(logging.DEBUG, "gguf_embed.jobs.ray_job"),
+        ThreadPoolExecutor() as threads,
+    ):
+        done = threads.submit(embed, *words, after=["--debug"])
         with pipe.open("w") as file:
-            while not nodes or f"on node {nodes[0].node_id}" not in caplog.text:
+            while node is None or f"on node {node.node_id}" not in caplog.text:
+                assert not done.done(), done.result()
                 for _ in range(100):
                     n_rows += 1
                     file.write(json.dumps({"text": f"row {n_rows}"}) + "\n")
                 file.flush()
                 if n_rows == 500:
-                    nodes.append(cluster.add_node(num_cpus=4))
-
-    feeder = threading.Thread(target=feed, daemon=True)
-    feeder.start()
-    with caplog.at_level(logging.DEBUG, "gguf_embed.jobs.ray_job"):
-        assert embed(pipe, "-o", f"{out}/", "--ray", "auto", after=["--debug"]) == 0
-    feeder.join()
-    cluster.remove_node(nodes[0])
+                    node = cluster.add_node(num_cpus=4)
+        assert done.result() == 0
+    cluster.remove_node(node)
     assert rows(out, n_rows)[0] == [*range(1, n_rows + 1)]
 
 
