@@ -28,6 +28,7 @@ def there(tmp_path: Path) -> str:
     (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(b'{"text": "packed"}\n'))
     (tmp_path / "picture.png").write_bytes(b"x")
     (tmp_path / ".hidden").mkdir()
+    (tmp_path / "pictures").mkdir()
     (tmp_path / ".hidden" / "more.txt").write_text("not asked for")
     return f"file://{tmp_path}"
 
@@ -87,6 +88,7 @@ def test_fsspec_reads_what_pyarrow_does_not_know():
         ("/none-*.parquet", "no file is of this pattern"),
         ("/picture.png", "the ending .png is not one of"),
         ("/.hidden/none", "no such file or folder"),
+        ("/pictures", "no .txt, .md, .jsonl, .csv, .parquet, .arrow file there or below"),
     ],
 )
 def test_what_is_not_there_is_named(there: str, after: str, hint: str):
@@ -95,9 +97,10 @@ def test_what_is_not_there_is_named(there: str, after: str, hint: str):
     assert after in str(caught.value)
 
 
-def test_keys_are_not_shown():
-    uri = "nosuch://KEY:SECRET@bucket/rows.parquet?endpoint_override=http://SECRET"
-    with pytest.raises(BadInput, match=r"^nosuch://bucket/rows\.parquet: cannot be read") as caught:
+@pytest.mark.parametrize("scheme", ["nosuch", "s3"])
+def test_keys_are_not_shown(scheme: str):
+    uri = f"{scheme}://KEY:SECRET@bucket/rows.parquet?nosuch=1"
+    with pytest.raises(BadInput, match=r"^\w+://bucket/rows\.parquet: cannot be read") as caught:
         remote.find(uri)
     assert "SECRET" not in str(caught.value)
 

@@ -41,6 +41,7 @@ class RemoteFile:
 class RemoteFiles:
     """What a URI stands for."""
 
+    name: str  # the URI itself, without keys and choices
     files: Sequence[RemoteFile]
     is_folder: bool  # nobody has named the files, nor a pattern of theirs
 
@@ -68,11 +69,11 @@ def find(uri: str) -> RemoteFiles:
     if kind == "File":
         info = filesystem.get_file_info(base)
         only = RemoteFile(name=shown, path=base, n_bytes=info.size, filesystem=filesystem)
-        return RemoteFiles(files=(only,), is_folder=False)
+        return RemoteFiles(name=shown, files=(only,), is_folder=False)
     # Of a folder all but what is hidden.
     wanted = re.compile(path_regex(pattern) if pattern else r"(?!(.*/)?\.).*", re.DOTALL)
     files: list[RemoteFile] = []
-    for info in _listed(filesystem, base, shown):
+    for info in _listed(filesystem, base, shown, below=not pattern or "/" in pattern):
         relative = info.path.removeprefix(base).lstrip("/")
         if info.is_file and wanted.fullmatch(relative):
             name = f"{_KEYS.sub('', folder)}/{relative}"
@@ -81,7 +82,8 @@ def find(uri: str) -> RemoteFiles:
             )
     if pattern and not files:
         raise BadInput(f"{shown}: no file is of this pattern; correct it")
-    return RemoteFiles(files=sorted(files, key=lambda each: each.name), is_folder=not pattern)
+    files.sort(key=lambda each: each.name)
+    return RemoteFiles(name=shown, files=files, is_folder=not pattern)
 
 
 def _asked(uri: str, shown: str) -> tuple[Any, str, str]:
@@ -98,8 +100,8 @@ def _asked(uri: str, shown: str) -> tuple[Any, str, str]:
         raise _refused(shown, error) from error
 
 
-def _listed(filesystem: Any, base: str, shown: str) -> Any:
-    selector: Any = importlib.import_module("pyarrow.fs").FileSelector(base, recursive=True)
+def _listed(filesystem: Any, base: str, shown: str, *, below: bool) -> Any:
+    selector: Any = importlib.import_module("pyarrow.fs").FileSelector(base, recursive=below)
     try:
         return filesystem.get_file_info(selector)
     except OSError as error:
@@ -107,7 +109,8 @@ def _listed(filesystem: Any, base: str, shown: str) -> Any:
 
 
 def _refused(shown: str, error: BaseException) -> BadInput:
+    why = _KEYS.sub("", " ".join(str(error).split()))
     return BadInput(
-        f"{shown}: cannot be read: {' '.join(str(error).split())}; check the name, the keys in the "
+        f"{shown}: cannot be read: {why}; check the name, the keys in the "
         "environment (such as AWS_ACCESS_KEY_ID) and the endpoint (such as AWS_ENDPOINT_URL)"
     )

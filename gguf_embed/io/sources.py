@@ -229,8 +229,8 @@ class _Finder:
                 raise BadInput(_unknown_ending(path))
         if len(self.files) == n_before:
             raise BadInput(
-                f"{printable(Path(uri.partition('?')[0]))}: no {', '.join(KINDS)} file there or "
-                "below; name another folder, or take other files as text with --include PATTERN"
+                f"{there.name}: no {', '.join(KINDS)} file there or below; name another folder, or "
+                "take other files as text with --include PATTERN"
             )
 
     def _add_directory(self, root: Path) -> None:

@@ -40,9 +40,13 @@ COMMAND = ["--no-tune", "--threads", "1", "--field", "text", "--shard-rows", "10
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """Two nodes, the driver's and another."""
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 4})
-    made.add_node(num_cpus=4)
+    """Two nodes, the driver's and another, with few processes: they share the cores of a machine.
+
+    One CPU of Ray's count is for the model, the other for reading.
+    """
+    head = {"num_cpus": 2, "include_dashboard": False}
+    made = Cluster(initialize_head=True, head_node_args=head)
+    made.add_node(num_cpus=2)
     ray.init(address=made.address, log_to_driver=False)
     yield made
     ray.shutdown()
@@ -74,7 +78,7 @@ def test_two_nodes_one_killed(cluster: Cluster, table: Path, tmp_path: Path):
     """Every row once; the same bytes as on one machine, whose settings are the same here."""
     alone, spread = tmp_path / "alone", tmp_path / "spread"
     assert embed(table, "-o", f"{alone}/", "--resume") == 0
-    node = cluster.add_node(num_cpus=4)
+    node = cluster.add_node(num_cpus=2)
 
     def kill() -> None:
         while len([*spread.glob("part-*")]) < 5:
@@ -123,7 +127,7 @@ def test_a_machine_that_joins_works(
                     file.write(json.dumps({"text": f"row {n_rows}"}) + "\n")
                 file.flush()
                 if n_rows == 500:
-                    node = cluster.add_node(num_cpus=4)
+                    node = cluster.add_node(num_cpus=2)
         assert done.result() == 0
     cluster.remove_node(node)
     assert rows(out, n_rows)[0] == [*range(1, n_rows + 1)]
@@ -200,7 +204,7 @@ def test_what_is_wrong_with_a_row_is_said_by_the_driver(
 
 
 def test_a_dataset(cluster: Cluster, table: Path):
-    dataset = ray.data.read_parquet(str(table)).limit(500)
+    dataset = ray.data.read_parquet(str(table), override_num_blocks=2).limit(500)
     settings = Settings(tune=False, n_threads=1)
     made = embed_dataset(dataset, column="text", settings=settings, prompt="p: ").to_pandas()
     assert len(made) == 500
@@ -233,7 +237,9 @@ def test_texts_and_vectors_in_a_bucket(
 ):
     """The job reads them; a dataset is read from there and written there."""
     settings = Settings(tune=False, n_threads=1)
-    ray.data.read_parquet(str(table)).limit(200).repartition(2).write_parquet(bucket("in"))
+    ray.data.read_parquet(str(table), override_num_blocks=2).limit(200).repartition(
+        2
+    ).write_parquet(bucket("in"))
     out = tmp_path / "out"
     assert embed(bucket("in/*.parquet"), "-o", f"{out}/", "--ray", "auto") == 0
     n_of_each = rows(out, 200)[0]
