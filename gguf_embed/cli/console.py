@@ -5,20 +5,20 @@ The only importer of rich, which may be absent.
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from gguf_embed.cli import layout
 from gguf_embed.errors import OutputFailed
 from gguf_embed.errors import counted as counted
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def say(message: str) -> None:
@@ -89,14 +89,6 @@ def _refusals() -> Generator[None]:
         ) from error
 
 
-class LogHandler(logging.Handler):
-    """Log records as such lines."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """One record."""
-        say(self.format(record))
-
-
 def print_json(
     command: str, value: Mapping[str, object], *, version: int = 1, to_stderr: bool = False
 ) -> None:
@@ -104,6 +96,8 @@ def print_json(
 
     `version` counts the changes after which a program that reads it must be changed too.
     """
+    import json
+
     text = json.dumps({"format": f"gguf-embed-{command}/{version}", **value}, indent=2)
     if to_stderr:
         print(text, file=sys.stderr)

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from gguf_embed.cli import console
+from gguf_embed.cli.commands import COMMANDS
 
 if TYPE_CHECKING:
     from gguf_embed.catalog.card import ModelCard
@@ -31,7 +32,7 @@ examples:
 def add(commands: Any) -> None:
     """The parser of `models`."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        "models", help="what is known and what is here", description=DESCRIPTION, epilog=EPILOG
+        "models", help=COMMANDS["models"], description=DESCRIPTION, epilog=EPILOG
     )
     parser.add_argument("--json", action="store_true", help="everything known, as JSON")
     parser.set_defaults(run=run)

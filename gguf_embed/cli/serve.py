@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gguf_embed.cli import console, options
+from gguf_embed.cli.commands import COMMANDS
 from gguf_embed.errors import BadOption
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ examples:
 def add(commands: Any) -> None:
     """The parser of `serve`."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        "serve", help="vectors over HTTP", description=DESCRIPTION, epilog=EPILOG
+        "serve", help=COMMANDS["serve"], description=DESCRIPTION, epilog=EPILOG
     )
     options.add_model(parser, several=True)
     parser.add_argument(
