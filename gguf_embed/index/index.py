@@ -38,11 +38,11 @@ from gguf_embed.index.generations import (
 )
 from gguf_embed.index.passages import lines_of
 from gguf_embed.index.places import existing
-from gguf_embed.index.ranking import Scored, by_meaning, by_words, fused
+from gguf_embed.index.ranking import Scored, bonus_of, by_meaning, by_words, fused
 from gguf_embed.index.rows import digests_between
 from gguf_embed.index.snapshot import Snapshot
 from gguf_embed.index.tables import Tables
-from gguf_embed.index.vector_file import cosines, joined
+from gguf_embed.index.vector_file import joined
 from gguf_embed.io.record import check_unicode
 from gguf_embed.system.closing import Closes
 from gguf_embed.system.files import printable
@@ -164,8 +164,9 @@ class Index(Closes):
             asked = embedder.encode_query(question)
         except TextTooLong as error:
             raise error.of_question(embedder.model_id) from error
-        nearness = cosines(now.vectors, asked, ranges)
-        return by_meaning(nearness, n) if by == "meaning" else fused(nearness, words, n)
+        if by == "meaning":
+            return by_meaning(now.nearness.near(asked, ranges, n), n)
+        return fused(now.nearness.near(asked, ranges, n, bonus_of(words)), words, n)
 
     def _hits(self, now: Snapshot, scored: Sequence[Scored]) -> list[Hit]:
         places = [now.place_of(each.row) for each in scored]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gguf_embed.errors import BadInput
 from gguf_embed.index.facts import Folder, KnownFile
+from gguf_embed.index.nearness import Nearness
 from gguf_embed.index.tables import Tables
 from gguf_embed.index.vector_file import VectorFile, joined
 from gguf_embed.index.word_scores import WordScores
@@ -29,8 +30,13 @@ class Snapshot:
     first_rows: tuple[int, ...]
     ranges: tuple[tuple[int, int], ...]  # of rows in use
     n_passages: int
-    vectors: Vectors
+    nearness: Nearness
     words: WordScores
+
+    @property
+    def vectors(self) -> Vectors:
+        """All rows, also those that are not in use, mapped."""
+        return self.nearness.vectors
 
     @classmethod
     def of(cls, tables: Tables, vectors: VectorFile, version: int) -> Snapshot:
@@ -47,7 +53,7 @@ class Snapshot:
             first_rows=tuple(each.first_row for each in ordered),
             ranges=tuple(ranges),
             n_passages=sum(each.n_rows for each in ordered),
-            vectors=vectors.rows(n_rows),
+            nearness=Nearness(vectors, n_rows),
             words=WordScores(WordTables(tables), ordered, n_rows),
         )
 
