@@ -105,6 +105,8 @@ def test_a_coarse_copy_that_is_missing_is_made(tmp_path: Path):
     file.append(vectors[:6], 0)
     whole = [(tmp_path / name).read_bytes() for name in ("coarse.q8_0", "coarse.f32")]
     assert [len(each) for each in whole] == [6 * 34, 6 * 4]
+    (tmp_path / "coarse.f32").write_bytes(whole[1][:8])
+    assert file.coarse(6) is None
     (tmp_path / "coarse.q8_0").write_bytes(whole[0][:100])
     (tmp_path / "coarse.f32").unlink()
     assert file.coarse(6) is None
