@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from gguf_embed.errors import BadInput
 from gguf_embed.index.facts import Folder, KnownFile
 from gguf_embed.index.nearness import Nearness
@@ -81,6 +84,17 @@ class Snapshot:
         if not chosen:
             raise BadInput(f"--path {' '.join(paths)}: matches no file of the index; correct it")
         return chosen
+
+    def rows_of(self, paths: Sequence[str]) -> npt.NDArray[np.intp]:
+        """The rows of the files that patterns choose, ascending. Raises BadInput for no file."""
+        chosen = self.chosen(paths)
+        files = None if chosen is None else set(chosen)
+        kept = [
+            np.arange(file.first_row, file.first_row + file.n_rows)
+            for file in self.ordered
+            if files is None or file.id in files
+        ]
+        return np.concatenate(kept) if kept else np.empty(0, np.intp)
 
     def file_named(self, name: str) -> KnownFile:
         """The file of a path, or of the end of one. Raises BadInput."""
