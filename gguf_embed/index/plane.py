@@ -61,7 +61,7 @@ def neighbours(vectors: Vectors, k: int) -> Rows:
 
 def _drawn(points: Points, near: Rows, chance: np.random.Generator) -> Points:
     n, k = near.shape
-    heads: Rows = np.arange(n * k) // k
+    heads = cast("Rows", np.repeat(np.arange(n), k))
     tails: Rows = near.ravel()
     points = points + chance.normal(0, 1e-3, points.shape).astype(np.float32)  # equal rows part
     for epoch in range(EPOCHS):
