@@ -60,8 +60,8 @@ def neighbours(vectors: Vectors, k: int) -> Rows:
 
 
 def _drawn(points: Points, near: Rows, chance: np.random.Generator) -> Points:
-    n, k = near.shape
-    heads = cast("Rows", np.repeat(np.arange(n), k))
+    n, k = cast("tuple[int, int]", near.shape)
+    heads: Rows = np.arange(n * k, dtype=np.intp) // k
     tails: Rows = near.ravel()
     points = points + chance.normal(0, 1e-3, points.shape).astype(np.float32)  # equal rows part
     for epoch in range(EPOCHS):
@@ -77,7 +77,7 @@ def _drawn(points: Points, near: Rows, chance: np.random.Generator) -> Points:
             square = (apart**2).sum(axis=1) + 1e-6
             push = 2 * _B / ((0.001 + square) * (1 + _A * square**_B))
             change += k * np.clip(apart * push[:, None], -_STEP, _STEP)
-        points = points + step * np.clip(change / k, -_STEP, _STEP).astype(np.float32)
+        points = (points + step * np.clip(change / k, -_STEP, _STEP)).astype(np.float32)
     return points
 
 
