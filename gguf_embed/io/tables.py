@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
@@ -19,6 +20,7 @@ from gguf_embed.io.record import (
     row_of,
 )
 from gguf_embed.io.sources import TABLES, TextSource, readable
+from gguf_embed.vectors import Vectors
 
 BATCH_ROWS: Final = 1024
 
@@ -143,3 +145,14 @@ def _arrow(pyarrow: Any, stream: Any) -> _Table:
 def _sliced(batch: Any) -> Iterator[Any]:
     for start in range(0, batch.num_rows, BATCH_ROWS):
         yield batch.slice(start, BATCH_ROWS)
+
+
+def table_bytes(columns: Mapping[str, object], vectors: Vectors) -> bytes:
+    """A Parquet file of columns, and of a column `vector` of float32."""
+    arrow = import_pyarrow("Parquet")
+    parquet: Any = importlib.import_module("pyarrow.parquet")
+    flat = arrow.array(vectors.reshape(-1), arrow.float32())
+    packed = arrow.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+    stream = io.BytesIO()
+    parquet.write_table(arrow.table({**columns, "vector": packed}), stream)
+    return stream.getvalue()

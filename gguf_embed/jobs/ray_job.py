@@ -82,7 +82,7 @@ class Worker:
         """A shard."""
         unit = begun(self._embedder, each, self._model.options)
         try:
-            unit.start()
+            unit.submit()
             encoded = unit.result()
         finally:
             unit.cancel()
