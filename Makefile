@@ -15,14 +15,16 @@ QUICK := not native and not ($(OTHERS))
 # and those that say so, run once more under it, with few examples.
 TRACED := (not native or branches) and not ($(OTHERS))
 
-# On all cores; the tests of a file stay together, since they share what they build. In the order of
-# the files: those of few tests, which would come last otherwise, are the slow ones.
-SIDE_BY_SIDE := -n logical --dist loadfile --no-loadscope-reorder
+# More at a time than there are cores, since many tests wait for a process. The tests of a file stay
+# together, for they share what they build. In the order of the files: those of few tests, which
+# would come last otherwise, are the slow ones.
+WORKERS := $(shell $(PYTHON) -c "import os; print((os.cpu_count() or 1) * 3 // 2)")
+SIDE_BY_SIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # Least share of branches, in per cent, that the tests reach in each room without side effects.
 FLOOR := 95
 
-.PHONY: demo check quick-a-h quick-i-z types test reference clean
+.PHONY: demo check quick-a-eg-j quick-fk-z types test all-types all-tests reference clean
 
 demo:
 	$(PYTHON) install.py
@@ -33,10 +35,11 @@ demo:
 check:
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	@$(MAKE) --no-print-directory -j2 -O types quick-a-h quick-i-z
+	@$(MAKE) --no-print-directory -j2 -O types quick-a-eg-j quick-fk-z
 
-# A process for each half collects its own files alone, as pytest-xdist would not.
-quick-a-h quick-i-z: quick-%:
+# A process for each half collects its own files alone, as pytest-xdist would not. The tests that look
+# at the sources (faults, files, layers, quants) are in one of them, which parses them once.
+quick-a-eg-j quick-fk-z: quick-%:
 	HYPOTHESIS_PROFILE=quick $(BIN)/pytest -m "$(QUICK)" tests/test_[$*]*.py
 
 types:
@@ -46,11 +49,16 @@ test:
 	$(PYTHON) install.py --uv --extras $(EXTRAS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/pytest $(SIDE_BY_SIDE)
+	@$(MAKE) --no-print-directory -j2 -O all-types all-tests
 	HYPOTHESIS_PROFILE=quick $(BIN)/pytest $(SIDE_BY_SIDE) -m "$(TRACED)" \
 	  --cov --cov-report=json:build/coverage.json
 	$(BIN)/python tests/coverage_floor.py build/coverage.json $(FLOOR)
+
+all-types:
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+all-tests:
+	$(BIN)/pytest $(SIDE_BY_SIDE)
 
 # The golden vectors, compared live with transformers and sentence-transformers (needs PyTorch).
 reference:

@@ -14,6 +14,7 @@ import contextlib
 import importlib
 import itertools
 import json
+import math
 import os
 import random
 import re
@@ -119,7 +120,10 @@ def written(file: File) -> bytes:
             item, items = value
             head = struct.pack("<IQ", item, len(items))
             return head + b"".join(packed(item, each) for each in items)
-        return struct.pack("<" + _FORMATS[kind], value)
+        try:
+            return struct.pack("<" + _FORMATS[kind], value)
+        except OverflowError:  # a float of 64 bits made one of 32
+            return struct.pack("<" + _FORMATS[kind], math.copysign(math.inf, value))
 
     raw = b"GGUF" + struct.pack("<IQQ", 3, len(file.tensors), len(file.metadata))
     for key, (kind, value) in file.metadata.items():

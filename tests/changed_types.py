@@ -16,8 +16,8 @@ import json
 import os
 import subprocess
 import sys
-from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -36,12 +36,9 @@ def interface(source: str) -> str:
     """
     tree = ast.parse(source)
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.returns is not None:
-            inside = ast.walk(ast.Module(body=node.body, type_ignores=[]))
-            if not any(
-                isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store) for n in inside
-            ):
-                node.body = []
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            sets = any(map(_sets_attribute, ast.walk(node)))
+            node.body = node.body if sets or node.returns is None else []
     return ast.dump(tree)
 
 
@@ -49,44 +46,69 @@ def _sets_attribute(node: ast.AST) -> bool:
     return isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
 
 
-def keys(files: Mapping[str, str], ground: str) -> dict[str, str]:
-    """What the types of each file of a package depend on, as a hash; `ground` is what all do."""
-    imports: defaultdict[str, set[str]] = defaultdict(set)
-    for path, target in sources.arrows(files):
-        imports[path].add(target)
-    for path, source in files.items():
-        names = [name for name in sources.imports(source) if name.startswith("gguf_embed.")]
-        if any(sources.file_of(name, files) is None for name in names):
-            imports[path].add(FACE)
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
-    seen_from = {path: interface(source) for path, source in files.items()}
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a source shows to others."""
+
+    interface: str  # as a hash
+    imports: tuple[str, ...]  # names of this package
+
+    @classmethod
+    def of(cls, source: str) -> Seen:
+        """Parses it."""
+        names = (name for name in sources.imports(source) if name.startswith("gguf_embed."))
+        return cls(interface=_hash(interface(source)), imports=tuple(names))
+
+
+def keys(files: Mapping[str, str], ground: str, known: dict[str, Seen]) -> dict[str, str]:
+    """What the types of each file of a package depend on, as a hash; `ground` is what all do.
+
+    `known` is what sources showed before, by their hashes; it becomes what they show now.
+    """
+    hashes = {path: _hash(source) for path, source in files.items()}
+    shown = {
+        content: known.get(content) or Seen.of(files[path]) for path, content in hashes.items()
+    }
+    known.clear()
+    known.update(shown)
+    imports = {
+        path: {sources.file_of(name, files) or FACE for name in shown[content].imports}
+        for path, content in hashes.items()
+    }
 
     def key(path: str) -> str:
-        seen, waiting = {path}, [path]
+        reached, waiting = {path}, [path]
         while waiting:
-            new = imports[waiting.pop()] - seen
-            seen |= new
-            waiting += new
-        parts = [part for each in sorted(seen) for part in (each, seen_from.get(each, ""))]
-        return hashlib.sha256("\0".join([ground, files[path], *parts]).encode()).hexdigest()
+            more = imports.get(waiting.pop(), set()) - reached
+            reached |= more
+            waiting += more
+        there = sorted(reached & files.keys())
+        parts = [f"{each} {shown[hashes[each]].interface}" for each in there]
+        return _hash("\n".join([ground, hashes[path], *parts]))
 
     return {path: key(path) for path in files}
 
 
-def kept() -> dict[str, list[str]]:
-    """The keys of earlier times, newest first; none where there were no such times."""
+def kept() -> tuple[dict[str, list[str]], dict[str, Seen]]:
+    """The keys of earlier times, newest first, and what was seen then; nothing the first time."""
     try:
-        return dict(json.loads(RIGHT.read_text("utf-8")))
-    except (OSError, ValueError, TypeError):
-        return {}
+        said = json.loads(RIGHT.read_text("utf-8"))
+        seen = {name: Seen(each[0], tuple(each[1])) for name, each in said["seen"].items()}
+        return dict(said["right"]), seen
+    except (OSError, ValueError, TypeError, KeyError, IndexError):
+        return {}, {}
 
 
 def main() -> int:
     """Pyright's exit code."""
     installed = sorted(f"{each.name} {each.version}" for each in metadata.distributions())
     settings = (ROOT / "pyproject.toml").read_text("utf-8")
-    now = keys(sources.files(), "\n".join([sys.version, settings, *installed]))
-    before = kept()
+    before, known = kept()
+    now = keys(sources.files(), "\n".join([sys.version, settings, *installed]), known)
     changed = sorted(path for path, key in now.items() if key not in before.get(path, []))
     print(f"types: {len(changed)} of {len(now)} files to look at", flush=True)
     if not changed:
@@ -100,7 +122,8 @@ def main() -> int:
         RIGHT.parent.mkdir(exist_ok=True)
         newest = {path: dict.fromkeys([key, *before.get(path, [])]) for path, key in now.items()}
         right = {path: [*each][:N_KEPT] for path, each in newest.items()}
-        RIGHT.write_text(json.dumps(right), "utf-8")
+        seen = {name: [each.interface, each.imports] for name, each in known.items()}
+        RIGHT.write_text(json.dumps({"right": right, "seen": seen}), "utf-8")
     return code
 
 

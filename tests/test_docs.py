@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import shlex
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -105,7 +107,13 @@ def test_commands_parse(page: str, line: str):
     for stop in (">", "|", "&&"):
         if stop in words:
             words = words[: words.index(stop)]
-    cli.parser().parse_args(words)
+    all_commands().parse_args(words)
+
+
+@cache
+def all_commands() -> argparse.ArgumentParser:
+    """It takes ten milliseconds to make."""
+    return cli.parser()
 
 
 def test_there_are_commands_to_parse():

@@ -232,17 +232,18 @@ def test_types_are_looked_at_again_where_they_may_have_changed():
         "apart.py": "import json",
         "__init__.py": "from gguf_embed.low import x",
     }
-    before = changed_types.keys(files, "python 3")
+    known: dict[str, changed_types.Seen] = {}
+    before = changed_types.keys(files, "python 3", known)
 
     def changed(path: str, source: str) -> set[str]:
-        now = changed_types.keys({**files, path: source}, "python 3")
+        now = changed_types.keys({**files, path: source}, "python 3", known)
         return {path for path, key in now.items() if before[path] != key}
 
     assert changed("errors.py", "x = ''") == set(files) - {"apart.py"}
     assert changed("high.py", files["high.py"] + "  # and no other") == {"high.py"}
     assert changed("low.py", "x = ''") == {"low.py", "high.py", "face.py", "__init__.py"}
     assert changed("apart.py", "import re") == {"apart.py"}
-    assert set(changed_types.keys(files, "python 4").values()).isdisjoint(before.values())
+    assert set(changed_types.keys(files, "python 4", known).values()).isdisjoint(before.values())
 
 
 def test_others_see_no_more_than_the_interface():

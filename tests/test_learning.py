@@ -125,6 +125,9 @@ def test_a_long_run_learns_and_loses_no_vector(clock: Clock):
         rows = texts(8000)
         done = [*running.submit(Caller(), rows).results()]
         assert sorted(row for each in done for row in each.rows) == [*range(len(rows))]
+        for each in done:
+            alone = FakeBackend().run([rows[row] for row in each.rows]).vectors
+            np.testing.assert_array_equal(each.vectors, alone)
         (learned,) = learner.learned
         assert learned.way == LARGE  # of one context, more cannot work together
         assert learned.tokens_per_s > learned.untuned_tokens_per_s > 0

@@ -1143,8 +1143,9 @@ def test_never_over_budget_and_always_with_reasons(
             found.run,
         ).items()
     }
-    choices = ("quant", "n_gpu_layers", "n_ctx", "max_batch_tokens", "n_contexts")
-    assert [why.split()[0] for why in found.why] == list(choices)
+    choices = ["quant", "n_gpu_layers", "n_ctx", "max_batch_tokens", "n_contexts"]
+    told = [why.split()[0] for why in found.why]
+    assert told in (choices, [*choices, "speed:"])  # of large models on a known kind of CPU
     assert all(re.fullmatch(r"\S.*: \S.+", why) for why in found.why)
     assert all(row.reason for row in found.considered)
     assert found.chosen.fit == found.fit != "no"

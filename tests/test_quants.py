@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from gguf_embed.catalog import catalog
 from gguf_embed.gguf import layout, quants
 from gguf_embed.gguf.quants import QUANTS, TENSOR_TYPES
+from gguf_embed.plan import speed
 from gguf_embed.store import local
 
 NUMBERS = {"I8", "I16", "I32", "I64", "F64"}  # plain types of numbers, which others name too
 NAMES = {*QUANTS, *TENSOR_TYPES} - NUMBERS
 OWNER = "gguf/quants.py"
+FIGURES = "plan/speed.py"  # what was measured, by name
 
 
 def tables(source: str) -> Iterator[str]:
@@ -42,7 +44,12 @@ def tables(source: str) -> Iterator[str]:
 
 def test_there_is_no_second_table():
     found = {path: list(tables(source)) for path, source in sources.files().items()}
-    assert {path: texts for path, texts in found.items() if texts and path != OWNER} == {}
+    others = found.keys() - {OWNER, FIGURES}
+    assert {path: found[path] for path in others if found[path]} == {}
+
+
+def test_figures_are_kept_by_names_of_the_table():
+    assert all(family.rates.keys() <= QUANTS.keys() for family in speed.FAMILIES)
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,12 @@ class Process:
             self.process.stdout.close()
 
 
+def address_in(said: str) -> str:
+    """What a server tells when it has started; "" before."""
+    found = [line for line in said.splitlines() if " at http" in line]
+    return found[0].partition(" at ")[2].partition(";")[0] if found else ""
+
+
 @pytest.fixture(scope="module")
 def rerankers(tiny_model: Write) -> list[Path]:
     return [tiny_model("qwen3_reranker"), tiny_model("xlmr_reranker")]
@@ -97,12 +103,8 @@ def url(tmp_path_factory: pytest.TempPathFactory, rerankers: list[Path]) -> Iter
         command += ["--model", str(model)]
     running = Process([*command, "--api-key-file", str(folder / "keys")], folder)
 
-    def read() -> str:
-        found = [line for line in running.errors.read_text().splitlines() if " at http" in line]
-        return found[0].partition(" at ")[2].partition(";")[0] if found else ""
-
     try:
-        yield running.address_in(read)
+        yield running.address_in(lambda: address_in(running.errors.read_text()))
     finally:
         running.process.terminate()
         assert running.process.wait(60) == 0, running.errors.read_text()

@@ -19,13 +19,8 @@ if TYPE_CHECKING:
     from gguf_embed.index.facts import IndexFacts
     from gguf_embed.index.index import Hit, Index
 
-_OF_FILES = (
-    "field",
-    "id_field",
-    "prose",
-    "include",
-    "cache",
-)  # options of a search without an index
+# Options of a search without an index.
+_OF_FILES = ("field", "id_field", "prose", "include", "cache")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

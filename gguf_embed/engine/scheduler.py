@@ -178,12 +178,11 @@ class Scheduler(Closes):
                     return
                 self._n_free -= work.n_contexts
                 self._changed.notify_all()
-            began_at = time.monotonic()
-            self._compute(work, began_at)
+            seconds = self._compute(work)
             with self._changed:
                 self._n_free += work.n_contexts
                 self._n_looking += 1
-                self._learn(work, time.monotonic() - began_at)
+                self._learn(work, seconds)
                 self._start_threads()
 
     def _next(self) -> Work | None:
@@ -202,11 +201,13 @@ class Scheduler(Closes):
         return work
 
     def _learn(self, work: Work, seconds: float) -> None:
-        if self._learning is not None:
+        if self._learning is not None and not self._learning.done:
             n_tokens = sum(map(len, work.sequences)) - work.n_prefix * (len(work.sequences) - 1)
             self._learning.ends(time.monotonic(), n_tokens, seconds)
 
-    def _compute(self, work: Work, began_at: float) -> None:
+    def _compute(self, work: Work) -> float:
+        """Seconds that it took; what it waited before does not count."""
+        began_at = time.monotonic()
         try:
             if self.before_each is not None:
                 self.before_each()
@@ -220,11 +221,9 @@ class Scheduler(Closes):
         except BaseException as error:
             if len(work.parts) == 1:
                 work.parts[0].job.deliver(error)
-                return
+                return time.monotonic() - began_at
             # One caller's rows must not fail for those of another.
-            for part in work.parts:
-                self._compute(replace(work, parts=(part,)), began_at)
-            return
+            return sum(self._compute(replace(work, parts=(part,))) for part in work.parts)
         seconds = time.monotonic() - began_at
         n_texts = n_tokens = 0
         for job, done in split(work, outcome.vectors, outcome.bad, outcome.died, began_at):
@@ -233,3 +232,4 @@ class Scheduler(Closes):
             job.deliver(done)
         if self.on_computed is not None:
             self.on_computed(Computed(n_texts=n_texts, n_tokens=n_tokens, seconds=seconds))
+        return seconds

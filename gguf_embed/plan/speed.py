@@ -1,7 +1,7 @@
 """How fast a quantization runs on a kind of CPU, where nothing was measured on the machine itself.
 
 Rates are those of one core, in thousand million multiplications of weights a second, with texts of
-about a hundred tokens. The figures and how they were measured are in benchmarks/LOG.md.
+about a hundred tokens. Each family names the machine that its figures come from: one of its kind.
 """
 
 from __future__ import annotations
@@ -24,41 +24,44 @@ class CpuFamily:
     """CPUs whose matrix kernels are alike."""
 
     name: str
-    source: str  # where in benchmarks/LOG.md or docs
+    source: str  # the machine and what ran on it
     rates: Mapping[str, float]  # GMAC/s of one core, by quantization
 
 
-_AMX: Final = CpuFamily(
+AMX: Final = CpuFamily(
     name="AMX",
     source="Xeon with AMX, 0.6B shape, 2 cores: Q8_0 413 to 457 tokens/s",
     rates={"Q8_0": 95},
 )
-_VNNI: Final = CpuFamily(
+VNNI: Final = CpuFamily(
     name="AVX-512 VNNI",
     source="Xeon without AMX in use, 0.6B shape, 2 cores",
     rates={"F16": 40, "Q8_0": 40, "Q6_K": 76, "Q5_K_M": 80, "Q4_K_M": 81, "Q4_0": 53},
 )
-_AVX2: Final = CpuFamily(
+AVX2: Final = CpuFamily(
     name="AVX2 with our kernels",
     source="EPYC Zen 3, 0.6B shape, one core",
     rates={"F16": 34, "Q8_0": 46, "Q4_K_M": 44},
 )
-_AVX2_GGML: Final = CpuFamily(
+AVX2_GGML: Final = CpuFamily(
     name="AVX2",
     source="EPYC Zen 3, 0.6B shape, one core, llama.cpp's kernels",
     rates={"F16": 29, "Q8_0": 24, "Q4_K_M": 27},
 )
 
 
+FAMILIES: Final = (AMX, VNNI, AVX2, AVX2_GGML)
+
+
 def family_of(machine: Machine) -> CpuFamily | None:
     """The family of its CPU; None where none like it was measured."""
     features = {*machine.cpu_features}
     if "amx_int8" in features:
-        return _AMX
+        return AMX
     if features & {"avx512_vnni", "avx_vnni"}:
-        return _VNNI
+        return VNNI
     if {"avx2", "fma"} <= features:
-        return _AVX2 if machine.os in ("linux", "wsl") else _AVX2_GGML
+        return AVX2 if machine.os in ("linux", "wsl") else AVX2_GGML
     return None
 
 

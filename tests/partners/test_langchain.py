@@ -23,8 +23,8 @@ from gguf_embed.testing import FakeEmbedder, FakeReranker
 pytestmark = [pytest.mark.clients, pytest.mark.native, pytest.mark.filterwarnings("default")]
 
 
-class TestUnit(EmbeddingsUnitTests):
-    """LangChain's own."""
+class Ours:
+    """What both of LangChain's suites ask for."""
 
     @property
     def embeddings_class(self) -> type[GgufEmbeddings]:
@@ -35,16 +35,12 @@ class TestUnit(EmbeddingsUnitTests):
         return {"model": "all-minilm-l6-v2", "settings": {"tune": False}}
 
 
-class TestIntegration(EmbeddingsIntegrationTests):
+class TestUnit(Ours, EmbeddingsUnitTests):
     """LangChain's own."""
 
-    @property
-    def embeddings_class(self) -> type[GgufEmbeddings]:
-        return GgufEmbeddings
 
-    @property
-    def embedding_model_params(self) -> dict[str, object]:
-        return {"model": "all-minilm-l6-v2", "settings": {"tune": False}}
+class TestIntegration(Ours, EmbeddingsIntegrationTests):
+    """LangChain's own."""
 
 
 async def test_the_vectors_are_those_of_the_engine(minilm: Embedder, direct: np.ndarray):
