@@ -23,6 +23,11 @@ def home() -> Path:
     return base / "gguf_embed"
 
 
+def portable_wheels() -> Path:
+    """Wheels of llama-cpp-python for every CPU that were made here; `install.py` keeps them."""
+    return home() / "wheels" / "portable"
+
+
 def data_home() -> Path:
     """The user's data: $GGUF_EMBED_HOME, else where the system keeps what is no cache."""
     if chosen := os.environ.get("GGUF_EMBED_HOME"):
