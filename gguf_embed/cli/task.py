@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from gguf_embed.catalog import BUILTIN
 from gguf_embed.cli import chunking, console, manners, options
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ def opened_model(args: argparse.Namespace, *, isolated: bool) -> AbstractContext
             from gguf_embed.engine.embedder import Embedder
 
             return Embedder.connect(args.server, args.model)
-        model: str = args.model or BUILTIN
+        model: str = args.model or options.default_model()
         settings = options.settings(args)
         return options.open_embedder(model, settings, quiet=args.quiet, isolated=isolated)
 

@@ -41,6 +41,19 @@ def data_home() -> Path:
     return base / "gguf_embed"
 
 
+def config_home() -> Path:
+    """What the user chose: $GGUF_EMBED_HOME, else where the system keeps settings."""
+    if chosen := os.environ.get("GGUF_EMBED_HOME"):
+        return Path(chosen)
+    if sys.platform == "win32":
+        base = Path(os.environ.get("APPDATA") or user_home() / "AppData" / "Roaming")
+    elif sys.platform == "darwin":
+        base = user_home() / "Library" / "Application Support"
+    else:
+        base = Path(os.environ.get("XDG_CONFIG_HOME") or user_home() / ".config")
+    return base / "gguf_embed"
+
+
 def user_home() -> Path:
     """The user's home; a private folder beside the temporary files where the system knows none.
 
