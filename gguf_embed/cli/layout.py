@@ -27,6 +27,9 @@ class HelpFormatter(argparse.HelpFormatter):
         columns = shutil.get_terminal_size((80, 24)).columns
         super().__init__(prog, width=min(columns, MAX_HELP_WIDTH))
 
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return _wrap(" ".join(text.split()), width)
+
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return "\n".join(reflow(text, width))
 
