@@ -91,7 +91,7 @@ def choices() -> Iterator[str]:
     """
     columns = ("machine", "model", "best quality", "taken", "why")
     yield "\n## What is taken, and why\n"
-    yield "The layout of nomic's tensors is not known: their sizes are told from those of its files."
+    yield "The layout of nomic's tensors is not known: the sizes of its files tell theirs."
     yield ""
     yield from (f"| {' | '.join(row)} |" for row in (columns, ("---",) * len(columns)))
     for machine in machines():
