@@ -115,8 +115,9 @@ def _variants(card: ModelCard) -> tuple[Variant, ...]:
     assert card.parameters is not None
     shape, found = card.shape, list[Variant]()
     for file in sorted(card.files, key=lambda file: quants.rank(file.quant)):
-        input_bytes = file.n_bytes * shape.n_vocab * shape.n_embd // card.parameters
-        layer_bytes = (file.n_bytes - input_bytes) // shape.n_layer
+        n_bytes = file.n_bytes or 0
+        input_bytes = n_bytes * shape.n_vocab * shape.n_embd // card.parameters
+        layer_bytes = (n_bytes - input_bytes) // shape.n_layer
         found.append(
             Variant(
                 model=card.id,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import Any
+from typing import Any, cast
 
 from gguf_embed.cli import console
 from gguf_embed.errors import BadOption
@@ -37,10 +37,10 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print it; returns 0."""
     try:
-        import argcomplete
+        from argcomplete.shell_integration import shellcode
     except ImportError as error:
         raise BadOption("completion needs argcomplete: pip install 'gguf-embed[cli]'") from error
-    console.out(argcomplete.shellcode(["gguf-embed"], shell=args.shell))
+    console.out(shellcode(["gguf-embed"], shell=args.shell))
     return 0
 
 
@@ -59,10 +59,14 @@ def answer(parser: argparse.ArgumentParser) -> None:
     argcomplete.autocomplete(parser)
 
 
-def _parsers(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
-    from gguf_embed.cli.reference import commands
-
-    return [parser, *commands(parser).values()]
+def _parsers(top: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    """That of all commands, and those of each; argparse has no public way to them."""
+    found = [top]
+    for action in top._actions:  # pyright: ignore[reportPrivateUsage]
+        choices: object = action.choices
+        if isinstance(choices, dict):
+            found += cast("dict[str, argparse.ArgumentParser]", choices).values()
+    return found
 
 
 def _models(prefix: str, **_: object) -> list[str]:

@@ -46,9 +46,9 @@ def reference() -> str:
     return "\n".join(_lines()) + "\n"
 
 
-def commands(top: argparse.ArgumentParser | None = None) -> dict[str, argparse.ArgumentParser]:
+def commands() -> dict[str, argparse.ArgumentParser]:
     """The parser of each command, by name."""
-    top = top or cli.parser()
+    top = cli.parser()
     # argparse has no public way to the commands of a parser.
     found: dict[str, argparse.ArgumentParser] = {}
     for action in top._actions:  # pyright: ignore[reportPrivateUsage]
