@@ -30,6 +30,7 @@ ONLY_IN = {
     "llama_cpp": "native/",
     "huggingface_hub": "store/",
     "rich": "cli/console.py",
+    "argcomplete": "cli/completion.py",
     "matplotlib": "lab/plots.py",
     "chromadb": "integrations/chroma.py",
     "haystack": "integrations/haystack.py",

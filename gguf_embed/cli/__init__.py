@@ -17,7 +17,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
 from gguf_embed import __version__
-from gguf_embed.cli import console
+from gguf_embed.cli import completion, console
 from gguf_embed.cli.commands import COMMANDS
 from gguf_embed.cli.exits import exits_line
 from gguf_embed.cli.layout import HelpFormatter
@@ -49,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if any("\0" in word for word in words):
         console.say("an argument holds a NUL character, which no name or text here may hold")
         return 2
+    if completion.ASKED in os.environ:
+        completion.answer(parser())
     first = next((word for word in words if not word.startswith("-")), None)
     args = parser([] if first is None else [first]).parse_args(words)
     debug: bool = args.debug or os.environ.get("GGUF_EMBED_DEBUG", "") not in ("", "0")
@@ -108,6 +110,8 @@ def parser(known: Collection[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
         importlib.import_module(f"{__name__}.{name}").add(commands)
         each: argparse.ArgumentParser = commands.choices[name]
         each.epilog = f"{each.epilog}\n\n{exits_line()}"
+        each.allow_abbrev = False
+        _shorten(each)
         # Without a default here, so that --debug counts before and after the command's name.
         _add_debug(each, default=argparse.SUPPRESS)
     return top
@@ -117,6 +121,27 @@ def _add_debug(to: argparse.ArgumentParser, *, default: bool | str) -> None:
     to.add_argument(
         "--debug", action="store_true", default=default, help="show tracebacks and details"
     )
+
+
+# One letter for what most commands have.
+SHORT = {
+    "--json": "-j",
+    "--model": "-m",
+    "--quiet": "-q",
+    "--threads": "-t",
+    "--top": "-k",
+    "--yes": "-y",
+}
+
+
+def _shorten(parser: argparse.ArgumentParser) -> None:
+    """Give the common options their letters; argparse has no public way to do it in one place."""
+    known = parser._option_string_actions  # pyright: ignore[reportPrivateUsage]
+    for long, short in SHORT.items():
+        action = known.get(long)
+        if action is not None and short not in known:
+            action.option_strings = [short, *action.option_strings]
+            known[short] = action
 
 
 class _Parser(argparse.ArgumentParser):

@@ -11,6 +11,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "cache": "vectors that need not be computed again",
     "cluster": "what an index is about",
     "compare": "are two of them one vector space?",
+    "completion": "completion for your shell",
     "dedupe": "passages that are nearly the same",
     "doctor": "what works, what would be faster",
     "embed": "texts to vectors",
