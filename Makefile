@@ -27,11 +27,15 @@ SIDE_BY_SIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # Least share of branches, in per cent, that the tests reach in each room without side effects.
 FLOOR := 95
 
-.PHONY: demo check quick-a-eg-j quick-fk-z types test all-tests all-types branches reference clean
+.PHONY: demo wheels check quick-a-eg-j quick-fk-z types test all-tests all-types branches reference clean
 
 demo:
 	$(PYTHON) install.py
 	$(BIN)/gguf-embed search "how do I use this without internet?" README.md docs/
+
+# For machines of this platform without a compiler, whatever their CPU: see --wheelhouse.
+wheels:
+	$(PYTHON) install.py --wheels wheels
 
 # Types and the halves of the tests run side by side, and each says its own at its end. The types are
 # those of the package, where they may have changed; `make test` looks at all, and at the benchmarks.

@@ -3,9 +3,12 @@
     python3 install.py                    # .venv with the command line
     python3 install.py --extras cli,dev   # and what the tests need
     CMAKE_ARGS="-DGGML_CUDA=on" python3 install.py
+    python3 install.py --wheels wheels    # a folder that installs without a compiler, on any CPU
+    python3 install.py --wheelhouse wheels      # from that folder, or from its URL
 
 llama-cpp-python is compiled once, in some minutes, and the wheel is kept in the user's cache
-directory under a name made of its version, its flags, the compiler and the CPU.
+directory under a name made of its version, its flags, the compiler and the CPU. A portable one
+(--portable) has a library for each kind of CPU, and takes longer.
 """
 
 from __future__ import annotations
@@ -22,12 +25,14 @@ import venv
 import zipfile
 from pathlib import Path
 
-from gguf_embed.system.paths import home  # needs nothing installed
+from gguf_embed.system.paths import home, portable_wheels  # needs nothing installed
 
 ROOT = Path(__file__).parent
 LLAMA_CPP_PYTHON = "0.3.36"
+PATTERN = f"llama_cpp_python-{LLAMA_CPP_PYTHON}-*.whl"
 SLIM = "slim"  # folder of the wheels that hold llama.cpp's libraries once
-# Without the multimodal library, which embedding text does not use.
+BUILD = ROOT / "build" / "llama.cpp"  # sources and objects: what was compiled is not again
+# Part of the key of wheels that pip made: they are still good.
 FLAGS = ["-DLLAVA_BUILD=OFF"]
 # GCC before 12.4 and 13 drops the stores of the AMX tile configuration (GCC PR 114098), so that
 # the first quantized matrix product dies. Without these passes it keeps them.
@@ -42,6 +47,15 @@ def main() -> None:
     parser.add_argument(
         "--uv", action="store_true", help="install with uv, in seconds; it does not read pip.conf"
     )
+    parser.add_argument(
+        "--portable", action="store_true", help="with a llama.cpp for every CPU of this platform"
+    )
+    parser.add_argument(
+        "--wheels", type=Path, metavar="DIR", help="only make wheels of all that is needed, there"
+    )
+    parser.add_argument(
+        "--wheelhouse", metavar="DIR|URL", help="take llama.cpp from there, and compile nothing"
+    )
     args = parser.parse_args()
     if sys.version_info < (3, 11):  # noqa: UP036  (run before pip could refuse)
         sys.exit(f"Python 3.11 or newer is needed, this is {platform.python_version()}")
@@ -50,11 +64,41 @@ def main() -> None:
     if not python.exists():
         venv.create(args.venv, with_pip=True)
     pip = [str(python), "-m", "pip", "--disable-pip-version-check"]
-    wheel = build_wheel(pip)
+    if args.wheels:
+        make_wheels(pip, build_portable(pip), args.wheels, args.extras)
+        return
+    if args.wheelhouse:
+        install_from(pip, args.wheelhouse, args.extras)
+        return
+    wheel = build_portable(pip) if args.portable else build_wheel(pip)
     wanted = [str(wheel), "--editable", f"{ROOT}[{args.extras}]"]
     if not (args.uv and installed_by_uv(pip, python, wanted)):
         run([*pip, "install", "--quiet", *wanted])
-    build_accelerator(python)
+    if not args.portable:  # there it is inside
+        build_accelerator(python)
+
+
+def make_wheels(pip: list[str], llama: Path, folder: Path, extras: str) -> None:
+    """Fill a folder with wheels from which `--wheelhouse` installs without network."""
+    command = [*pip, "wheel", "--quiet", "--wheel-dir", str(folder), str(llama)]
+    run([*command, f"{ROOT}[{extras}]"])
+    print(f"{folder}: {len(list(folder.glob('*.whl')))} wheels; next, where they are needed:")
+    print(
+        f"python3 install.py --wheelhouse {folder}, or pip install --no-index --find-links {folder}"
+        f' "gguf-embed[{extras}]"'
+    )
+
+
+def install_from(pip: list[str], wheelhouse: str, extras: str) -> None:
+    """Install from a folder of wheels, or the page of one; nothing is compiled.
+
+    Where that lacks a package, gguf_embed is this checkout, and pip's index has the rest.
+    """
+    install = [*pip, "install", "--quiet", "--find-links", wheelhouse]
+    llama = ["--only-binary", "llama-cpp-python", f"llama-cpp-python=={LLAMA_CPP_PYTHON}"]
+    whole = [*install, *llama, "--no-index", f"gguf-embed[{extras}]"]
+    if subprocess.run(whole, capture_output=True, check=False).returncode:
+        run([*install, *llama, "--editable", f"{ROOT}[{extras}]"])
 
 
 def installed_by_uv(pip: list[str], python: Path, wanted: list[str]) -> bool:
@@ -76,36 +120,45 @@ def build_wheel(pip: list[str]) -> Path:
     """The llama-cpp-python wheel for this machine, from the cache or compiled now."""
     flags = build_flags()
     what = "\n".join([LLAMA_CPP_PYTHON, *flags, compiler(), platform.platform(), cpu()])
-    key = hashlib.sha256(what.encode()).hexdigest()[:16]
-    folder = home() / "wheels" / key
-    pattern = f"llama_cpp_python-{LLAMA_CPP_PYTHON}-*.whl"
-    if wheel := next((folder / SLIM).glob(pattern), None):
+    folder = home() / "wheels" / hashlib.sha256(what.encode()).hexdigest()[:16]
+    if wheel := next((folder / SLIM).glob(PATTERN), None):
         return wheel
-    if wheel := next(folder.glob(pattern), None):  # of an earlier install.py
+    if wheel := next(folder.glob(PATTERN), None):  # of an earlier install.py
         return slim(wheel)
-    if os.name != "nt" and not (
-        shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    ):
-        sys.exit(
-            "no C++ compiler found; install one: Debian/Ubuntu `apt install build-essential "
-            "python3-venv`, Fedora `dnf install gcc-c++ make`, macOS `xcode-select --install`"
-        )
+    check_compiler()
     print(f"compiling llama-cpp-python {LLAMA_CPP_PYTHON}, once: some minutes", flush=True)
-    scratch = folder.with_name(f"{key}.{os.getpid()}")
-    # pip keeps what it compiled under the version alone: another flag or CPU would get the old one.
-    command = [*pip, "wheel", "--quiet", "--no-cache-dir", "--no-deps"]
-    command += ["--no-binary", "llama-cpp-python"]
-    command += ["--wheel-dir", str(scratch), f"llama-cpp-python=={LLAMA_CPP_PYTHON}"]
-    run(command, CMAKE_ARGS=" ".join(flags))
-    whole = next(scratch.glob(pattern))
-    slim(whole)
-    whole.unlink()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        scratch.rename(folder)
-    except OSError:  # somebody else finished first
-        shutil.rmtree(scratch)
-    return next((folder / SLIM).glob(pattern))
+    return make_wheel(pip, folder / SLIM, ["--native"], CMAKE_ARGS=" ".join(flags))
+
+
+def build_portable(pip: list[str]) -> Path:
+    """The wheel for every CPU of this platform, from the cache or compiled now."""
+    if wheel := next(portable_wheels().glob(PATTERN), None):
+        return wheel
+    check_compiler()
+    print("compiling llama.cpp for all kinds of CPUs, once: ten minutes and more", flush=True)
+    return make_wheel(pip, portable_wheels(), [])
+
+
+def make_wheel(pip: list[str], folder: Path, words: list[str], **environment: str) -> Path:
+    """Have native/wheel.py make a wheel, which appears whole in the folder."""
+    scratch = folder.with_name(f"{folder.name}.{os.getpid()}")
+    command = [pip[0], str(ROOT / "native" / "wheel.py"), str(scratch), "--build", str(BUILD)]
+    run([*command, *words], **environment)
+    made = next(scratch.glob(PATTERN))
+    folder.mkdir(parents=True, exist_ok=True)
+    wheel = made.replace(folder / made.name)
+    scratch.rmdir()
+    return wheel
+
+
+def check_compiler() -> None:
+    """End with the next step where there is no compiler."""
+    if os.name != "nt" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        sys.exit(
+            "no C++ compiler found; take wheels that were made elsewhere (--wheelhouse), or "
+            "install one: Debian/Ubuntu `apt install build-essential python3-venv`, Fedora "
+            "`dnf install gcc-c++ make`, macOS `xcode-select --install`"
+        )
 
 
 def slim(wheel: Path) -> Path:

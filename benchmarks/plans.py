@@ -12,14 +12,17 @@ from pathlib import Path
 from gguf_embed.catalog import catalog
 from gguf_embed.catalog.card import ModelCard
 from gguf_embed.errors import DoesNotFit
+from gguf_embed.gguf import layout, quants
 from gguf_embed.machine.machine import Machine, machine_from_json
 from gguf_embed.plan import rules
 from gguf_embed.plan.memory import gpus_of, mib
+from gguf_embed.plan.mode import EmbedMode
 from gguf_embed.plan.plan import Plan, plan_auto, plan_for
+from gguf_embed.plan.variants import Variant, variants_of
 
 ROOT = Path(__file__).parents[1]
 MODELS = ("qwen3-embedding-0.6b", "qwen3-embedding-4b", "qwen3-embedding-8b")
-OTHERS = ("all-minilm-l6-v2", "bge-m3")  # nomic's layout is not known without its file
+OTHERS = ("all-minilm-l6-v2", "bge-m3", "nomic-embed-text-v1.5")
 INTRODUCTION = """\
 # What runs where
 
@@ -88,13 +91,15 @@ def choices() -> Iterator[str]:
     """
     columns = ("machine", "model", "best quality", "taken", "why")
     yield "\n## What is taken, and why\n"
+    yield "The layout of nomic's tensors is not known: the sizes of its files tell theirs."
+    yield ""
     yield from (f"| {' | '.join(row)} |" for row in (columns, ("---",) * len(columns)))
     for machine in machines():
         for name in (*MODELS, *OTHERS):
             card = catalog.find(name)
             assert card is not None
             try:
-                plan = plan_for(card, machine)
+                plan = plan_for(card, machine, offered=_variants(card))
             except DoesNotFit:
                 yield f"| {machine.name} | {name} | - | - | it does not fit |"
                 continue
@@ -102,12 +107,42 @@ def choices() -> Iterator[str]:
             yield f"| {machine.name} | {name} | {best} | {plan.quant} | {plan.reason} |"
 
 
+def _variants(card: ModelCard) -> tuple[Variant, ...]:
+    """Of a model whose layout is not known: the token table by its numbers, the rest in layers."""
+    if card.architecture in layout.ARCHITECTURES:
+        return variants_of(card)
+    assert card.shape is not None
+    assert card.parameters is not None
+    shape, found = card.shape, list[Variant]()
+    for file in sorted(card.files, key=lambda file: quants.rank(file.quant)):
+        n_bytes = file.n_bytes or 0
+        input_bytes = n_bytes * shape.n_vocab * shape.n_embd // card.parameters
+        layer_bytes = (n_bytes - input_bytes) // shape.n_layer
+        found.append(
+            Variant(
+                model=card.id,
+                quant=file.quant,
+                file=file,
+                shape=shape,
+                mode=EmbedMode(pooling=card.pooling, causal=False, encoder=True),
+                input_bytes=input_bytes,
+                layer_bytes=(layer_bytes,) * shape.n_layer,
+                output_bytes=0,
+                output_copy_bytes=0,
+                largest_bytes=layer_bytes // 3,
+                gated=True,
+                n_masks=1,
+            )
+        )
+    return tuple(found)
+
+
 def _best_quality(card: ModelCard, machine: Machine) -> Plan:
     """Without the rule that looks at speed."""
     every = rules.RULES
     rules.RULES = tuple(rule for rule in every if not rule.name.startswith("on a CPU the fastest"))  # pyright: ignore[reportAttributeAccessIssue, reportConstantRedefinition]
     try:
-        return plan_for(card, machine)
+        return plan_for(card, machine, offered=_variants(card))
     finally:
         rules.RULES = every  # pyright: ignore[reportAttributeAccessIssue, reportConstantRedefinition]
 

@@ -58,9 +58,10 @@ REPO = "someone/tiny-embedder-GGUF"
 MODEL = "model/qwen3-Q8_0.gguf"
 
 
-def fake_collect(folder: Path, platform: str, *, on_status: object) -> None:
+def fake_collect(folder: Path, platform: str, *, on_status: object) -> wheels.LlamaKind:
     folder.mkdir()
     (folder / "gguf_embed-0-py3-none-any.whl").write_text(f"for {platform}")
+    return {wheels.HERE: "native", "win_amd64": "portable"}.get(platform, "source")
 
 
 @pytest.fixture(autouse=True)
@@ -344,6 +345,10 @@ def test_without_and_for_other_packages(qwen3: Path, tmp_path: Path, at: Places)
     assert "for macosx_14_0_arm64" in readme
     assert "C++ compiler" in readme
     assert "for its CPU" not in readme
+    write(source, tmp_path / "any", packages_for="win_amd64", at=at)
+    readme = (tmp_path / "any" / "README.md").read_text()
+    assert "No compiler is needed." in readme
+    assert json.loads((tmp_path / "any" / "bundle.json").read_text())["llama_cpp"] == "portable"
 
 
 def test_a_second_time_changes_nothing(carry: Path, at: Places):

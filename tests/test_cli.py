@@ -23,7 +23,7 @@ import pytest
 from commands import run_command
 
 from gguf_embed import __version__, cli, errors
-from gguf_embed.cli import doctor, exits, options
+from gguf_embed.cli import doctor, exits, options, reference
 from gguf_embed.errors import NativeFailed
 from gguf_embed.plan.settings import Settings
 from gguf_embed.testing import FakeEmbedder
@@ -525,6 +525,10 @@ def commands() -> list[str]:
 
 def test_the_commands_are_there():
     assert {"doctor", "embed", "models", "probe", "search"} <= set(commands())
+    folder = Path(cli.__file__).parent
+    assert commands() == sorted(
+        path.stem for path in folder.glob("*.py") if "\ndef add(commands" in path.read_text("utf-8")
+    )
 
 
 @pytest.mark.parametrize("columns", [60, 80, 120])
@@ -536,6 +540,62 @@ def test_help_fits_the_terminal(
     code, out, _ = run(*filter(None, [command]), "--help")
     assert code == 0
     assert [line for line in out.splitlines() if len(line) > min(columns, 100)] == []
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+@pytest.mark.parametrize("command", [None, *commands()])
+def test_help_breaks_no_word(
+    run: Run, monkeypatch: pytest.MonkeyPatch, command: str | None, columns: int
+):
+    """The same words, whatever the width; a long command goes on after a backslash."""
+
+    def words(width: int) -> list[str]:
+        monkeypatch.setenv("COLUMNS", str(width))
+        usage, _, rest = run(*filter(None, [command]), "--help")[1].partition("\n\n")
+        assert usage.startswith("usage: ")
+        return [word for word in rest.split() if word != "\\"]
+
+    assert words(columns) == words(100)
+
+
+@pytest.mark.parametrize("command", commands())
+def test_common_options_are_short_too(command: str):
+    known = reference.commands()[command]._option_string_actions
+    for long, short in cli.SHORT.items():
+        if long in known:
+            assert known[short] is known[long]
+            assert known[long].option_strings[-1] == long
+
+
+def test_a_short_option_is_understood(run: Run):
+    assert json.loads(run("models", "default", "-j")[1])["chosen"] is False
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("gguf-embed comp", {"compare", "completion"}),
+        ("gguf-embed pull --dr", {"--drop-source"}),
+        ("gguf-embed embed -m all-mini", {"all-minilm-l6-v2"}),
+        ("gguf-embed models rm bge-m", {"bge-m3"}),
+    ],
+)
+def test_a_shell_completes(line: str, expected: set[str], tmp_path: Path):
+    """As argcomplete's script asks: by variables, and answered in a file."""
+    answer = tmp_path / "answer"
+    asked = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "IFS": "\n"}
+    asked |= {"_ARGCOMPLETE_IFS": "\n", "_ARGCOMPLETE_STDOUT_FILENAME": str(answer)}
+    asked |= {"_ARGCOMPLETE_SUPPRESS_SPACE": "1"}
+    command = [sys.executable, "-m", "gguf_embed"]
+    subprocess.run(command, env={**os.environ, **asked}, check=True, timeout=60)
+    assert {word.strip() for word in answer.read_text().split("\n")} == expected
+
+
+def test_what_a_shell_reads(run: Run):
+    code, out, _ = run("completion", "bash")
+    assert code == 0
+    assert "complete " in out
+    assert "gguf-embed" in out
 
 
 @pytest.mark.parametrize("columns", [60, 80, 120])

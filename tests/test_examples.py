@@ -1,4 +1,4 @@
-"""The scripts of docs/examples, as they are: their import line is all that a script must change."""
+"""The scripts of docs/examples and the programs of examples, as they are."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from conftest import Write
 
 from gguf_embed import Embedder, Reranker, Settings
 from gguf_embed.testing import FakeReranker
@@ -29,7 +30,7 @@ def run(name: str, capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return capsys.readouterr().out
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def _what_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The built-in model, without a measurement; no reranker is built in."""
     open_model = partial(Embedder.open, settings=Settings(tune=False))
@@ -37,6 +38,7 @@ def _what_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Reranker, "open", lambda *_, **__: FakeReranker.open())
 
 
+@pytest.mark.usefixtures("_what_is_here")
 def test_semantic_search(capsys: pytest.CaptureFixture[str]):
     shown = run("semantic_search", capsys).split("Query: ")[1:]
     best = [lines.splitlines()[1] for lines in shown]
@@ -45,12 +47,14 @@ def test_semantic_search(capsys: pytest.CaptureFixture[str]):
         assert part in line
 
 
+@pytest.mark.usefixtures("_what_is_here")
 def test_clustering(capsys: pytest.CaptureFixture[str]):
     shown = run("clustering", capsys)
     assert re.findall(r"Cluster \d, (\d) sentences", shown) == ["3", "3", "2"]
     assert "weather" not in shown
 
 
+@pytest.mark.usefixtures("_what_is_here")
 def test_retrieve_and_rerank(capsys: pytest.CaptureFixture[str]):
     shown = run("retrieve_rerank", capsys)
     assert shown.count("Cross-encoder") == 2
@@ -61,3 +65,80 @@ def test_one_line_differs():
     for path in EXAMPLES.glob("*.py"):
         text = path.read_text("utf-8")
         assert text.count("gguf_embed") == text.count(IMPORT) == 1
+
+
+# -- programs --------------------------------------------------------------------------------
+
+PROGRAMS = Path(__file__).parents[1] / "examples"
+
+
+def program(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object
+) -> str:
+    """What one of the programs prints."""
+    monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
+    runpy.run_path(str(PROGRAMS / f"{name}.py"), run_name="__main__")
+    return capsys.readouterr().out
+
+
+NOTES = """\
+The cat sleeps on the warm stove.
+Rent is due on the first of each month.
+You must pay the rent on the first day of every month.
+The train to the coast leaves at nine.
+"""
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    (tmp_path / "notes.txt").write_text(NOTES.replace("\n", "\n\n"))
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    return tmp_path / "notes.txt"
+
+
+def test_a_program_searches_a_folder(
+    notes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    shown = program("search_folder", monkeypatch, capsys, notes.parent, "when must money be paid?")
+    assert "rent" in shown.splitlines()[0].lower()
+    assert "notes.txt" in shown
+
+
+def test_a_program_leaves_out_what_was_said_before(
+    notes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    shown = program("deduplicate", monkeypatch, capsys, notes).splitlines()
+    kept = NOTES.splitlines()
+    assert shown == [kept[0], kept[1], kept[3]]
+
+
+def test_a_program_answers_from_notes(
+    notes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.delenv("LLM_URL", raising=False)
+    shown = program("rag", monkeypatch, capsys, notes, "where does the train go?")
+    assert "coast" in shown
+
+
+def test_a_program_serves_and_calls(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    shown = program("serve_and_call", monkeypatch, capsys, "a text", "another")
+    assert shown.count("384 numbers") == 2
+
+
+def test_a_program_compares_levels(
+    tiny_model: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    files = [tiny_model("qwen3", quant) for quant in ("F16", "Q8_0")]
+    shown = program("compare_levels", monkeypatch, capsys, *files)
+    mean = float(shown.split()[1])
+    assert 0.98 < mean < 1
+    assert shown.count(" MiB") == 2
+
+
+def test_there_are_five_programs_and_each_says_how_it_is_called():
+    programs = sorted(PROGRAMS.glob("*.py"))
+    assert len(programs) == 5
+    for path in programs:
+        assert f"python examples/{path.name}" in path.read_text("utf-8")

@@ -639,7 +639,7 @@ def test_progress_in_a_log_tells_the_time_left(
 SLOW_COMMAND = """
 import sys, time
 from gguf_embed import cli
-from gguf_embed.cli import options
+from gguf_embed.cli import bulk, options
 from gguf_embed.testing import FakeBackend, FakeEmbedder
 
 class Slow(FakeBackend):
@@ -647,14 +647,14 @@ class Slow(FakeBackend):
         time.sleep(SECONDS)
         return super().run(sequences, **choices)
 
-SECONDS = float(sys.argv.pop(1))
+SECONDS, bulk.TERMINATED_S = float(sys.argv.pop(1)), float(sys.argv.pop(1))
 options.open_embedder = lambda model, settings=None, **_: FakeEmbedder.open(backend=Slow())
 sys.exit(cli.main())
 """
 
 
 def start_slow(rows: Path, folder: Path, seconds: float) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", SLOW_COMMAND, str(seconds), "embed", str(rows)]
+    command = [sys.executable, "-c", SLOW_COMMAND, str(seconds), "50", "embed", str(rows)]
     command += ["-o", f"{folder}/", "--resume", "--shard-rows", "2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while not (folder / "part-00000.parquet").exists():
@@ -669,10 +669,12 @@ def test_sigterm_is_answered_by_75_and_resume_goes_on(run: Run, rows: Path, tmp_
     folder = tmp_path / "v"
     for number in (signal.SIGTERM, signal.SIGKILL):
         (folder / "part-00000.parquet").unlink(missing_ok=True)
-        process = start_slow(rows, folder, 0.05)
+        process = start_slow(rows, folder, 0.3)
+        process.send_signal(signal.SIGSTOP)  # so that it is at work however long this takes
         code, _, err = run(rows, "-o", f"{folder}/", "--resume", "--shard-rows", 2)
         assert (code, f"(process {process.pid}): another run is at work" in err) == (7, True)
         process.send_signal(number)
+        process.send_signal(signal.SIGCONT)
         _, err = process.communicate(timeout=60)
         assert process.returncode == (75 if number == signal.SIGTERM else -number)
         if number == signal.SIGTERM:
@@ -686,7 +688,7 @@ def test_a_microbatch_that_takes_too_long_is_not_waited_for(rows: Path, tmp_path
     process = start_slow(rows, tmp_path / "v", 0.01)
     process.kill()
     process.communicate()
-    command = [sys.executable, "-c", SLOW_COMMAND, "60", "embed", str(rows), "--resume"]
+    command = [sys.executable, "-c", SLOW_COMMAND, "60", "4", "embed", str(rows), "--resume"]
     command += ["-o", f"{tmp_path / 'v'}/", "--shard-rows", "2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while (tmp_path / "v" / ".lock").read_text() != str(process.pid):

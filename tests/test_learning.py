@@ -137,6 +137,25 @@ def test_a_long_run_learns_and_loses_no_vector(clock: Clock):
         assert {*backend.sizes} == {512}
 
 
+def test_a_pause_in_the_background_is_no_part_of_a_slice(clock: Clock):
+    """Else a way that was computed during a pause would be the slowest."""
+    learner, n_begun = Learner(), 0
+    backend = Timed(clock, lambda n_tokens, _: 0.02 + n_tokens * 1e-4)
+
+    def wait() -> None:
+        nonlocal n_begun
+        n_begun += 1
+        clock.now += 30.0 if n_begun % 25 == 0 else 0.0
+
+    with Scheduler(backend, learning=learner.learning()) as running:
+        running.before_each = wait
+        [*running.submit(Caller(), texts(8000)).results()]
+    (learned,) = learner.learned
+    assert learned.way == LARGE
+    assert learned.tokens_per_s == pytest.approx(512 / (0.02 + 0.0512), rel=0.05)
+    assert learned.untuned_tokens_per_s == pytest.approx(256 / (0.02 + 0.0256), rel=0.05)
+
+
 def test_a_short_run_tries_nothing(clock: Clock):
     learner = Learner()
     backend = Timed(clock, lambda n_tokens, _: 0.02)

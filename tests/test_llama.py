@@ -491,3 +491,18 @@ def test_room_for_one_token_per_byte(qwen3: Model, n: int):
 
 if __name__ == "__main__":
     _child(*sys.argv[1:])
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        ("libggml-cpu-haswell.so", "haswell"),
+        ("libggml-cpu-apple_m1.dylib", "apple_m1"),
+        ("ggml-cpu-zen4.dll", "zen4"),
+        ("libggml-cpu.so", ""),
+        ("libggml-cpu.so.0", ""),
+        ("libllama.so", ""),
+    ],
+)
+def test_the_kind_of_cpu_in_the_name_of_a_library(name: str, variant: str):
+    assert library.variant_in(name) == variant

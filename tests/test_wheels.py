@@ -7,6 +7,7 @@ import json
 import sys
 import tarfile
 import venv
+import zipfile
 from collections.abc import Sequence
 from hashlib import sha256
 from importlib import metadata
@@ -18,6 +19,7 @@ from gguf_embed import __version__
 from gguf_embed.bundle import wheels
 from gguf_embed.bundle.wheels import collect, platform_tags
 from gguf_embed.errors import BadOption, FetchFailed
+from gguf_embed.system import paths
 
 pytestmark = pytest.mark.slow
 
@@ -109,6 +111,7 @@ def test_the_wheel_that_is_installed_here_is_the_one_carried(
         *("--find-links", str(folder), f"{folder / OWN}[cli]", str(folder / LLAMA)),
     ]
     assert len(said) == 3
+    assert "for this CPU alone" in said[1]
 
 
 def wheels_root() -> Path:
@@ -129,6 +132,75 @@ def test_pip_makes_the_wheel_that_is_no_longer_here(
     collect(tmp_path / "wheels")
     assert pip.asked[1][-1] == f"{wheels.LLAMA}=={VERSION}"
     assert (tmp_path / "wheels" / LLAMA).read_text() == "made"
+
+
+# ------------------------------------------------------------------------- for every CPU
+
+PORTABLE = f"llama_cpp_python-{VERSION}-py3-none-manylinux_2_27_x86_64.manylinux_2_28_x86_64.whl"
+
+
+def write_portable(path: Path, kinds: Sequence[str] = ("x64", "haswell")) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        for kind in kinds:
+            archive.writestr(f"llama_cpp/lib/libggml-cpu-{kind}.so", kind)
+    return path
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder in which install.py keeps portable wheels."""
+    monkeypatch.setenv("GGUF_EMBED_HOME", str(tmp_path / "home"))
+    return paths.portable_wheels()
+
+
+def test_the_portable_wheel_goes_before_the_one_for_this_cpu(
+    pip: FakePip, site: Path, kept: Path, tmp_path: Path
+):
+    here = tmp_path / LLAMA
+    here.write_bytes(b"built here")
+    installed(site, "llama_cpp_python", VERSION, wheel_url(here))
+    write_portable(kept / PORTABLE)
+    assert collect(tmp_path / "wheels") == "portable"
+    assert names(tmp_path / "wheels") == {OWN, PORTABLE}
+    assert pip.asked[-1][-1] == str(tmp_path / "wheels" / PORTABLE)
+
+
+def test_the_portable_wheel_that_is_installed(pip: FakePip, site: Path, kept: Path, tmp_path: Path):
+    data = write_portable(tmp_path / PORTABLE).read_bytes()
+    installed(site, "llama_cpp_python", VERSION, wheel_url(tmp_path / PORTABLE, data))
+    assert collect(tmp_path / "wheels") == "portable"
+    assert not kept.exists()
+
+
+@pytest.mark.parametrize(
+    ("platform", "kind"),
+    [
+        ("manylinux_2_28_x86_64", "portable"),
+        ("manylinux_2_35_x86_64", "portable"),
+        ("manylinux_2_17_x86_64", "source"),  # an older Linux than it runs on
+        ("manylinux_2_28_aarch64", "source"),
+        ("win_amd64", "source"),
+    ],
+)
+def test_a_portable_wheel_is_for_its_platform(
+    pip: FakePip, kept: Path, tmp_path: Path, platform: str, kind: str
+):
+    write_portable(kept / PORTABLE)
+    assert collect(tmp_path / "wheels", platform) == kind
+    assert ("cmake" in pip.asked[-1]) == (kind == "source")
+
+
+@pytest.mark.parametrize("what", ["of one CPU", "no archive", "of another version"])
+def test_what_is_no_portable_wheel(pip: FakePip, kept: Path, tmp_path: Path, what: str):
+    path = kept / PORTABLE
+    write_portable(path, kinds=("haswell",))
+    if what == "no archive":
+        path.write_bytes(b"cut off")
+    elif what == "of another version":
+        path.unlink()
+        write_portable(kept / PORTABLE.replace(VERSION, "0.3.1"))
+    assert collect(tmp_path / "wheels", "manylinux_2_28_x86_64") == "source"
 
 
 # ------------------------------------------------------------------------------ our own

@@ -94,19 +94,23 @@ def write(
         )
     if not accept_licence and local.located(source, at).path is None:
         download.check_licence(source)
+    llama: wheels.LlamaKind | None = None
     with _appearing(target) as folder:
         if packages_for is not None:  # first: they fail sooner than gigabytes move
-            wheels.collect(folder / "wheels", packages_for, on_status=say)
+            llama = wheels.collect(folder / "wheels", packages_for, on_status=say)
         path = download.fetch(source, progress=progress, accept_licence=accept_licence, at=at)
         _check_room(target, path.stat().st_size)
         source, licence = _fill(folder, source, path, at, say)
         about: dict[str, object] = {
             **description_json(source, licence),
             "packages_for": packages_for,
+            "llama_cpp": llama,
             "made_by": _versions(),
         }
         shutil.copyfile(check.__file__, folder / "check.py")
-        (folder / "README.md").write_text(_readme(source, licence, packages_for), encoding="utf-8")
+        (folder / "README.md").write_text(
+            _readme(source, licence, llama, packages_for), encoding="utf-8"
+        )
         say("hashing")
         n_files, n_bytes = _seal(folder, about)
     return Written(
@@ -259,10 +263,12 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _readme(source: Source, licence: Licence, packages_for: str | None) -> str:
+def _readme(
+    source: Source, licence: Licence, llama: wheels.LlamaKind | None, packages_for: str | None
+) -> str:
     versions = _versions()
     python = ".".join(versions["python"].split(".")[:2])
-    if packages_for is None:
+    if llama is None:
         install = "Install gguf-embed on the machine first: this folder holds no Python packages."
         command = "gguf-embed"
     else:
@@ -274,20 +280,27 @@ Python {python} is needed, of a system like the one below, and nothing from the 
     {_VENV}/bin/pip install --no-index --find-links wheels "gguf-embed[cli]"
 
 On Windows `py -{python} -m venv`, and `Scripts` in place of `bin`."""
-    if packages_for not in (None, wheels.HERE):
+    if llama == "portable":
+        install += """
+
+No compiler is needed. llama.cpp has a library for each kind of CPU, and takes the right one."""
+        if packages_for != wheels.HERE:
+            install += f"""
+The packages are for {packages_for}."""
+    elif llama == "source":
         install += f"""
 
 The packages are for {packages_for}. llama.cpp is compiled by that command, in some minutes,
 and needs a C++ compiler (Debian: build-essential, Fedora: gcc-c++, macOS: xcode-select --install,
 Windows: Visual Studio Build Tools). For a GPU put llama.cpp's flag in front of it:
 CMAKE_ARGS="-DGGML_CUDA=on"."""
-    elif packages_for:
+    elif llama == "native":
         install += f"""
 
 llama.cpp was compiled on this machine, for its CPU:
 {versions["machine"]}.
-A CPU that lacks what this one has is told on first use; then make the bundle again with
-`--for PLATFORM`, which carries the source in place of the binary."""
+A CPU that lacks what this one has is told on first use; then make the bundle again after
+`make wheels`, or with `--for PLATFORM`, which carries the source in place of the binary."""
     return f"""\
 # {source.label}, for a machine without internet
 

@@ -1,10 +1,11 @@
 """The Python packages that an offline machine installs gguf_embed from: one folder, through pip.
 
-    collect(folder, HERE)                       # for a machine like this one
-    collect(folder, "manylinux_2_28_aarch64")   # for another: llama.cpp as source
+    collect(folder, HERE)                       # for a machine of this platform
+    collect(folder, "manylinux_2_28_aarch64")   # for another
 
-For a machine like this one llama-cpp-python comes as the wheel that is installed here, so what
-was measured and tested is what is carried. For another it comes as source, with what compiles it.
+llama-cpp-python comes as its portable wheel, which runs on every CPU of its platform, where one is
+installed or was made here (`make wheels`). Else it is the wheel that is installed here, for this
+CPU alone, and for another platform its source, with what compiles it.
 """
 
 from __future__ import annotations
@@ -15,20 +16,25 @@ import shutil
 import sys
 import tarfile
 import tomllib
+import zipfile
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, TypeAlias, cast
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from gguf_embed import __version__
 from gguf_embed.errors import BadOption, FetchFailed
 from gguf_embed.store.local import file_sha256
+from gguf_embed.system import paths
 from gguf_embed.system.child import run_tool
 
 # Room for them on a disk: they took 67 MiB with the wheel built here, 149 MiB with the source.
 ROOM_BYTES: Final = 256 * 2**20
+
+# How llama.cpp comes: for every CPU of the platform, for this machine's, as what is compiled there.
+LlamaKind: TypeAlias = Literal["portable", "native", "source"]
 
 HERE: Final = "here"
 LLAMA: Final = "llama-cpp-python"
@@ -43,23 +49,33 @@ _WITHOUT: Final = "or leave the Python packages out with --no-wheels"
 
 def collect(
     folder: Path, platform: str = HERE, *, on_status: Callable[[str], None] | None = None
-) -> None:
+) -> LlamaKind:
     """Fill `folder` so that `pip install --no-index --find-links folder` works without network.
 
     `platform` is a wheel tag of the other machine, whose Python must be of this one's version.
-    Raises BadOption for no such tag, FetchFailed where pip cannot bring a package.
+    Returns how llama.cpp comes. Raises BadOption for no such tag, FetchFailed where pip cannot
+    bring a package.
     """
     say = on_status or silent
     tags = platform_tags(platform)
     folder.mkdir(parents=True, exist_ok=True)
     say("gguf_embed's own wheel")
     own = _own_wheel(folder)
-    if platform == HERE:
-        say(f"the wheel of {LLAMA} that is installed here")
-        llama, more = _llama_wheel(folder), list[str]()
+    kind: LlamaKind = "portable"
+    more: list[str] = []
+    portable = _portable_wheel(tags)
+    if portable is not None:
+        say(f"the portable wheel of {LLAMA}, for every CPU")
+        llama = _wheel_from(portable, folder, portable.name)
+    elif platform == HERE:
+        say(
+            f"the wheel of {LLAMA} that is installed here, for this CPU alone: `make wheels` in a "
+            "checkout makes one for every CPU"
+        )
+        kind, llama = "native", _llama_wheel(folder)
     else:
         say(f"the source of {LLAMA}")
-        llama = _llama_source(folder)
+        kind, llama = "source", _llama_source(folder)
         more = [*_build_requirements(llama), "cmake", "ninja"]
         if platform.startswith("win"):
             more.append("colorama")  # pip asks this machine whether it is Windows
@@ -68,6 +84,7 @@ def collect(
     for tag in tags:
         command += ["--platform", tag]
     pip([*command, "--find-links", str(folder), f"{own}[cli]", str(llama), *more])
+    return kind
 
 
 def platform_tags(platform: str) -> tuple[str, ...]:
@@ -130,6 +147,28 @@ def _own_wheel(folder: Path) -> Path:
             f"wheel (pip install ./gguf_embed-{__version__}-py3-none-any.whl), {_WITHOUT}"
         )
     return _wheel_from(source, folder, f"gguf_embed-{__version__}-*.whl")
+
+
+def _portable_wheel(tags: Sequence[str]) -> Path | None:
+    """The wheel for every CPU that is installed, or was made here; `tags`: of that platform."""
+    installed = _installed_from(LLAMA)
+    pattern = f"llama_cpp_python-{metadata.version(LLAMA)}-*.whl"
+    made = sorted(paths.portable_wheels().glob(pattern))
+    for wheel in (*([installed] if installed else []), *made):
+        # "...-py3-none-manylinux_2_27_x86_64.manylinux_2_28_x86_64"
+        of_platform = not tags or {*wheel.stem.rpartition("-")[2].split(".")} & {*tags}
+        if wheel.suffix == ".whl" and of_platform and is_portable(wheel):
+            return wheel
+    return None
+
+
+def is_portable(wheel: Path) -> bool:
+    """Whether it has a library for each of several kinds of CPU."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            return sum("ggml-cpu-" in name for name in archive.namelist()) > 1
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def _llama_wheel(folder: Path) -> Path:

@@ -91,6 +91,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def wanted(args: argparse.Namespace) -> bool:
     """Whether this is a job. Raises BadOption for what a job cannot do."""
     folder = is_folder(args.output)
+    if "://" in args.output:
+        raise BadOption(
+            f"-o {console.plain(args.output)}: results are files of this machine; name one, or "
+            "write with Ray Data: embed_dataset(...).write_parquet(URI), docs/ray.md"
+        )
     if args.vector_type != "float32" and not folder:
         raise BadOption(f"--vector-type {args.vector_type}: is for a folder, -o DIR/")
     job: bool = args.resume or args.dry_run or folder

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gguf_embed.cli import console, options
+from gguf_embed.cli.commands import COMMANDS
 
 if TYPE_CHECKING:
     from gguf_embed.bundle.bundle import Written
@@ -18,9 +19,9 @@ texts in several languages with their vectors. There `gguf-embed unbundle` verif
 proves the model by these vectors and installs it. The folder appears complete or not at all."""
 
 EPILOG = """\
-The other machine needs this Python's version. Without --for it gets the llama.cpp that was compiled
-here, for this CPU. With --for, llama.cpp comes as source and is compiled there, as any CPU other
-than this one's should have it. PLATFORM is a wheel tag: manylinux_2_28_x86_64,
+The other machine needs this Python's version. It gets the portable llama.cpp, for every CPU, where
+`make wheels` or `install.py --portable` made one here; else the llama.cpp of this CPU, and with
+--for its source, which is compiled there. PLATFORM is a wheel tag: manylinux_2_28_x86_64,
 manylinux_2_28_aarch64, musllinux_1_2_x86_64, macosx_14_0_arm64, win_amd64.
 
 examples:
@@ -34,7 +35,7 @@ def add(commands: Any) -> None:
     """The parser of `bundle`."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "bundle",
-        help="carry a model to a machine without internet",
+        help=COMMANDS["bundle"],
         description=DESCRIPTION,
         epilog=EPILOG,
     )

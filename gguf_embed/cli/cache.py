@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gguf_embed.cli import console, options
+from gguf_embed.cli.commands import COMMANDS
 from gguf_embed.errors import BadOption
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def add(commands: Any) -> None:
     """The parser of `cache`."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "cache",
-        help="vectors that need not be computed again",
+        help=COMMANDS["cache"],
         description=DESCRIPTION,
         epilog=EPILOG,
     )

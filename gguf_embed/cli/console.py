@@ -5,20 +5,23 @@ The only importer of rich, which may be absent.
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from gguf_embed.cli import layout
-from gguf_embed.errors import OutputFailed
+from gguf_embed.errors import BadOption, OutputFailed
 from gguf_embed.errors import counted as counted
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ASK_ABOVE_BYTES: Final = 1 << 30  # that are to come
+ASK_AFTER_S: Final = 2.5  # when the speed is known and told
 
 
 def say(message: str) -> None:
@@ -50,6 +53,15 @@ def stdin() -> BinaryIO | None:
 def stdout() -> BinaryIO | None:
     """Standard output as bytes, None where it is closed."""
     return None if sys.stdout is None else sys.stdout.buffer  # pyright: ignore[reportUnnecessaryComparison]
+
+
+def confirm(question: str) -> None:
+    """Ask a person; raises BadOption where the answer is no, or where nobody can answer."""
+    if sys.stdin is None or not sys.stdin.isatty():  # pyright: ignore[reportUnnecessaryComparison]
+        raise BadOption(f"{question} Nobody is there to answer; say --yes")
+    print(f"gguf-embed: {plain(question)} [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise BadOption("stopped: the answer was no")
 
 
 def out(text: str) -> None:
@@ -89,14 +101,6 @@ def _refusals() -> Generator[None]:
         ) from error
 
 
-class LogHandler(logging.Handler):
-    """Log records as such lines."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """One record."""
-        say(self.format(record))
-
-
 def print_json(
     command: str, value: Mapping[str, object], *, version: int = 1, to_stderr: bool = False
 ) -> None:
@@ -104,6 +108,8 @@ def print_json(
 
     `version` counts the changes after which a program that reads it must be changed too.
     """
+    import json
+
     text = json.dumps({"format": f"gguf-embed-{command}/{version}", **value}, indent=2)
     if to_stderr:
         print(text, file=sys.stderr)
@@ -239,8 +245,13 @@ def progress(
 
 
 @contextmanager
-def transfer(label: str, *, quiet: bool) -> Generator[Callable[[int, int | None], None] | None]:
-    """A bar of bytes moved on a terminal, to be called with (here, in all); None in a pipe."""
+def transfer(
+    label: str, *, quiet: bool, ask: bool = False
+) -> Generator[Callable[[int, int | None], None] | None]:
+    """A bar of bytes moved on a terminal, to be called with (here, in all); None in a pipe.
+
+    With `ask` a person is asked once whether a large file is to come. What came meanwhile is kept.
+    """
     if quiet or not sys.stderr.isatty():
         yield None
         return
@@ -267,8 +278,18 @@ def transfer(label: str, *, quiet: bool) -> Generator[Callable[[int, int | None]
         transient=True,
     )
     task = bar.add_task(label, total=None)
+    began: list[float] = []
+    asking = ask and sys.stdin is not None and sys.stdin.isatty()  # pyright: ignore[reportUnnecessaryComparison]
 
     def moved(done: int, total: int | None) -> None:
+        nonlocal asking
+        if not began:
+            began.append(time.monotonic())
+        if asking and time.monotonic() - began[0] >= ASK_AFTER_S:
+            asking = False  # once
+            if (total or 0) - done > ASK_ABOVE_BYTES:
+                bar.stop()
+                confirm("go on?")
         bar.update(task, completed=done, total=total)
         # There from the first byte to the last: what is said before and after stays readable.
         if done == total:

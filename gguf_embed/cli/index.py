@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gguf_embed.catalog import BUILTIN
 from gguf_embed.cli import console, index_list, manners, options
+from gguf_embed.cli.commands import COMMANDS
 from gguf_embed.cli.hits import near
 from gguf_embed.errors import BadInput, BadOption, NativeFailed, counted
 
@@ -57,7 +57,7 @@ examples:
 def add(commands: Any) -> None:
     """The parser of `index`."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        "index", help="make folders searchable", description=DESCRIPTION, epilog=EPILOG
+        "index", help=COMMANDS["index"], description=DESCRIPTION, epilog=EPILOG
     )
     parser.add_argument(
         "inputs", nargs="*", metavar="FOLDER", help="folder or file; or list, and names of indexes"
@@ -172,7 +172,7 @@ def _model(kept: IndexFacts | None, args: argparse.Namespace) -> tuple[str, Any]
     """Which model, and how it is to run: as the user says, else that of the index."""
     settings = options.settings(args)
     if args.model is not None or kept is None:
-        return args.model or BUILTIN, settings
+        return args.model or options.default_model(), settings
     is_file = kept.space.model.lower().endswith(".gguf")
     if settings.quant is None and not is_file:
         settings = replace(settings, quant=kept.space.quant)

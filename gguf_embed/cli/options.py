@@ -64,6 +64,13 @@ def _open(
     return opened
 
 
+def default_model() -> str:
+    """The model of a command that names none. Raises BadOption for damaged settings."""
+    from gguf_embed.system.config import default_model
+
+    return default_model() or BUILTIN
+
+
 def isolated(args: argparse.Namespace, total_bytes: int | None) -> bool:
     """Whether the model runs in a child process: as the user says, else for much text."""
     chosen: bool | None = args.isolated
@@ -162,14 +169,14 @@ def add_model(parser: argparse.ArgumentParser, *, several: bool = False) -> None
     group = parser.add_argument_group("model")
     which = (
         "a name of `gguf-embed models`, owner/repo on the Hub, any .gguf file, or auto: the best "
-        f"Qwen3-Embedding that runs well here (default: {BUILTIN}, built in)"
+        "Qwen3-Embedding that runs well here (default: that of `gguf-embed models default`, else "
+        f"{BUILTIN}, built in)"
     )
     if several:
         which += "; may be repeated"
     group.add_argument(
         "--model",
         action="append" if several else "store",
-        default=None if several else BUILTIN,
         metavar="NAME|PATH",
         help=which,
     )

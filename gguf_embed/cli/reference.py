@@ -23,9 +23,22 @@ the traceback.
 
 With `--json` a command prints one object. Its `format` is `gguf-embed-COMMAND/VERSION`; the version
 grows when a program that reads it must change. The object of `probe` is a file that `plan
---machine` reads: `gguf-embed-machine/VERSION`. One thing has one key in all of them: `file` is what
-was read or made, `n_bytes` its size, `model` and `quant` what it is; `n_texts` and `n_tokens`
-count."""
+--machine` reads: `gguf-embed-machine/VERSION`. The actions of `models` have objects of their own:
+`gguf-embed-models-path/1`. One thing has one key in all of them:
+
+| key | what it is |
+|---|---|
+| `format` | which command and which version of its object |
+| `file`, `n_bytes` | what was read or made, and its size |
+| `model`, `quant`, `licence` | which model a file is, or made the vectors |
+| `n_texts`, `n_tokens`, `n_truncated`, `n_failed` | counts |
+| `texts_per_s`, `tokens_per_s` | speeds |
+| `query`, `results` | of `search` and `rerank`: what was asked, and the hits, the best first |
+| `score`, `text`, `id` | of a hit |
+
+Options that most commands have are short too: `-m` for `--model`, `-q` for `--quiet`, `-j` for
+`--json`, `-k` for `--top`, `-t` for `--threads`, `-y` for `--yes`. `gguf-embed completion SHELL`
+makes the shell complete them."""
 
 
 def reference() -> str:

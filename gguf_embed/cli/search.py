@@ -8,8 +8,9 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-from gguf_embed.catalog import BUILTIN, RERANKER
+from gguf_embed.catalog import RERANKER
 from gguf_embed.cli import console, indexed, options
+from gguf_embed.cli.commands import COMMANDS
 from gguf_embed.cli.hits import ShownHit
 from gguf_embed.errors import BadInput, BadOption, TextTooLong
 from gguf_embed.io.best import Best
@@ -58,7 +59,7 @@ examples:
 def add(commands: Any) -> None:
     """The parser of `search`."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        "search", help="the passages that answer a question", description=DESCRIPTION, epilog=EPILOG
+        "search", help=COMMANDS["search"], description=DESCRIPTION, epilog=EPILOG
     )
     options.add_query(parser, top=5, may_be_indexed=True)
     parser.add_argument(
@@ -109,7 +110,7 @@ def _search(args: argparse.Namespace, reranker: Reranker | None) -> int:
     reading = Reading(field=args.field, id_field=args.id_field, prose=args.prose)
     records = read(sources, reading, stdin=console.stdin(), on_bad=bad.append)
     with options.open_embedder(
-        args.model or BUILTIN, options.settings(args), quiet=args.quiet
+        args.model or options.default_model(), options.settings(args), quiet=args.quiet
     ) as embedder:
         best: Best[Record] = Best(max(args.top, args.candidates) if reranker else args.top)
         with (

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gguf_embed.cli import console, options
+from gguf_embed.cli.commands import COMMANDS
 from gguf_embed.errors import BadOption
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ examples:
 def add(commands: Any) -> None:
     """The parser of `serve`."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        "serve", help="vectors over HTTP", description=DESCRIPTION, epilog=EPILOG
+        "serve", help=COMMANDS["serve"], description=DESCRIPTION, epilog=EPILOG
     )
     options.add_model(parser, several=True)
     parser.add_argument(
@@ -157,17 +158,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace) -> ServeOptions:
-    from gguf_embed.catalog import BUILTIN
     from gguf_embed.server.limits import Limits
     from gguf_embed.server.offers import offer_of
     from gguf_embed.server.run import ServeOptions
 
     settings = options.settings(args)
     given: list[str] = args.model or []
-    offers = [offer_of(BUILTIN)]
+    usual = options.default_model()
+    offers = [offer_of(usual)]
     indexes: list[IndexOffer] = []
     if given or args.index:
-        brought = [_brought(offer_of(name), args) for name in given or [BUILTIN]]
+        brought = [_brought(offer_of(name), args) for name in given or [usual]]
         indexes = [_searched(place, brought, args) for place in args.index]
         offers = [offer for offer, _ in brought]
     defaults = Limits()

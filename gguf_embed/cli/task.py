@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from gguf_embed.catalog import BUILTIN
 from gguf_embed.cli import chunking, console, manners, options
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ def opened_model(
             from gguf_embed.engine.embedder import Embedder
 
             return Embedder.connect(args.server, args.model)
-        model: str = args.model or BUILTIN
+        model: str = args.model or options.default_model()
         settings = options.settings(args)
         if before is not None and not settings.decide_speed:
             settings = replace(settings, run=before)

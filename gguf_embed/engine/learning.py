@@ -29,6 +29,7 @@ BEFORE_S: Final = 2.0  # of work that is done before anything is tried: most run
 SLICE_S: Final = 0.3  # in one way, then in the next
 ROUNDS: Final = 3
 GAIN: Final = 1.03  # a way must be this much faster: less is noise
+MAX_WAITED_S: Final = 0.01  # in a slice; to ask whether to wait takes less
 MAX_VOID: Final = 20  # slices in which work ran out, before it is given up
 
 
@@ -157,14 +158,16 @@ class Learning:
         """A microbatch begins."""
         self._n_running += 1
 
-    def ends(self, now: float, n_tokens: int, seconds: float) -> None:
-        """It has ended, after so many seconds."""
+    def ends(self, now: float, n_tokens: int, seconds: float, waited_s: float = 0.0) -> None:
+        """It has ended, after so many seconds; before, work in the background may have waited."""
         self._n_running -= 1
         self._slice_tokens += n_tokens
         self._ended_at = now
         if self._contest is None:
             self._worked_s += seconds
             self._worked_tokens += n_tokens
+        if waited_s > MAX_WAITED_S:
+            self._began_at = None  # a pause says nothing of a way: the slice is done again
 
     def runs_dry(self) -> None:
         """Nothing waits: what runs now tells nothing of a way."""

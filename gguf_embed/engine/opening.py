@@ -25,6 +25,7 @@ from gguf_embed.catalog.card import ModelCard
 from gguf_embed.engine.address import Address
 from gguf_embed.engine.backend import Backend
 from gguf_embed.engine.choice import Choice, choose, choose_file
+from gguf_embed.engine.fetching import announced
 from gguf_embed.engine.learning import Learning, learning_for
 from gguf_embed.engine.loaded import load, load_again
 from gguf_embed.engine.proof import trier
@@ -210,10 +211,12 @@ def _fetched(
     source = choice.source
     if source.path is not None and source.where == "package":
         return source.path
-    if source.path is None and not hub.places().offline:
+    at = hub.places()
+    if source.path is None and not at.offline:
         download.check_licence(source)
         if on_status is not None:
-            on_status(f"fetching {source.label_with_size}, once")
+            plan = choice.plan
+            on_download = announced(source, plan, at, on_status=on_status, on_download=on_download)
     return download.fetch(source, progress=on_download)
 
 

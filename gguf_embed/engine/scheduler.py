@@ -178,11 +178,11 @@ class Scheduler(Closes):
                     return
                 self._n_free -= work.n_contexts
                 self._changed.notify_all()
-            seconds = self._compute(work)
+            seconds, waited_s = self._compute(work)
             with self._changed:
                 self._n_free += work.n_contexts
                 self._n_looking += 1
-                self._learn(work, seconds)
+                self._learn(work, seconds, waited_s)
                 self._start_threads()
 
     def _next(self) -> Work | None:
@@ -200,14 +200,14 @@ class Scheduler(Closes):
             learning.begins()
         return work
 
-    def _learn(self, work: Work, seconds: float) -> None:
+    def _learn(self, work: Work, seconds: float, waited_s: float) -> None:
         if self._learning is not None and not self._learning.done:
             n_tokens = sum(map(len, work.sequences)) - work.n_prefix * (len(work.sequences) - 1)
-            self._learning.ends(time.monotonic(), n_tokens, seconds)
+            self._learning.ends(time.monotonic(), n_tokens, seconds, waited_s)
 
-    def _compute(self, work: Work) -> float:
-        """Seconds that it took; what it waited before does not count."""
-        began_at = time.monotonic()
+    def _compute(self, work: Work) -> tuple[float, float]:
+        """Seconds that it took, and those that it waited before."""
+        waits_from = began_at = time.monotonic()
         try:
             if self.before_each is not None:
                 self.before_each()
@@ -221,9 +221,10 @@ class Scheduler(Closes):
         except BaseException as error:
             if len(work.parts) == 1:
                 work.parts[0].job.deliver(error)
-                return time.monotonic() - began_at
+                return time.monotonic() - began_at, began_at - waits_from
             # One caller's rows must not fail for those of another.
-            return sum(self._compute(replace(work, parts=(part,))) for part in work.parts)
+            alone = [self._compute(replace(work, parts=(part,))) for part in work.parts]
+            return sum(seconds for seconds, _ in alone), sum(waited_s for _, waited_s in alone)
         seconds = time.monotonic() - began_at
         n_texts = n_tokens = 0
         for job, done in split(work, outcome.vectors, outcome.bad, outcome.died, began_at):
@@ -232,4 +233,4 @@ class Scheduler(Closes):
             job.deliver(done)
         if self.on_computed is not None:
             self.on_computed(Computed(n_texts=n_texts, n_tokens=n_tokens, seconds=seconds))
-        return seconds
+        return seconds, began_at - waits_from

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from gguf_embed.errors import BadInput
-from gguf_embed.io.packed import import_pyarrow
+from gguf_embed.io.extras import import_pyarrow
 from gguf_embed.io.record import (
     DEFAULT_FIELD,
     OnBadRow,
@@ -102,9 +102,8 @@ class _Table:
 def _table(source: TextSource) -> Generator[_Table]:
     """The file of a source, open. Raises BadInput."""
     pyarrow = import_pyarrow(source.name)
-    assert source.path is not None, "a table is a file"
     try:
-        with source.path.open("rb") as stream:
+        with source.open() as stream:
             yield _parquet(stream) if source.kind == ".parquet" else _arrow(pyarrow, stream)
     except pyarrow.ArrowException as error:
         what = "Parquet" if source.kind == ".parquet" else "Arrow IPC"

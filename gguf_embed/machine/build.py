@@ -25,6 +25,8 @@ def read_native() -> Native:
         native_devices = library.devices()
         system_info = library.system_info()
         build = f"llama-cpp-python {library.version()} ({library.build_id()})"
+        if variant := library.cpu_variant():
+            build += f", portable: {variant}"
     except NativeFailed as error:
         return Native(problem=one_line(str(error)))
     return Native(

@@ -49,15 +49,16 @@ def library_path(version: str) -> Path:
     """Where the library for this version of llama-cpp-python is, if it was compiled.
 
     ggml does not check the layout of its tensors, so the name holds the version it was made for.
-    It is here, or came with the portable wheel, beside the libraries that it was linked with.
+    It came with the portable wheel, beside the libraries that it was linked with, or it is here.
     """
     name = f"libgguf_embed_accelerator-{version}.so"
-    here = Path(__file__).parent / name
-    spec = None if here.exists() else importlib.util.find_spec("llama_cpp")
-    if spec is not None and spec.origin is not None:
-        beside = Path(spec.origin).parent / "lib" / name
-        return beside if beside.exists() else here
-    return here
+    with suppress(ImportError, ValueError):  # what is no package has no place
+        spec = importlib.util.find_spec("llama_cpp")
+        if spec is not None and spec.origin is not None:
+            beside = Path(spec.origin).parent / "lib" / name
+            if beside.exists():
+                return beside
+    return Path(__file__).parent / name
 
 
 def why_absent(version: str) -> str:

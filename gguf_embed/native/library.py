@@ -204,10 +204,11 @@ def library_path() -> Path:
 def build_id() -> str:
     """A short hash of the native libraries that are loaded.
 
-    A new build gets a new self-test and tuning. Sizes and modification times stand for the
-    contents; hashing 30 MB at each start costs more.
+    A new build gets a new self-test and tuning, and so does another library of a portable build,
+    which another CPU loads. Sizes and modification times stand for the contents; hashing 30 MB at
+    each start costs more.
     """
-    digest = hashlib.sha256(version().encode())
+    digest = hashlib.sha256(f"{version()}{cpu_variant()}".encode())
     for folder in dict.fromkeys(_folders()):
         for path in sorted(folder.iterdir()):
             if "llama" in path.name or "ggml" in path.name:
@@ -215,6 +216,25 @@ def build_id() -> str:
                 digest.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}".encode())
     digest.update(accelerator.identity(version()).encode())
     return digest.hexdigest()[:16]
+
+
+@functools.cache
+def cpu_variant() -> str:
+    """The kind of CPU whose library ggml took of a portable build ("haswell"); "" of another."""
+    get = ggml("ggml_backend_reg_by_name", ctypes.c_void_p, ctypes.c_char_p)
+    registry = get(b"CPU")
+    find = ggml(
+        "ggml_backend_reg_get_proc_address", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p
+    )
+    function = find(registry, b"ggml_backend_set_n_threads") if registry else None
+    path = _file_of(function) if function else None
+    return variant_in(path.name) if path is not None else ""
+
+
+def variant_in(name: str) -> str:
+    """The kind of CPU that a library's name tells: "haswell" of libggml-cpu-haswell.so."""
+    found = re.fullmatch(r"(?:lib)?ggml-cpu-(\w+)\.(?:so|dylib|dll)", name)
+    return found[1] if found else ""
 
 
 class _DlInfo(ctypes.Structure):
@@ -231,14 +251,22 @@ class _DlInfo(ctypes.Structure):
 def _folders() -> Iterator[Path]:
     """Of libllama and of the ggml libraries, which LD_LIBRARY_PATH may have taken elsewhere."""
     yield library_path().resolve().parent
-    if sys.platform == "win32":
-        return
     for name in ("ggml_backend_dev_count", "ggml_quantize_chunk"):
-        with suppress(AttributeError, OSError):
-            info = _DlInfo()
-            function = getattr(bindings()._lib, name)
-            if ctypes.CDLL(None).dladdr(function, ctypes.byref(info)) and info.file:
-                yield Path(os.fsdecode(info.file)).resolve().parent
+        with suppress(AttributeError):
+            if path := _file_of(getattr(bindings()._lib, name)):
+                yield path.parent
+
+
+def _file_of(function: Any) -> Path | None:
+    """The library that a function is in; None where the system does not say."""
+    if sys.platform == "win32":
+        return None
+    with suppress(AttributeError, OSError):
+        info = _DlInfo()
+        address = ctypes.cast(function, ctypes.c_void_p)
+        if ctypes.CDLL(None).dladdr(address, ctypes.byref(info)) and info.file:
+            return Path(os.fsdecode(info.file)).resolve()
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

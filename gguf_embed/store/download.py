@@ -21,7 +21,7 @@ from gguf_embed.errors import BadInput, FetchFailed, OutputFailed
 from gguf_embed.store import hub
 from gguf_embed.store.failures import Interrupted, Patience, passes
 from gguf_embed.store.hub import Remote
-from gguf_embed.store.local import SHA256, Places, Source, cache_folder, located, mib
+from gguf_embed.store.local import SHA256, UNDER_WAY, Places, Source, cache_folder, located, mib
 from gguf_embed.store.safe_names import inside
 from gguf_embed.system import files
 from gguf_embed.system.files import check_free, printable, write_whole
@@ -157,7 +157,7 @@ def _download(
     # The hash is in the name, so a file that changed on the Hub never goes on from old bytes.
     # (If-Range cannot say it: storage behind the Hub has ETags of its own.) The name is ours and
     # stable, because huggingface_hub's own partial files do not outlive their process.
-    path = blob.with_name(f"{blob.name}.gguf_embed.incomplete")
+    path = blob.with_name(f"{blob.name}{UNDER_WAY}")
     with Partial(path, remote.n_bytes) as partial:
         resumed = partial.n_bytes > 0
         _transfer(partial, source, remote, at, progress)

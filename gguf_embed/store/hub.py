@@ -22,7 +22,16 @@ from gguf_embed.catalog import catalog
 from gguf_embed.errors import BadOption, FetchFailed, ModelNotFound
 from gguf_embed.gguf import header as gguf
 from gguf_embed.store.failures import Interrupted, NoHub, explained, no_such_file, patiently
-from gguf_embed.store.local import SHA256, SHARD, Places, Source, best_first, located, quant_of
+from gguf_embed.store.local import (
+    IMATRIX,
+    SHA256,
+    SHARD,
+    Places,
+    Source,
+    best_first,
+    located,
+    quant_of,
+)
 from gguf_embed.store.safe_names import Named, fault
 from gguf_embed.system import paths
 
@@ -100,7 +109,8 @@ def repository_files(repo: str, revision: str | None, at: Places) -> tuple[Sourc
         name=repo, card=catalog.find(repo), repo=repo, revision=revision or "main", file=""
     )
     siblings = _model_info(asked, at).siblings or []
-    ggufs = [sibling for sibling in siblings if sibling.rfilename.lower().endswith(".gguf")]
+    named = [sibling for sibling in siblings if not IMATRIX.search(sibling.rfilename)]
+    ggufs = [sibling for sibling in named if sibling.rfilename.lower().endswith(".gguf")]
     for sibling in ggufs:
         if reason := fault("file", sibling.rfilename):
             _log.warning("%s lists %r, whose name %s; passed over", repo, sibling.rfilename, reason)
@@ -123,6 +133,23 @@ def repository_files(repo: str, revision: str | None, at: Places) -> tuple[Sourc
             f"another at {at.endpoint}/models?library=gguf&search={repo.rpartition('/')[2]}"
         )
     return best_first(located(source, at) for source in found)
+
+
+def imatrix_of(source: Source, at: Places) -> Source | None:
+    """The importance matrix that lies beside a file in its repository; None where none does."""
+    for sibling in _model_info(source, at).siblings or []:
+        name = sibling.rfilename
+        if name.lower().endswith(".gguf") and IMATRIX.search(name) and not fault("file", name):
+            return replace(
+                source,
+                quant=None,
+                file=name,
+                n_bytes=sibling.size,
+                sha256=sibling.lfs.sha256 if sibling.lfs else None,
+                path=None,
+                where=None,
+            )
+    return None
 
 
 def _model_info(source: Source, at: Places) -> ModelInfo:

@@ -29,7 +29,9 @@ _log = logging.getLogger(__name__)
 Where = Literal["file", "package", "store", "cache", "ollama"]
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
+UNDER_WAY = ".gguf_embed.incomplete"  # the end of the name of what a download has brought so far
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
+IMATRIX = re.compile(r"imatrix", re.IGNORECASE)  # in the name of a GGUF that is no model
 _QUANT_OF_FILE = re.compile(rf"(?:^|[-_.])({quants.PATTERN})\.gguf$", re.IGNORECASE)
 
 
@@ -228,7 +230,8 @@ def _in_cache(cache: Path) -> Iterator[Source]:
             for path in sorted(snapshot.rglob("*.gguf")):
                 file, sha256 = path.relative_to(snapshot).as_posix(), _blob_sha256(path)
                 bytes_of = (file, sha256 or snapshot.name)
-                if bytes_of in seen or SHARD.search(file) or not path.is_file():
+                other = SHARD.search(file) or IMATRIX.search(path.name)
+                if bytes_of in seen or other or not path.is_file():
                     continue
                 seen.add(bytes_of)
                 source = Source(

@@ -12,6 +12,7 @@ import re
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
 from gguf_embed.catalog import catalog
 from gguf_embed.catalog.card import ModelCard
@@ -23,6 +24,7 @@ from gguf_embed.store.local import (
     SHARD,
     Places,
     Source,
+    best_first,
     catalog_files,
     from_card,
     local_models,
@@ -41,6 +43,8 @@ _HUB_NAME = re.compile(
 
 _MOST_PARTS = 1000
 
+Sources: TypeAlias = tuple[Source, ...]
+
 
 def sources(name: str | Path, *, at: Places | None = None) -> tuple[Source, ...]:
     """Every file that `name` can mean, best quality first, with `path` where it is here.
@@ -48,7 +52,7 @@ def sources(name: str | Path, *, at: Places | None = None) -> tuple[Source, ...]
     Asks the Hub only for the files of a repository that the catalog does not know, and only when
     online. Raises ModelNotFound, which names what is near.
     """
-    _check_not_empty(name)
+    check_name(name)
     if isinstance(name, Path) or _is_path(name):
         return (_local_file(Path(name)),)
     at = at or hub.places()
@@ -81,7 +85,7 @@ def offered(
     file is here is not asked again: what was fetched stays what is used, and another state of it
     is had by naming the revision; unless `here` is False. Raises ModelNotFound, BadOption.
     """
-    _check_not_empty(name)
+    check_name(name)
     if isinstance(name, Path) or _is_path(name):
         if quant:
             raise BadOption(f"{name} is one file; it cannot be had as {quant}, leave that out")
@@ -112,6 +116,36 @@ def resolve(name: str | Path, quant: str | None = None, *, at: Places | None = N
     return _first(offered(name, quant, at=at))
 
 
+def named_here(name: str, quant: str | None = None, *, at: Places | None = None) -> Sources:
+    """The files on this machine that `name` means, best quality first; asks no network.
+
+    Raises ModelNotFound where there is none, and BadOption.
+    """
+    check_name(name)
+    at = at or hub.places()
+    bare, in_name = _split_quant(name)
+    quant = quant or in_name
+    match, card = _HUB_NAME.fullmatch(bare), catalog.find(bare)
+
+    def is_meant(source: Source) -> bool:
+        if card is not None:
+            return source.card is not None and source.card.id == card.id
+        if match is None:
+            return source.name == bare
+        same = (source.repo or source.name).lower() == match["repo"].lower()
+        return same and match["file"] in (None, source.file)
+
+    found = best_first(source for source in local_models(at) if is_meant(source))
+    if fitting := _fitting(found, quant):
+        return fitting
+    have = ", ".join(source.quant or source.file for source in found)
+    here = f" as {quant}, only as {have}" if found else ""
+    raise ModelNotFound(
+        f"{bare} is not on this machine{here}; `gguf-embed models` shows what is, `gguf-embed "
+        f"pull {bare}` fetches it"
+    )
+
+
 def _first(found: tuple[Source, ...]) -> Source:
     here = (source for source in found if source.path)
     usual = (source for source in found if source.quant == "Q8_0")
@@ -132,7 +166,7 @@ def _fitting(found: tuple[Source, ...], quant: str | None) -> tuple[Source, ...]
     return tuple(source for source in found if source.quant == quants.parse(quant))
 
 
-def _check_not_empty(name: str | Path) -> None:
+def check_name(name: str | Path) -> None:
     """Refuse what a variable without a value gives: as a path it would be this folder."""
     if isinstance(name, str) and not name.strip():
         raise BadOption("the name of the model is empty; give one of `gguf-embed models`")

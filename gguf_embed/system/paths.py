@@ -23,6 +23,11 @@ def home() -> Path:
     return base / "gguf_embed"
 
 
+def portable_wheels() -> Path:
+    """Wheels of llama-cpp-python for every CPU that were made here; `install.py` keeps them."""
+    return home() / "wheels" / "portable"
+
+
 def data_home() -> Path:
     """The user's data: $GGUF_EMBED_HOME, else where the system keeps what is no cache."""
     if chosen := os.environ.get("GGUF_EMBED_HOME"):
@@ -33,6 +38,19 @@ def data_home() -> Path:
         base = user_home() / "Library" / "Application Support"
     else:
         base = Path(os.environ.get("XDG_DATA_HOME") or user_home() / ".local" / "share")
+    return base / "gguf_embed"
+
+
+def config_home() -> Path:
+    """What the user chose: $GGUF_EMBED_HOME, else where the system keeps settings."""
+    if chosen := os.environ.get("GGUF_EMBED_HOME"):
+        return Path(chosen)
+    if sys.platform == "win32":
+        base = Path(os.environ.get("APPDATA") or user_home() / "AppData" / "Roaming")
+    elif sys.platform == "darwin":
+        base = user_home() / "Library" / "Application Support"
+    else:
+        base = Path(os.environ.get("XDG_CONFIG_HOME") or user_home() / ".config")
     return base / "gguf_embed"
 
 
