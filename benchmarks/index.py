@@ -3,8 +3,12 @@
     python benchmarks/index.py [corpus] [finds] [latency] [lancedb] [--out index.json]
 
 corpus   texts of the standard library and installed packages (.md, .rst, .txt, and a page of
-         docstrings for each module): first run, size, a run after nothing, after 1 % of the files
-         have changed
+         docstrings for each module), with `--docs` CPython's documentation: first run, size, a run
+         after nothing, after 1 % of the files have changed, latency, and how many of the ten
+         passages that a full product of float64 puts first are found through the coarse copy, and
+         by words and meaning together. Its documentation, from Debian:
+           apt-get download python3.11-doc && dpkg-deb -x python3.11-doc_*.deb x
+           --docs x/usr/share/doc/python3.11/html/_sources
 finds    a docstring's body by its summary (gguf_embed.lab.docstrings), each body a file: nDCG@10
          and recall@10 of meaning, words and both, at several shares of the words, and by ranks
 latency  questions at 1,000, 10,000 and 100,000 passages: source code of installed packages, cut at
@@ -46,7 +50,10 @@ from gguf_embed.index.facts import KnownFile, Passage
 from gguf_embed.index.generations import begin, switch
 from gguf_embed.index.index import RANKINGS, Index
 from gguf_embed.index.making import Wanted, facts_for, make_index
+from gguf_embed.index.nearness import Nearness, rows_of
 from gguf_embed.index.passages import digest_of
+from gguf_embed.index.ranking import best_rows
+from gguf_embed.index.vector_file import VectorFile
 from gguf_embed.io.folder import FileStamp
 from gguf_embed.lab.docstrings import docstring_task
 from gguf_embed.vectors import Vectors
@@ -102,7 +109,7 @@ def docstring_page(path: Path) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def corpus(work: Path, embedder: Embedder, most_files: int) -> dict[str, Any]:
+def corpus(work: Path, embedder: Embedder, most_files: int, docs: Path | None) -> dict[str, Any]:
     """First run, size, runs after."""
     folder = work / "pages"
     folder.mkdir()
@@ -112,6 +119,11 @@ def corpus(work: Path, embedder: Embedder, most_files: int) -> dict[str, Any]:
     for position, path in enumerate(files):
         if position % step:
             path.unlink()
+    n_docs = 0
+    for path in sorted(docs.rglob("*.rst.txt")) if docs is not None else ():
+        name = "docs__" + "__".join(path.relative_to(docs or path).parts)
+        (folder / name.removesuffix(".txt")).write_bytes(path.read_bytes())
+        n_docs += 1
     files = sorted(folder.iterdir())
     place = work / "corpus.index"
 
@@ -126,6 +138,7 @@ def corpus(work: Path, embedder: Embedder, most_files: int) -> dict[str, Any]:
     first, report = timed()
     result |= {
         "n_files": len(files),
+        "n_docs": n_docs,
         "text_bytes": sum(path.stat().st_size for path in files),
         "n_passages": report.n_passages,
         "n_tokens": report.n_tokens,
@@ -149,8 +162,38 @@ def corpus(work: Path, embedder: Embedder, most_files: int) -> dict[str, Any]:
         ways = [partial(index.search, each, embedder) for each in questions()]
         result["first question"] = Clock.of(ways[:1]).figures()
         result["questions"] = Clock.of(ways).figures()
+        result |= recalls(index, embedder)
     result["cold"] = cold(place, questions()[0])
     return result
+
+
+def recalls(index: Index, embedder: Embedder) -> dict[str, float]:
+    """Shares of the ten passages of the greatest cosine, in float64, that are found."""
+    facts = index.facts.space
+    file = VectorFile(index.place / "1" / "vectors.f32", facts.dim)
+    n_rows = file.path.stat().st_size // 4 // facts.dim
+    nearness = Nearness(file, n_rows, least_rows=1)
+    vectors = nearness.vectors.astype(np.float64)
+    found: dict[str, list[float]] = {"coarse": [], "both": []}
+    n_multiplied: list[int] = []
+    with index._now() as now:  # pyright: ignore[reportPrivateUsage]
+        ranges = now.ranges
+    for question in questions():
+        asked = embedder.encode_query(question)
+        near = nearness.near(asked, ranges, TOP)
+        n_multiplied.append(len(near.rows))
+        best = near.rows[best_rows(near.cosines, TOP)]
+        exact = np.full(n_rows, -2.0)
+        rows = rows_of(ranges, n_rows)
+        exact[rows] = vectors[rows] @ asked
+        least = np.sort(exact)[-TOP] - 1e-6  # equal passages are as good
+        found["coarse"].append(float((exact[best] >= least).mean()))
+        hits = index.search(question, embedder, top=TOP)
+        found["both"].append(float(np.mean([(h.similarity or 0) >= least for h in hits])))
+    return {
+        **{f"recall_{name}": round(float(np.mean(each)), 4) for name, each in found.items()},
+        "rows_multiplied": float(np.median(n_multiplied)),
+    }
 
 
 def finds(work: Path, embedder: Embedder, n_passages: int | None) -> dict[str, Any]:
@@ -481,6 +524,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", default=["corpus", "finds", "latency"])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--files", type=int, default=800, help="of the corpus, at most about")
+    parser.add_argument("--docs", type=Path, help="a folder of .rst.txt, for the corpus")
     parser.add_argument("--bodies", type=int, help="of the docstrings; default: all")
     parser.add_argument("--sizes", default="1000,10000,100000")
     parser.add_argument("--vectors", type=Path, metavar="FILE.npy", help="those of latency, kept")
@@ -499,7 +543,7 @@ def main() -> None:
         if "corpus" in args.parts or "finds" in args.parts:
             with Embedder.open() as embedder:
                 if "corpus" in args.parts:
-                    result["corpus"] = corpus(work, embedder, args.files)
+                    result["corpus"] = corpus(work, embedder, args.files, args.docs)
                 if "finds" in args.parts:
                     result["finds"] = finds(work, embedder, args.bodies)
         if "latency" in args.parts or "lancedb" in args.parts:

@@ -27,7 +27,7 @@ class Inputs:
     ready_s: float = 60.0  # from its start until the model is open and tuned
     skew: float = 0.15  # standard deviation of the machines' speeds, as a share
     loss_per_day: float = 0.05  # share of machines that go in a day; each comes back
-    driver_rows_per_s: float = 50_000.0  # read, cut, written: measured, docs/ray.md
+    driver_rows_per_s: float = 25_000.0  # read, cut, sent, written: measured, docs/ray.md
     shard_rows: int = 2048
     price_per_hour: float = 0.10  # of one machine
 
@@ -94,12 +94,12 @@ def main() -> None:
     for name, kind, value in (
         ("texts", float, 1e9),
         ("tokens", float, 107.0),
-        ("tokens-per-s", float, 11_300.0),
+        ("tokens-per-s", float, 5_522.0),
         ("machines", int, 100),
         ("ready-s", float, 60.0),
         ("skew", float, 0.15),
         ("loss-per-day", float, 0.05),
-        ("driver-rows-per-s", float, 50_000.0),
+        ("driver-rows-per-s", float, 25_000.0),
         ("shard-rows", int, 2048),
         ("price-per-hour", float, 0.10),
     ):

@@ -68,9 +68,17 @@ def _no_terminal() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _home_for_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test reads or writes what the user's own runs have learnt about this machine."""
+    """No test reads or writes what the user's own runs have learnt about this machine.
+
+    Files that one process of pytest-xdist proved are proved for all.
+    """
+    home, everybodys = tmp_path_factory.mktemp("home"), tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        everybodys = everybodys.parent
+    (everybodys / "proof").mkdir(exist_ok=True)
+    (home / "proof").symlink_to(everybodys / "proof")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GGUF_EMBED_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("GGUF_EMBED_HOME", str(home))
         yield
 
 

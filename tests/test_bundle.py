@@ -10,7 +10,7 @@ import signal
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -25,10 +25,12 @@ from test_quantize import file_size_limit
 from gguf_embed import cli
 from gguf_embed.bundle import bundle, check, format, wheels
 from gguf_embed.bundle.bundle import write
+from gguf_embed.bundle.canary_child import canary_vectors
 from gguf_embed.bundle.check import SUMS
 from gguf_embed.bundle.format import Licence
 from gguf_embed.bundle.unbundle import unbundle
 from gguf_embed.catalog import catalog
+from gguf_embed.catalog.card import ModelCard
 from gguf_embed.engine import canaries
 from gguf_embed.engine.embedder import Embedder
 from gguf_embed.errors import (
@@ -48,6 +50,7 @@ from gguf_embed.store import local as store
 from gguf_embed.store.local import Places, Source
 from gguf_embed.system import files
 from gguf_embed.vectors import Pooling as OurPooling
+from gguf_embed.vectors import Vectors
 
 pytestmark = pytest.mark.native
 
@@ -65,6 +68,30 @@ def fake_collect(folder: Path, platform: str, *, on_status: object) -> wheels.Ll
 def _packages(monkeypatch: pytest.MonkeyPatch) -> None:
     """What pip would bring; tests/test_wheels.py is about that."""
     monkeypatch.setattr(wheels, "collect", fake_collect)
+
+
+def _remembered(known: dict[Any, Vectors]) -> Callable[..., Vectors]:
+    """`canary_vectors`, which starts a child only for what is new in file or question."""
+
+    def vectors(
+        path: Path, card: ModelCard | None, texts: Sequence[str], *, plain: bool
+    ) -> Vectors:
+        asked = (hash_of(path), card and card.id, tuple(texts), plain)
+        if asked not in known:
+            known[asked] = canary_vectors(path, card, texts, plain=plain)
+        return known[asked]
+
+    return vectors
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _children() -> Iterator[None]:
+    """Most tests here carry the same few models."""
+    remembered = _remembered({})
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("bundle", "unbundle"):
+            patch.setattr(f"gguf_embed.bundle.{module}.canary_vectors", remembered)
+        yield
 
 
 def places(root: Path, endpoint: str = "http://127.0.0.1:9") -> Places:
@@ -573,6 +600,7 @@ def test_how_the_child_ends_is_told(
     python.write_text(f"#!/bin/sh\n{death}\n")
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr("gguf_embed.bundle.unbundle.canary_vectors", canary_vectors)
     with pytest.raises(error, match=message):
         unbundle(carry, at=at)
     assert not at.store.exists()

@@ -199,9 +199,9 @@ def forget_cards() -> None:
 
 @pytest.fixture(scope="module")
 def verdicts() -> Path:
-    """The self-test's folder, once it has run."""
+    """A home in which the self-test has run; files are proved in it as they come."""
     selftest.check(["F16", "F32", "Q8_0", "Q4_K", "Q6_K"])
-    return paths.home() / "selftest"
+    return paths.home()
 
 
 @pytest.fixture
@@ -209,7 +209,8 @@ def world(
     files: dict[str, Path], verdicts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[World]:
     monkeypatch.setenv("GGUF_EMBED_HOME", str(tmp_path / "home"))
-    shutil.copytree(verdicts, tmp_path / "home" / "selftest")
+    shutil.copytree(verdicts / "selftest", tmp_path / "home" / "selftest")
+    (tmp_path / "home" / "proof").symlink_to(verdicts / "proof")
     for name in [*os.environ]:
         if name.upper().endswith("_PROXY") or name.startswith(("HF_", "OLLAMA_")):
             monkeypatch.delenv(name)

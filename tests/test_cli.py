@@ -525,6 +525,10 @@ def commands() -> list[str]:
 
 def test_the_commands_are_there():
     assert {"doctor", "embed", "models", "probe", "search"} <= set(commands())
+    folder = Path(cli.__file__).parent
+    assert commands() == sorted(
+        path.stem for path in folder.glob("*.py") if "\ndef add(commands" in path.read_text("utf-8")
+    )
 
 
 @pytest.mark.parametrize("columns", [60, 80, 120])

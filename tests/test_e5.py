@@ -69,9 +69,12 @@ Vectors: TypeAlias = dict[str, NDArray[np.float32]]
 
 @pytest.fixture(scope="module")
 def vectors(embedder: Embedder, golden: Golden) -> Vectors:
-    """Of the golden texts and of the parallel sentences, some of which are among them."""
-    texts = [*{*golden.texts, *(f"query: {text}" for text in parallel_sentences().texts)}]
-    return dict(zip(texts, embedder.encode(texts, truncate="end"), strict=True))
+    """Of the golden texts, some of the parallel sentences among them; for F16 of all of these."""
+    texts = {*golden.texts}
+    if embedder.quant == "F16":
+        texts |= {f"query: {text}" for text in parallel_sentences().texts}
+    rows = [*texts]
+    return dict(zip(rows, embedder.encode(rows, truncate="end"), strict=True))
 
 
 def test_the_golden_rows_are_what_they_claim(golden: Golden):
@@ -116,8 +119,11 @@ def test_the_file_is_recognized(embedder: Embedder):
 
 def test_translations_find_each_other(vectors: Vectors):
     """A multilingual model with real weights: the parallel set means something."""
-    parallel = parallel_sentences()
-    ours = np.stack([vectors[f"query: {text}"] for text in parallel.texts])
-    accuracy = matching_accuracy(ours, tuple(parallel.sentences))
+    sentences = parallel_sentences().sentences
+    known = {k: [f"query: {text}" for text in column] for k, column in sentences.items()}
+    n_known = sum(text in vectors for text in known["en"])
+    assert n_known in (N_PARALLEL, len(known["en"]))
+    ours = np.stack([vectors[text] for column in known.values() for text in column[:n_known]])
+    accuracy = matching_accuracy(ours, tuple(sentences))
     assert min(accuracy.values()) > 0.85
     assert np.mean(list(accuracy.values())) > 0.97

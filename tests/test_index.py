@@ -7,7 +7,6 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +21,12 @@ from gguf_embed.index.duplicates import near_groups
 from gguf_embed.index.facts import KnownFile, Passage
 from gguf_embed.index.index import Index
 from gguf_embed.index.making import Wanted, make_index
+from gguf_embed.index.nearness import Near
 from gguf_embed.index.places import existing, named_indexes, place_of
-from gguf_embed.index.ranking import best_rows, by_meaning, by_words, fused
+from gguf_embed.index.ranking import best_rows, bonus_of, by_meaning, by_words, fused
 from gguf_embed.index.tables import Tables
 from gguf_embed.index.update import UpdateReport
-from gguf_embed.index.vector_file import VectorFile, cosines, joined
+from gguf_embed.index.vector_file import VectorFile
 from gguf_embed.index.word_scores import WordScores
 from gguf_embed.index.word_tables import WordTables
 from gguf_embed.index.words import phrases, searchable
@@ -528,27 +528,17 @@ def test_the_best_rows_are_those_of_a_sort(values: list[int], n: int):
     assert best_rows(scores, n).tolist() == expected
 
 
-@given(st.sets(st.integers(0, 30)), st.integers(1, 31))
-def test_products_are_those_of_the_rows_in_use(rows: set[int], n_rows: int):
-    vectors = np.random.default_rng(0).normal(size=(n_rows, 4)).astype(np.float32)
-    used = {row for row in rows if row < n_rows}
-    ranges = joined([(row, row + 1) for row in used])
-    assert all(a[1] < b[0] for a, b in pairwise(ranges))
-    found = cosines(vectors, vectors[0], ranges)
-    for row in range(n_rows):
-        expected = vectors[row] @ vectors[0] if row in used else -2
-        assert found[row] == pytest.approx(expected, abs=1e-5)
-
-
 def test_scores_are_fused():
-    nearness = np.float32([0.5, -2, 0.4, 0.3])
-    rows = [each.row for each in by_meaning(nearness, 9)]
-    assert rows == [0, 2, 3]
-    found = fused(nearness, np.float32([0, 8, 4, 8]), 3, share=0.5)
+    near = Near(rows=np.array([0, 2, 3]), cosines=np.float32([0.5, 0.4, 0.3]))
+    assert [each.row for each in by_meaning(near, 9)] == [0, 2, 3]
+    words = np.float32([0, 8, 4, 8])
+    found = fused(near, words, 3, share=0.5)
     assert [each.row for each in found] == [3, 2, 0]
     assert [round(each.score, 3) for each in found] == [0.65, 0.45, 0.25]
     assert found[2].words is None
-    assert fused(nearness, np.zeros(4, np.float32), 3, share=0.5)[0].score == 0.25
+    assert fused(near, np.zeros(4, np.float32), 3, share=0.5)[0].score == 0.25
+    np.testing.assert_allclose(bonus_of(words, share=0.2), [0, 0.25, 0.125, 0.25])
+    assert not bonus_of(np.zeros(4, np.float32)).any()
     found = by_words(np.float32([0, 2, 4]), 3)
     assert [(each.row, each.score, each.similarity) for each in found] == [
         (2, 1, None),

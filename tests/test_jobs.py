@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from gguf_embed.jobs.forecast import Counts, Sample, forecast
 from gguf_embed.jobs.job import Job, entry_of
 from gguf_embed.jobs.manifest import FailedPlace, Header, ShardEntry
 from gguf_embed.jobs.output import JobOutput, open_output
+from gguf_embed.plan.settings import RunSettings
 from gguf_embed.system import files
 from gguf_embed.system.lock import Lock
 from gguf_embed.testing import FakeEmbedder
@@ -576,6 +577,48 @@ def test_what_a_job_cannot_do(
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
+def test_a_job_goes_on_as_the_model_ran_or_not_at_all(
+    run: Run, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder, opened = tmp_path / "v", list[Any]()
+    command = (rows, "-o", f"{folder}/", "--resume", "--shard-rows", 2)
+    before = options.open_embedder
+
+    def open_embedder(model: str, settings: Any = None, **how: Any) -> Any:
+        opened.append(settings)
+        return before(model, settings, **how)
+
+    monkeypatch.setattr(options, "open_embedder", open_embedder)
+    assert run(*command)[0] == 0
+    whole = contents(folder)
+    assert run(*command)[0] == 0  # nothing to do
+    assert run(*command, "--threads", 1)[0] == 0
+    runs = [each.run for each in opened]
+    assert runs[0] is None
+    assert runs[1] == RunSettings(**{f.name: getattr(runs[1], f.name) for f in fields(RunSettings)})
+    assert runs[2] is None  # the user says how
+    header, *lines = (folder / "manifest.jsonl").read_bytes().splitlines(keepends=True)
+    written = json.loads(header)
+    written["run"] |= {"n_threads": 7, "cpu": "another"}
+    other = json.dumps(written).encode() + b"\n"
+    (folder / "manifest.jsonl").write_bytes(b"".join([other, *lines[:1]]))
+    code, _, err = run(*command)
+    assert code == 2
+    assert "n_threads 7 there, 1 now" in err
+    assert "cpu 'another' there" in err
+    assert "pass --other-bits" in err
+    assert opened[-1].run.n_threads == 7
+    code, _, err = run(*command, "--other-bits")
+    assert code == 0
+    assert "may be other than in an undisturbed run" in err
+    assert contents(folder) == whole | {"manifest.jsonl": b"".join([other, *lines])}
+    (folder / "manifest.jsonl").write_bytes(header.replace(b"n_threads", b"n_other"))
+    assert "--other-bits" in run(*command)[2]  # of a version that knows other settings
+    assert opened[-1].run is None
+    code, _, err = run(rows, "-o", f"{tmp_path / 'w'}/", "--other-bits")
+    assert (code, "is for --resume" in err) == (2, True)
+
+
 def test_progress_in_a_log_tells_the_time_left(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -596,7 +639,7 @@ def test_progress_in_a_log_tells_the_time_left(
 SLOW_COMMAND = """
 import sys, time
 from gguf_embed import cli
-from gguf_embed.cli import options
+from gguf_embed.cli import bulk, options
 from gguf_embed.testing import FakeBackend, FakeEmbedder
 
 class Slow(FakeBackend):
@@ -604,14 +647,14 @@ class Slow(FakeBackend):
         time.sleep(SECONDS)
         return super().run(sequences, **choices)
 
-SECONDS = float(sys.argv.pop(1))
+SECONDS, bulk.TERMINATED_S = float(sys.argv.pop(1)), float(sys.argv.pop(1))
 options.open_embedder = lambda model, settings=None, **_: FakeEmbedder.open(backend=Slow())
 sys.exit(cli.main())
 """
 
 
 def start_slow(rows: Path, folder: Path, seconds: float) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", SLOW_COMMAND, str(seconds), "embed", str(rows)]
+    command = [sys.executable, "-c", SLOW_COMMAND, str(seconds), "50", "embed", str(rows)]
     command += ["-o", f"{folder}/", "--resume", "--shard-rows", "2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while not (folder / "part-00000.parquet").exists():
@@ -626,10 +669,12 @@ def test_sigterm_is_answered_by_75_and_resume_goes_on(run: Run, rows: Path, tmp_
     folder = tmp_path / "v"
     for number in (signal.SIGTERM, signal.SIGKILL):
         (folder / "part-00000.parquet").unlink(missing_ok=True)
-        process = start_slow(rows, folder, 0.05)
+        process = start_slow(rows, folder, 0.3)
+        process.send_signal(signal.SIGSTOP)  # so that it is at work however long this takes
         code, _, err = run(rows, "-o", f"{folder}/", "--resume", "--shard-rows", 2)
         assert (code, f"(process {process.pid}): another run is at work" in err) == (7, True)
         process.send_signal(number)
+        process.send_signal(signal.SIGCONT)
         _, err = process.communicate(timeout=60)
         assert process.returncode == (75 if number == signal.SIGTERM else -number)
         if number == signal.SIGTERM:
@@ -643,7 +688,7 @@ def test_a_microbatch_that_takes_too_long_is_not_waited_for(rows: Path, tmp_path
     process = start_slow(rows, tmp_path / "v", 0.01)
     process.kill()
     process.communicate()
-    command = [sys.executable, "-c", SLOW_COMMAND, "60", "embed", str(rows), "--resume"]
+    command = [sys.executable, "-c", SLOW_COMMAND, "60", "4", "embed", str(rows), "--resume"]
     command += ["-o", f"{tmp_path / 'v'}/", "--shard-rows", "2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while (tmp_path / "v" / ".lock").read_text() != str(process.pid):

@@ -196,6 +196,37 @@ print(sorted(heavy & sys.modules.keys()), dict(os.environ) == before)
     assert done.stdout == "[] True\n"
 
 
+# What `gguf-embed --help` imports of the package.
+HELPERS = {"commands", "console", "exits", "layout", "start", "stop"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("word", ["--help", "--version"])
+def test_help_imports_no_command(word: str):
+    """Nor what takes milliseconds of the standard library, nor anybody else's code."""
+    code = f"""
+import sys
+known = {{*sys.modules}}
+sys.argv = ["gguf-embed", {word!r}]
+from gguf_embed.cli import main
+try:
+    main()
+finally:
+    print(*sorted({{*sys.modules}} - known), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0
+    imported = {*done.stderr.split()}
+    ours = {name for name in imported if name.startswith("gguf_embed")}
+    assert ours == {
+        *("gguf_embed", "gguf_embed.cli", "gguf_embed.errors"),
+        *(f"gguf_embed.cli.{name}" for name in HELPERS),
+    }
+    others = {name.partition(".")[0] for name in imported - ours}
+    assert others <= sys.stdlib_module_names
+    assert not others & {"pathlib", "logging", "json", "shutil", "urllib", "inspect", "dataclasses"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["", "parser().format_help()"])
 def test_nobody_elses_code_is_imported_before_it_is_needed(command: str):

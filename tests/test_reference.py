@@ -172,7 +172,7 @@ batches = st.lists(st.one_of(words, other), min_size=1, max_size=24)
 
 @pytest.mark.parametrize("outtype", OUTTYPES)
 @pytest.mark.parametrize("name", [*FAMILIES, *NEWER])
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=10)
 @given(data=st.data(), texts=batches)
 def test_a_text_has_one_vector_whatever_is_around_it(
     name: str, outtype: str, open_model: Open, data: st.DataObject, texts: list[str]

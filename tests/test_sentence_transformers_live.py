@@ -131,6 +131,48 @@ def test_the_same_util():
     assert mine == theirs
 
 
+@pytest.fixture(scope="session")
+def tiny_reranker(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The same small weights as GGUF, and as the real package reads them."""
+    folder = tmp_path_factory.mktemp("reranker")
+    recipe = rerank.Recipe(rerank.CASES["xlmr"].write(folder / "model.gguf"))
+    recipe.network.save_pretrained(folder / "hf")
+    recipe.tokenizer.pad_token, recipe.tokenizer.model_max_length = "<pad>", 128
+    recipe.tokenizer.save_pretrained(folder / "hf")
+    return folder / "model.gguf", folder / "hf"
+
+
+def test_a_cross_encoder_scores_as_the_real_one(tiny_reranker: tuple[Path, Path]):
+    import torch
+
+    gguf, folder = tiny_reranker
+    theirs = real.CrossEncoder(str(folder), device="cpu")
+    pairs = [(query, text) for query in rerank.QUERIES for text in rerank.DOCUMENTS]
+    with ours.CrossEncoder(gguf, settings=Settings(tune=False)) as mine:
+        for options in ({}, {"activation_fn": torch.nn.Identity()}):
+            expected = theirs.predict(pairs, **options)
+            assert np.ptp(expected) > 0.01
+            np.testing.assert_allclose(mine.predict(pairs, **options), expected, atol=2e-3)
+        assert mine.predict(pairs[0]) == pytest.approx(theirs.predict(pairs[0]), abs=2e-3)
+        assert type(mine.predict(pairs, convert_to_tensor=True)) is torch.Tensor
+        for query in rerank.QUERIES:
+            got, expected = (
+                each.rank(query, rerank.DOCUMENTS, top_k=5, return_documents=True)
+                for each in (mine, theirs)
+            )
+            assert [hit.keys() for hit in got] == [hit.keys() for hit in expected]
+            ranks = [[(hit["corpus_id"], hit["text"]) for hit in hits] for hits in (got, expected)]
+            assert ranks[0] == ranks[1]
+        mine_cut, theirs_cut = (
+            ours.CrossEncoder(gguf, max_length=64, settings=Settings(tune=False)),
+            real.CrossEncoder(str(folder), max_length=64, device="cpu"),
+        )
+        with mine_cut:
+            np.testing.assert_allclose(
+                mine_cut.predict(pairs), theirs_cut.predict(pairs), atol=2e-3
+            )
+
+
 # -- the examples --------------------------------------------------------------------------------
 
 
@@ -148,24 +190,20 @@ def printed(path: Path, module: str, capsys: pytest.CaptureFixture[str], **names
 def test_an_example_ranks_as_with_the_original_weights(
     name: str,
     weights: Path,
-    tmp_path: Path,
+    tiny_reranker: tuple[Path, Path],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
     """MiniLM in Q8_0 beside the original float32; the reranker is a tiny one, in both packages."""
-    case = rerank.CASES["xlmr"].write(tmp_path / "model.gguf")
-    recipe = rerank.Recipe(case)
-    recipe.network.save_pretrained(tmp_path / "hf")
-    recipe.tokenizer.pad_token, recipe.tokenizer.model_max_length = "<pad>", 128
-    recipe.tokenizer.save_pretrained(tmp_path / "hf")
+    gguf, folder = tiny_reranker
     open_model = Embedder.open
     monkeypatch.setattr(
         Embedder, "open", lambda n, **_: open_model(n, settings=Settings(tune=False))
     )
     seen = {}
     for module, model, reranker in (
-        ("gguf_embed.integrations.sentence_transformers", "minilm", tmp_path / "model.gguf"),
-        ("sentence_transformers", str(weights), tmp_path / "hf"),
+        ("gguf_embed.integrations.sentence_transformers", "minilm", gguf),
+        ("sentence_transformers", str(weights), folder),
     ):
         monkeypatch.setattr(sys, "argv", [name, str(reranker)])
         text = {"all_MiniLM_L6_v2": model}
@@ -226,6 +264,55 @@ def test_its_evaluators_run(inside: Any, original: Any):
         assert mine.keys() == theirs.keys()
         for name in mine:
             assert mine[name] == pytest.approx(theirs[name], abs=0.01)
+
+
+def test_its_util_searches(inside: Any, original: Any):
+    found, expected = (
+        real.util.semantic_search(
+            model.encode_query(["baking", "water"], convert_to_tensor=True),
+            model.encode_document(TEXTS, convert_to_tensor=True),
+            top_k=3,
+        )
+        for model in (inside, original)
+    )
+    for hits, others in zip(found, expected, strict=True):
+        assert [hit["corpus_id"] for hit in hits] == [hit["corpus_id"] for hit in others]
+        assert hits[0]["score"] == pytest.approx(others[0]["score"], abs=0.02)
+    pairs, others = (real.util.paraphrase_mining(model, TEXTS[:5]) for model in (inside, original))
+    assert [pair[1:] for pair in pairs[:3]] == [pair[1:] for pair in others[:3]]
+
+
+def test_it_mines_hard_negatives(inside: Any, original: Any, tiny_reranker: tuple[Path, Path]):
+    """The same ones as with the original weights; also judged by the real CrossEncoder."""
+    datasets: Any = pytest.importorskip("datasets")
+    questions = ["What is baked?", "What is on the water?", "Where does one cross?"]
+    pairs = datasets.Dataset.from_dict(
+        {"query": questions, "answer": [TEXTS[1], TEXTS[3], TEXTS[2]]}
+    )
+    corpus = [text for text in TEXTS if text]
+    said = {"corpus": corpus, "num_negatives": 2, "batch_size": 8, "verbose": False}
+    mine, theirs = (
+        real.util.mine_hard_negatives(pairs, model, **said).to_dict()
+        for model in (inside, original)
+    )
+    assert mine == theirs
+    assert len(mine["negative"]) == 6
+    judge = real.CrossEncoder(str(tiny_reranker[1]), device="cpu")
+    judged = real.util.mine_hard_negatives(pairs, inside, cross_encoder=judge, **said)
+    assert {*judged.column_names} == {"query", "answer", "negative"}
+
+
+def test_its_model_card(inside: Any, tmp_path: Path):
+    from sentence_transformers.sentence_transformer.evaluation import (
+        EmbeddingSimilarityEvaluator,
+    )
+
+    near = EmbeddingSimilarityEvaluator(TEXTS[:4], TEXTS[1:5], [0.1, 0.2, 0.3, 0.9], name="near")
+    near(inside)
+    inside._create_model_card(str(tmp_path))
+    card = (tmp_path / "README.md").read_text("utf-8")
+    for line in ("Output Dimensionality:** 384", "Cosine Similarity", "GgufModule"):
+        assert line in card
 
 
 def test_it_is_saved_and_read(tmp_path: Path, opened: Embedder):

@@ -415,6 +415,23 @@ def child(tmp_path: Path) -> Iterator[Process]:
 
 @pytest.fixture
 def port(child: Process) -> int:
+    return port_of(child)
+
+
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """One for all that must not hurt it."""
+    running = Process([serve_child.__file__], tmp_path_factory.mktemp("lasting"))
+    yield running
+    running.end()
+
+
+@pytest.fixture(scope="module")
+def lasting_port(lasting: Process) -> int:
+    return port_of(lasting)
+
+
+def port_of(child: Process) -> int:
     assert child.process.stdout is not None
     port = int(child.address_in(child.process.stdout.readline).rpartition(":")[2])
     wait_for(lambda: status(port)["ready"])
@@ -523,15 +540,15 @@ def all_of(connection: socket.socket) -> bytes:
     return b"".join(parts)
 
 
-def test_who_goes_away_has_its_work_cancelled(port: int):
-    going = connected(port)
+def test_who_goes_away_has_its_work_cancelled(lasting_port: int):
+    going = connected(lasting_port)
     body = json.dumps({"model": "fake", "input": [f"wait {n}" for n in range(600, 610)]}).encode()
     head = f"POST /api/embed HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
     going.sendall(head.encode() + body)
-    wait_for(lambda: status(port)["models"][0]["waiting_tokens"])
+    wait_for(lambda: status(lasting_port)["models"][0]["waiting_tokens"])
     going.close()
-    wait_for(lambda: not status(port)["models"][0]["waiting_tokens"])
-    wait_for(lambda: status(port)["requests_in_flight"] == 1)
+    wait_for(lambda: not status(lasting_port)["models"][0]["waiting_tokens"])
+    wait_for(lambda: status(lasting_port)["requests_in_flight"] == 1)
 
 
 @pytest.mark.parametrize(
@@ -548,8 +565,10 @@ def test_who_goes_away_has_its_work_cancelled(port: int):
     ],
     ids=["nothing", "half-head", "endless-head", "nonsense", "10GB", "half-body", "host", "minus"],
 )
-def test_a_connection_that_misbehaves_is_told_and_closed(port: int, sent: bytes, answer: bytes):
-    connection = connected(port)
+def test_a_connection_that_misbehaves_is_told_and_closed(
+    lasting_port: int, sent: bytes, answer: bytes
+):
+    connection = connected(lasting_port)
     with suppress(ConnectionError):  # it may be refused while it still sends
         connection.sendall(sent)
     if answer == b"403":
@@ -559,16 +578,16 @@ def test_a_connection_that_misbehaves_is_told_and_closed(port: int, sent: bytes,
     except ConnectionResetError:  # the answer can be lost with what was not read
         said = b"HTTP/1.1 " + answer
     assert said.startswith(b"HTTP/1.1 " + answer), said[:300]
-    wait_for(lambda: status(port)["requests_in_flight"] == 1)
+    wait_for(lambda: status(lasting_port)["requests_in_flight"] == 1)
 
 
-def test_who_does_not_take_its_answer_is_cut_off(child: Process, port: int):
+def test_who_does_not_take_its_answer_is_cut_off(lasting: Process, lasting_port: int):
     reader = socket.socket()
     reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    reader.connect(("127.0.0.1", port))
+    reader.connect(("127.0.0.1", lasting_port))
     body = json.dumps({"model": "fake", "input": [str(n) for n in range(3000)]}).encode()
     head = f"POST /api/embed HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
     with reader:
         reader.sendall(head.encode() + body)
-        wait_for(lambda: "did not take its answer" in child.errors.read_text())
-    wait_for(lambda: status(port)["requests_in_flight"] == 1)
+        wait_for(lambda: "did not take its answer" in lasting.errors.read_text())
+    wait_for(lambda: status(lasting_port)["requests_in_flight"] == 1)

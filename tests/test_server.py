@@ -19,6 +19,8 @@ from gguf_embed.engine.pending import Meter, Pending
 from gguf_embed.index.facts import IndexFacts, Space
 from gguf_embed.index.index import Index
 from gguf_embed.index.making import Wanted, make_index
+from gguf_embed.jobs.cache import VectorCache
+from gguf_embed.jobs.cached import space_of
 from gguf_embed.server.app import application
 from gguf_embed.server.indexes import Indexes, IndexOffer, index_name, offer_for
 from gguf_embed.server.limits import Limits
@@ -115,6 +117,46 @@ def direct() -> Iterator[FakeEmbedder]:
 
 def floats(rows: object) -> np.ndarray:
     return np.array(rows, np.float64).astype(np.float32)
+
+
+# -- the cache of vectors ----------------------------------------------------------------------
+
+
+def test_texts_that_the_cache_knows_are_not_computed(
+    serve: Callable[..., Served], direct: FakeEmbedder, tmp_path: Path
+):
+    computed: list[int] = []
+
+    class Counts(FakeBackend):
+        def run(self, sequences: Any, **how: Any) -> Any:
+            computed.append(len(sequences))
+            return super().run(sequences, **how)
+
+    def ask(texts: Any, **body: Any) -> Any:
+        sent = {"input": texts, **body}
+        return served.client.post("/v1/embeddings", json=sent).json()
+
+    with VectorCache.open(tmp_path / "vectors.sqlite") as cache:
+        served = serve(backend=Counts())
+        plain = ask(["a cat", "a dog"])
+        served.service.cache = cache
+        first = ask(["a cat", "a dog"])
+        assert first == plain
+        n = sum(computed)
+        assert n == 4
+        again = ask(["a dog", "a bird", "a cat"])
+        assert sum(computed) == n + 1
+        rows = [each["embedding"] for each in again["data"]]
+        np.testing.assert_array_equal(floats(rows), direct.encode(["a dog", "a bird", "a cat"]))
+        assert again["usage"]["prompt_tokens"] == first["usage"]["prompt_tokens"] * 3 // 2
+        assert ask(["a cat"], input_type="query") != ask(["a cat"])  # another space
+        n = sum(computed)
+        assert "data" in ask([[1, 2, 3]])  # token ids are no text
+        assert "data" in ask([[1, 2, 3]])
+        assert sum(computed) == n + 2
+        assert served.client.post("/v1/embeddings", json={"input": "x " * 999}).status_code == 400
+        space = space_of(direct)
+        assert sorted(cache.find(space, ["a dog", "no", "a cat"], max_tokens=99)) == [0, 2]
 
 
 # -- a call that no thread waits for -------------------------------------------------------------

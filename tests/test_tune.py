@@ -33,6 +33,7 @@ from gguf_embed.engine.tune_record import (
     read_record,
     to_json,
 )
+from gguf_embed.errors import BadOption
 from gguf_embed.gguf.header import read_header
 from gguf_embed.machine import measured, selftest
 from gguf_embed.machine.load import Load
@@ -463,6 +464,21 @@ def test_what_was_measured_is_used_again(target: Target):
     )
     found = chosen(replace(target, start=planned), wanted)
     assert found == replace(planned, repack=True)
+
+
+def test_a_run_is_repeated_as_far_as_it_can_be(target: Target):
+    keep_record(record(RunSettings(max_batch_tokens=55, batch_tokens=50)), target)
+    before = RunSettings(
+        max_batch_tokens=66, batch_tokens=33, n_contexts=3, n_threads=2, n_gpu_layers=2, tap=True
+    )
+    again = Settings(run=before)
+    assert chosen(target, again) == replace(before, n_gpu_layers=0)
+    assert chosen(replace(target, **GPU), again) == before
+    assert chosen(target, replace(again, tap=False)) == replace(before, n_gpu_layers=0, tap=False)
+    little = replace(target, fits=lambda run: run.max_batch_tokens < 66)
+    assert chosen(little, again).max_batch_tokens == 55
+    with pytest.raises(BadOption, match="run="):
+        Settings(run="fast")  # type: ignore[arg-type]
 
 
 def test_a_measurement_is_used_as_far_as_there_is_memory(target: Target):

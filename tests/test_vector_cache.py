@@ -277,7 +277,7 @@ def test_a_unit_that_is_cancelled_ends():
     with FakeEmbedder.open() as embedder:
         unit = begin(embedder, TEXTS, {})
         unit.cancel()
-        unit.start()
+        unit.submit()
         assert len(unit.result().vectors) == 4
 
 

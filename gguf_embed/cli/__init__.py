@@ -1,8 +1,8 @@
-"""The command line: one file per command, found by their `add` function.
+"""The command line: one file per command, named in the table of `commands`.
 
 A command's file holds `add(subparsers)`, which makes its parser and sets `run=` to a function
-from the parsed arguments to an exit code. Nothing heavy is imported before `run`, so that
-`--help` and `--version` are quick and need no native library.
+from the parsed arguments to an exit code. Nothing heavy is imported before `run`, and of the
+commands only the one that was called, so that `--help` is quick and needs no native library.
 
 Exit codes are in the table of `exits`.
 """
@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import logging
 import os
-import pkgutil
 import sys
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
 from gguf_embed import __version__
-from gguf_embed.cli import completion, console
+from gguf_embed.cli import console
+from gguf_embed.cli.commands import COMMANDS
 from gguf_embed.cli.exits import exits_line
 from gguf_embed.cli.layout import HelpFormatter
 from gguf_embed.cli.start import start
@@ -51,12 +49,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if any("\0" in word for word in words):
         console.say("an argument holds a NUL character, which no name or text here may hold")
         return 2
-    if completion.ASKED in os.environ:
-        completion.answer(parser())
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may come next
+        from gguf_embed.cli.completion import answer
+
+        answer(parser())
     first = next((word for word in words if not word.startswith("-")), None)
-    args = parser(first).parse_args(words)
+    args = parser([] if first is None else [first]).parse_args(words)
     debug: bool = args.debug or os.environ.get("GGUF_EMBED_DEBUG", "") not in ("", "0")
-    with terminable(), _logging(debug):
+    from gguf_embed.cli.log_lines import log_lines  # help comes without it, and sooner
+
+    with terminable(), log_lines(debug=debug):
         try:
             code: int = args.run(args)
             console.flush()
@@ -91,40 +93,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def parser(command: str | None = None) -> argparse.ArgumentParser:
-    """The parser of one command, of which the others need not be imported; else of all."""
+def parser(known: Collection[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
+    """The parser, with the options of the `known` commands; of the others their names alone."""
     top = _Parser(
         prog="gguf-embed",
         description=DESCRIPTION,
         epilog=f"{EPILOG}\n\n{exits_line()}",
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
     )
     top.add_argument("--version", action="version", version=f"gguf-embed {__version__}")
-    top.add_argument("--debug", action="store_true", help="show tracebacks and details")
+    _add_debug(top, default=False)
     commands = top.add_subparsers(
         title="commands", metavar="COMMAND", required=True, parser_class=_CommandParser
     )
-    modules = [found.name for found in pkgutil.iter_modules(__path__)]
-    for name in [command] if command in modules else modules:
-        module = importlib.import_module(f"{__name__}.{name}")
-        if hasattr(module, "add"):
-            module.add(commands)
-    if not commands.choices:
-        return parser()  # a module that is no command
-    for each in {*commands.choices.values()}:
-        each.formatter_class = HelpFormatter
+    for name, line in COMMANDS.items():
+        if name not in known:
+            commands.add_parser(name, help=line)
+            continue
+        importlib.import_module(f"{__name__}.{name}").add(commands)
+        each: argparse.ArgumentParser = commands.choices[name]
         each.epilog = f"{each.epilog}\n\n{exits_line()}"
-        each.allow_abbrev = False
         _shorten(each)
         # Without a default here, so that --debug counts before and after the command's name.
-        each.add_argument(
-            "--debug",
-            action="store_true",
-            default=argparse.SUPPRESS,
-            help="show tracebacks and details",
-        )
+        _add_debug(each, default=argparse.SUPPRESS)
     return top
+
+
+def _add_debug(to: argparse.ArgumentParser, *, default: bool | str) -> None:
+    to.add_argument(
+        "--debug", action="store_true", default=default, help="show tracebacks and details"
+    )
 
 
 # One letter for what most commands have.
@@ -151,6 +148,9 @@ def _shorten(parser: argparse.ArgumentParser) -> None:
 class _Parser(argparse.ArgumentParser):
     """Misuse is one line too; argparse's own way prints the whole usage before it."""
 
+    def __init__(self, **choices: Any) -> None:
+        super().__init__(formatter_class=HelpFormatter, allow_abbrev=False, **choices)
+
     def error(self, message: str) -> NoReturn:
         console.say(f"{message}; see {self.prog} --help")
         self.exit(2)
@@ -167,21 +167,6 @@ class _CommandParser(_Parser):
         if others:
             self.error(f"unrecognized arguments: {' '.join(others)}")
         return known, others
-
-
-@contextmanager
-def _logging(debug: bool) -> Generator[None]:
-    """Warnings of the package (a fallback, an assumption) reach the user as one line each."""
-    logger = logging.getLogger("gguf_embed")
-    level = logger.level
-    handler = console.LogHandler()
-    logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG if debug else logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
 
 
 def _one_line(error: BaseException) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gguf_embed.cli import console, options
+from gguf_embed.cli.commands import COMMANDS
 from gguf_embed.errors import OutputFailed
 from gguf_embed.lab import LIMIT, ROUNDS
 
@@ -41,7 +42,7 @@ examples:
 def add(commands: Any) -> None:
     """The parser of `bench`."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        "bench", help="compare quantization levels", description=DESCRIPTION, epilog=EPILOG
+        "bench", help=COMMANDS["bench"], description=DESCRIPTION, epilog=EPILOG
     )
     parser.add_argument("models", nargs="+", metavar="MODEL", help="name, file, files or directory")
     parser.add_argument(

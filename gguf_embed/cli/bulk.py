@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from gguf_embed.cli import console, manners, options, stop
+from gguf_embed.cli.bulk_place import Place, failed_beside, is_folder, run_before
 from gguf_embed.cli.bulk_report import print_forecast, print_report
 from gguf_embed.cli.made_with import made_with
 from gguf_embed.cli.task import Task, chunked, opened_model, prompt_of
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 TERMINATED: Final = 75
 TERMINATED_S: Final = 4.0  # after SIGTERM, whatever is still at work
-WORK: Final = ".job"  # the ending of the folder in which NAME.npy or NAME.jsonl is made
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +46,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--resume",
         action="store_true",
         help="begin a job, or go on with one that was killed: the same command, the same result",
+    )
+    group.add_argument(
+        "--other-bits",
+        action="store_true",
+        help="with --resume: go on also where the model does not run as when the job began; the "
+        "last bits of vectors may differ",
     )
     group.add_argument(
         "--dry-run",
@@ -85,6 +91,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def wanted(args: argparse.Namespace) -> bool:
     """Whether this is a job. Raises BadOption for what a job cannot do."""
     folder = is_folder(args.output)
+    if "://" in args.output:
+        raise BadOption(
+            f"-o {console.plain(args.output)}: results are files of this machine; name one, or "
+            "write with Ray Data: embed_dataset(...).write_parquet(URI), docs/ray.md"
+        )
     if args.vector_type != "float32" and not folder:
         raise BadOption(f"--vector-type {args.vector_type}: is for a folder, -o DIR/")
     job: bool = args.resume or args.dry_run or folder
@@ -92,6 +103,8 @@ def wanted(args: argparse.Namespace) -> bool:
         _check_ray(args, folder=folder)
     if job and args.late_chunking:
         raise BadOption("--late-chunking: is not for jobs; leave --resume and --dry-run out")
+    if args.other_bits and not args.resume:
+        raise BadOption("--other-bits: is for --resume; leave it out")
     if args.resume and args.output == "-":
         raise BadOption("--resume: goes on with a file or a folder; name one with -o")
     return job
@@ -114,11 +127,6 @@ def _check_ray(args: argparse.Namespace, *, folder: bool) -> None:
         )
 
 
-def is_folder(output: str) -> bool:
-    """Whether it is to be a folder of shards."""
-    return output.endswith(("/", os.sep)) or (output != "-" and Path(output).is_dir())
-
-
 def write_failed_beside(output: str, failed: Sequence[FailedPlace]) -> None:
     """NAME.failed.jsonl for NAME, or none where nothing failed."""
     from gguf_embed.jobs.output import write_failed
@@ -131,15 +139,10 @@ def write_failed_beside(output: str, failed: Sequence[FailedPlace]) -> None:
             path.unlink()
 
 
-def failed_beside(output: Path) -> Path:
-    """The side file of a result that is one file."""
-    return output.with_name(output.name + ".failed.jsonl")
-
-
 def run(args: argparse.Namespace, task: Task) -> int:
     """Do the job, or tell what it takes; returns the exit code."""
     began = time.monotonic()
-    place = _Place(args)
+    place = Place(args)
     place.check(task)
     if args.ray is not None:
         from gguf_embed.jobs.ray_job import connect
@@ -149,7 +152,9 @@ def run(args: argparse.Namespace, task: Task) -> int:
     try:
         with (
             stop.ends_within(TERMINATED_S, TERMINATED),
-            opened_model(args, isolated=isolated) as embedder,
+            opened_model(
+                args, isolated=isolated, before=run_before(args, place.folder)
+            ) as embedder,
         ):
             options.warn_dimensions(embedder, args.dimensions)
             work = _Work(embedder, args, task, place)
@@ -173,40 +178,11 @@ def run(args: argparse.Namespace, task: Task) -> int:
     return NativeFailed.exit_code if report.n_failed else 0
 
 
-class _Place:
-    """Where the result goes, and where it is made."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.output = Path(args.output)
-        self.whole = is_folder(args.output)  # the folder is the result
-        self.folder = self.output if self.whole else self.output.with_name(self.output.name + WORK)
-        self.failed = self.folder / "failed.jsonl" if self.whole else failed_beside(self.output)
-        self.to_stdout = args.output == "-"
-
-    def check(self, task: Task) -> None:
-        """Refuse what cannot be. Raises BadOption."""
-        from gguf_embed.io.write import check_name
-
-        if self.to_stdout:
-            return
-        if not self.whole:
-            check_name(self.output, task.content, task.sources.files)
-            return
-        for source in task.sources:
-            if source.path is not None and source.path.resolve().is_relative_to(
-                self.folder.resolve()
-            ):
-                raise BadOption(
-                    f"-o {console.plain(str(self.output))}: holds the input "
-                    f"{source.name}; choose another folder"
-                )
-
-
 class _Work:
     """A job with its model."""
 
     def __init__(
-        self, embedder: Embedder, args: argparse.Namespace, task: Task, place: _Place
+        self, embedder: Embedder, args: argparse.Namespace, task: Task, place: Place
     ) -> None:
         self.embedder = embedder
         self.args = args
@@ -254,14 +230,10 @@ class _Work:
         self.embedder.encode([], **self.options)  # checks them
         header = Header(
             made_with={**self.made_with, **self._choices()},
-            run=asdict(self.embedder.run_settings),
+            run={**asdict(self.embedder.run_settings), **self._machine()},
         )
         with open_output(self.place.folder, header, resume=self.args.resume) as output:
-            if output.header.run != header.run:
-                console.say(
-                    "the model runs with other settings than when the job began: the last bits of "
-                    "vectors may be other than in an undisturbed run"
-                )
+            self._check_run(output.header.run, header.run)
             with (
                 options.opened_cache(self.args) as cache,
                 console.progress(
@@ -280,6 +252,32 @@ class _Work:
         if not self.place.whole:
             shutil.rmtree(self.place.folder, ignore_errors=True)
         return report
+
+    def _machine(self) -> dict[str, object]:
+        """What else decides the last bits of vectors."""
+        if self.args.server is not None:
+            return {}
+        from gguf_embed.machine.selftest import cpu_id
+
+        return {"cpu": cpu_id(), "llama_cpp_python": version("llama-cpp-python")}
+
+    def _check_run(self, before: Mapping[str, object], now: Mapping[str, object]) -> None:
+        """Refuse to mix bits of two ways to run, or say it. Raises BadOption."""
+        from gguf_embed.jobs.manifest import differences
+
+        unlike = "; ".join(differences(before, now))
+        if not unlike:
+            return
+        if self.args.server is None and not self.args.other_bits:
+            raise BadOption(
+                f"--resume: the model does not run here as when the job began ({unlike}), and the "
+                "last bits of vectors may differ: go on on such a machine and with the same "
+                "options, or pass --other-bits"
+            )
+        console.say(
+            f"the model does not run as when the job began ({unlike}): the last bits of vectors "
+            "may be other than in an undisturbed run"
+        )
 
     def _job(self, output: JobOutput, watch: _Watch, cache: VectorCache | None) -> Job | RayJob:
         """The work of one machine, or of many."""

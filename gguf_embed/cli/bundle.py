@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gguf_embed.cli import console, options
+from gguf_embed.cli.commands import COMMANDS
 
 if TYPE_CHECKING:
     from gguf_embed.bundle.bundle import Written
@@ -34,7 +35,7 @@ def add(commands: Any) -> None:
     """The parser of `bundle`."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "bundle",
-        help="carry a model to a machine without internet",
+        help=COMMANDS["bundle"],
         description=DESCRIPTION,
         epilog=EPILOG,
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gguf_embed.cli import console, options
+from gguf_embed.cli.commands import COMMANDS
 from gguf_embed.errors import BadOption
 
 if TYPE_CHECKING:
@@ -16,10 +17,9 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Show the cache of vectors, make it smaller, or move it.
 
-With `--cache`, embed, index and search take the vectors of texts that it knows from there, and keep
-new ones there. A vector is found by its text and the fingerprint of its space: model file, prompt,
-pooling, dimensions. The cache is one SQLite file with a limit; what was not used for longest goes
-first."""
+With `--cache`, embed, index, search and serve take the vectors of texts that it knows from there,
+and keep new ones there. A vector is found by its text and the fingerprint of its space: model file,
+prompt, X"""
 
 EPILOG = """\
 A vector of a quantized model depends, in its last bits, on the texts that were computed beside it:
@@ -38,7 +38,7 @@ def add(commands: Any) -> None:
     """The parser of `cache`."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "cache",
-        help="vectors that need not be computed again",
+        help=COMMANDS["cache"],
         description=DESCRIPTION,
         epilog=EPILOG,
     )

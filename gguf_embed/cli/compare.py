@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gguf_embed.cli import console, options
+from gguf_embed.cli.commands import COMMANDS
 from gguf_embed.errors import BadInput, BadOption, TextTooLong
 from gguf_embed.io.flow import place
 
@@ -43,7 +44,7 @@ examples:
 def add(commands: Any) -> None:
     """The parser of `compare`."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        "compare", help="are two of them one vector space?", description=DESCRIPTION, epilog=EPILOG
+        "compare", help=COMMANDS["compare"], description=DESCRIPTION, epilog=EPILOG
     )
     for name in "AB":
         parser.add_argument(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 from typing import Any, cast
 
 from gguf_embed.cli import console
+from gguf_embed.cli.commands import COMMANDS
 from gguf_embed.errors import BadOption
 
 DESCRIPTION = """\
@@ -19,14 +19,13 @@ examples:
   gguf-embed completion fish > ~/.config/fish/completions/gguf-embed.fish"""
 
 SHELLS = ("bash", "zsh", "fish", "powershell")
-ASKED = "_ARGCOMPLETE"  # set by the shell that asks
 
 
 def add(commands: Any) -> None:
     """The parser of `completion`."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "completion",
-        help="completion for your shell",
+        help=COMMANDS["completion"],
         description=DESCRIPTION,
         epilog=EPILOG,
     )
@@ -45,9 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def answer(parser: argparse.ArgumentParser) -> None:
-    """Where a shell asks what may come next, tell it and end; return otherwise."""
-    if ASKED not in os.environ:
-        return
+    """Tell a shell that asks what may come next, and end; without argcomplete say nothing."""
     try:
         import argcomplete
     except ImportError:

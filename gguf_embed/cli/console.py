@@ -5,20 +5,20 @@ The only importer of rich, which may be absent.
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from gguf_embed.cli import layout
 from gguf_embed.errors import BadOption, OutputFailed
 from gguf_embed.errors import counted as counted
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 ASK_ABOVE_BYTES: Final = 1 << 30  # that are to come
 ASK_AFTER_S: Final = 2.5  # when the speed is known and told
@@ -101,14 +101,6 @@ def _refusals() -> Generator[None]:
         ) from error
 
 
-class LogHandler(logging.Handler):
-    """Log records as such lines."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """One record."""
-        say(self.format(record))
-
-
 def print_json(
     command: str, value: Mapping[str, object], *, version: int = 1, to_stderr: bool = False
 ) -> None:
@@ -116,6 +108,8 @@ def print_json(
 
     `version` counts the changes after which a program that reads it must be changed too.
     """
+    import json
+
     text = json.dumps({"format": f"gguf-embed-{command}/{version}", **value}, indent=2)
     if to_stderr:
         print(text, file=sys.stderr)

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from gguf_embed.cli import console, options
+from gguf_embed.cli.commands import COMMANDS
 from gguf_embed.cli.hits import near
 from gguf_embed.cli.show import only_index
 from gguf_embed.errors import BadOption, counted
@@ -27,7 +28,7 @@ examples:
 def add(commands: Any) -> None:
     """The parser of `dedupe`."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        "dedupe", help="passages that are nearly the same", description=DESCRIPTION, epilog=EPILOG
+        "dedupe", help=COMMANDS["dedupe"], description=DESCRIPTION, epilog=EPILOG
     )
     parser.add_argument(
         "--index", metavar="NAME|PATH", help="the index (default: the only one that has a name)"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gguf_embed import __version__
 from gguf_embed.cli import console, options
+from gguf_embed.cli.commands import COMMANDS
 from gguf_embed.errors import GgufEmbedError
 from gguf_embed.gguf import quants
 
@@ -36,7 +37,7 @@ examples:
 def add(commands: Any) -> None:
     """The parser of `doctor`."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        "doctor", help="what works, what would be faster", description=DESCRIPTION, epilog=EPILOG
+        "doctor", help=COMMANDS["doctor"], description=DESCRIPTION, epilog=EPILOG
     )
     parser.add_argument("--json", action="store_true", help="the report as one JSON document")
     parser.set_defaults(run=run)

@@ -10,6 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
 from gguf_embed.cli import bulk, chunking, console, options
+from gguf_embed.cli.commands import COMMANDS
 from gguf_embed.cli.made_with import made_with, plan_of
 from gguf_embed.cli.task import chunked, find_task, opened_model, prompt_of
 from gguf_embed.errors import BadInput, BadOption, BadText, NativeFailed, TextTooLong
@@ -33,6 +34,7 @@ what is one text:
   .csv      a row under a header line, --field names its column
   .parquet  a row, --field names its column; .arrow, .feather and .ipc likewise (extra: arrow)
   DIR       all such files in it and below, sorted; names that begin with a dot are passed over
+  s3://...  such a file, folder or pattern elsewhere; gs://, abfs:// likewise (extra: arrow)
   -         standard input: as .txt, or as .jsonl where --field is given
 With --chunk-tokens a file, or the text of a row, is split into several texts; blank ones are left
 out. Each line of .jsonl then says where its chunk stands: position and last_position (lines),
@@ -71,7 +73,7 @@ examples:
   gguf-embed embed rows.parquet --id-field id -o vectors/ --dry-run
   gguf-embed embed rows.parquet --id-field id -o vectors/ --resume
   gguf-embed embed '2026-*.csv.gz' --field body -o vectors/ --resume --vector-type int8
-  gguf-embed embed 'rows-*.parquet' --field text -o vectors/ --ray auto
+  gguf-embed embed 's3://texts/rows-*.parquet' --field text -o vectors/ --ray auto
   gguf-embed embed manual/ --include '*.rst' -o manual.jsonl
   gguf-embed embed manual/ --chunk-tokens 256 --overlap 32 --with-text -o chunks.jsonl
   gguf-embed embed manual/ --late-chunking --model qwen3-embedding:0.6b -o chunks.jsonl
@@ -84,7 +86,7 @@ examples:
 def add(commands: Any) -> None:
     """The parser of `embed`."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        "embed", help="texts to vectors", description=DESCRIPTION, epilog=EPILOG
+        "embed", help=COMMANDS["embed"], description=DESCRIPTION, epilog=EPILOG
     )
     parser.add_argument("inputs", nargs="*", metavar="INPUT", help="file, directory or -")
     parser.add_argument(

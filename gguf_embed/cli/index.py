@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gguf_embed.cli import console, index_list, manners, options
+from gguf_embed.cli.commands import COMMANDS
 from gguf_embed.cli.hits import near
 from gguf_embed.errors import BadInput, BadOption, NativeFailed, counted
 
@@ -56,7 +57,7 @@ examples:
 def add(commands: Any) -> None:
     """The parser of `index`."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        "index", help="make folders searchable", description=DESCRIPTION, epilog=EPILOG
+        "index", help=COMMANDS["index"], description=DESCRIPTION, epilog=EPILOG
     )
     parser.add_argument(
         "inputs", nargs="*", metavar="FOLDER", help="folder or file; or list, and names of indexes"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
-import shutil
+import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 
@@ -17,15 +18,27 @@ _SHELL_WORD = re.compile(r"""(?:"[^"]*"|'[^']*'|\S)+""")
 
 def width() -> int:
     """Columns of the terminal, or $COLUMNS; a file or a pipe takes lines of any length."""
-    return shutil.get_terminal_size((_NO_TERMINAL, 24)).columns
+    return _columns(_NO_TERMINAL)
+
+
+def _columns(otherwise: int) -> int:
+    """As shutil finds them, which takes every kind of archive along when it is imported."""
+    said = os.environ.get("COLUMNS", "")
+    if said.isdecimal() and int(said):
+        return int(said)
+    if sys.__stdout__ is None:
+        return otherwise
+    try:
+        return os.get_terminal_size(sys.__stdout__.fileno()).columns or otherwise
+    except (ValueError, OSError):  # closed, or no terminal
+        return otherwise
 
 
 class HelpFormatter(argparse.HelpFormatter):
     """Help in the width of the terminal; descriptions keep their lists and examples."""
 
     def __init__(self, prog: str) -> None:
-        columns = shutil.get_terminal_size((80, 24)).columns
-        super().__init__(prog, width=min(columns, MAX_HELP_WIDTH))
+        super().__init__(prog, width=min(_columns(80), MAX_HELP_WIDTH))
 
     def _split_lines(self, text: str, width: int) -> list[str]:
         return _wrap(" ".join(text.split()), width)

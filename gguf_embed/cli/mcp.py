@@ -8,6 +8,7 @@ from typing import Any
 
 from gguf_embed.catalog import RERANKER
 from gguf_embed.cli import options
+from gguf_embed.cli.commands import COMMANDS
 from gguf_embed.cli.indexed import open_for
 
 DESCRIPTION = """\
@@ -29,7 +30,7 @@ examples:
 def add(commands: Any) -> None:
     """The parser of `mcp`."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        "mcp", help="an index for agents", description=DESCRIPTION, epilog=EPILOG
+        "mcp", help=COMMANDS["mcp"], description=DESCRIPTION, epilog=EPILOG
     )
     parser.add_argument("--index", metavar="NAME|PATH", required=True, help="the index")
     parser.add_argument(

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from gguf_embed.cli import console
+from gguf_embed.cli.commands import COMMANDS
 from gguf_embed.errors import BadOption
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ ACTIONS = ("list", "path", "du", "rm", "default")
 def add(commands: Any) -> None:
     """The parser of `models`."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        "models", help="what is known and what is here", description=DESCRIPTION, epilog=EPILOG
+        "models", help=COMMANDS["models"], description=DESCRIPTION, epilog=EPILOG
     )
     parser.add_argument(
         "action",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gguf_embed.cli import console, options
+from gguf_embed.cli.commands import COMMANDS
 from gguf_embed.errors import BadInput, BadOption
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ examples:
 def add(commands: Any) -> None:
     """The parser of `plan`."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        "plan", help="what of a model to run here, and why", description=DESCRIPTION, epilog=EPILOG
+        "plan", help=COMMANDS["plan"], description=DESCRIPTION, epilog=EPILOG
     )
     parser.add_argument(
         "model",

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from gguf_embed.cli import console
+from gguf_embed.cli.commands import COMMANDS
 
 DESCRIPTION = """\
 Show devices and their memory, cores and RAM within the limits of containers, CPU features, and
@@ -20,7 +21,7 @@ examples:
 def add(commands: Any) -> None:
     """The parser of `probe`."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        "probe", help="what this machine has", description=DESCRIPTION, epilog=EPILOG
+        "probe", help=COMMANDS["probe"], description=DESCRIPTION, epilog=EPILOG
     )
     parser.add_argument("--json", action="store_true", help="the machine as a JSON file")
     parser.set_defaults(run=run)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from gguf_embed.cli import console, options
+from gguf_embed.cli.commands import COMMANDS
 from gguf_embed.errors import BadOption, DoesNotFit
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ examples:
 def add(commands: Any) -> None:
     """The parser of `pull`."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        "pull", help="fetch a model, verified", description=DESCRIPTION, epilog=EPILOG
+        "pull", help=COMMANDS["pull"], description=DESCRIPTION, epilog=EPILOG
     )
     parser.add_argument(
         "model", metavar="MODEL", help="a name of `gguf-embed models`, owner/repo, hf:..., or auto"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gguf_embed.cli import console, options
+from gguf_embed.cli.commands import COMMANDS
 
 if TYPE_CHECKING:
     from gguf_embed.lab.forecast import Forecast
@@ -37,7 +38,7 @@ examples:
 def add(commands: Any) -> None:
     """The parser of `quantize`."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        "quantize", help="a model in fewer bits", description=DESCRIPTION, epilog=EPILOG
+        "quantize", help=COMMANDS["quantize"], description=DESCRIPTION, epilog=EPILOG
     )
     parser.add_argument("source", metavar="SRC", help="a .gguf file or the name of a model")
     parser.add_argument("level", metavar="LEVEL", help="such as Q8_0 or Q4_K_M")

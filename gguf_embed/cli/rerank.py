@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gguf_embed.catalog import RERANKER
 from gguf_embed.cli import console, options
+from gguf_embed.cli.commands import COMMANDS
 from gguf_embed.cli.hits import ShownHit
 from gguf_embed.errors import BadInput, BadOption, BadText, NativeFailed, TextTooLong, counted
 from gguf_embed.io.best import Best
@@ -44,7 +45,7 @@ examples:
 def add(commands: Any) -> None:
     """The parser of `rerank`."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        "rerank", help="texts by how well they answer", description=DESCRIPTION, epilog=EPILOG
+        "rerank", help=COMMANDS["rerank"], description=DESCRIPTION, epilog=EPILOG
     )
     options.add_query(parser, top=10)
     parser.add_argument(

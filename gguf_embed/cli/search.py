@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from gguf_embed.catalog import RERANKER
 from gguf_embed.cli import console, indexed, options
+from gguf_embed.cli.commands import COMMANDS
 from gguf_embed.cli.hits import ShownHit
 from gguf_embed.errors import BadInput, BadOption, TextTooLong
 from gguf_embed.io.best import Best
@@ -58,7 +59,7 @@ examples:
 def add(commands: Any) -> None:
     """The parser of `search`."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        "search", help="the passages that answer a question", description=DESCRIPTION, epilog=EPILOG
+        "search", help=COMMANDS["search"], description=DESCRIPTION, epilog=EPILOG
     )
     options.add_query(parser, top=5, may_be_indexed=True)
     parser.add_argument(

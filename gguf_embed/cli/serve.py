@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gguf_embed.cli import console, options
+from gguf_embed.cli.commands import COMMANDS
 from gguf_embed.errors import BadOption
 
 if TYPE_CHECKING:
@@ -43,13 +44,14 @@ examples:
   gguf-embed serve --host 0.0.0.0 --api-key-file keys.txt --tls-cert cert.pem --tls-key key.pem
   gguf-embed serve --unix-socket /run/gguf-embed/socket
   gguf-embed serve --index handbook --index notes
+  gguf-embed serve --cache                          the cache that embed and index use
   gguf-embed serve --json-logs --keep-alive 1h --memory 8GiB"""
 
 
 def add(commands: Any) -> None:
     """The parser of `serve`."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        "serve", help="vectors over HTTP", description=DESCRIPTION, epilog=EPILOG
+        "serve", help=COMMANDS["serve"], description=DESCRIPTION, epilog=EPILOG
     )
     options.add_model(parser, several=True)
     parser.add_argument(
@@ -59,6 +61,7 @@ def add(commands: Any) -> None:
         metavar="NAME|PATH",
         help="let clients search what `gguf-embed index` has embedded; may be repeated",
     )
+    options.add_cache(parser)
     parser.add_argument(
         "--preload", action="store_true", help="load the models now, not when they are asked for"
     )
@@ -199,6 +202,7 @@ def _options(args: argparse.Namespace) -> ServeOptions:
         keep_alive_s=keep_alive,
         allow_pull=args.allow_pull,
         indexes=tuple(indexes),
+        cache=args.cache,
     )
 
 

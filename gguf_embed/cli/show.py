@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from gguf_embed.cli import console
+from gguf_embed.cli.commands import COMMANDS
 from gguf_embed.cli.hits import near, print_lines
 from gguf_embed.cli.indexed import open_in_editor
 from gguf_embed.errors import BadInput, BadOption
@@ -35,7 +36,7 @@ examples:
 def add(commands: Any) -> None:
     """The parser of `show`."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        "show", help="a passage in its document", description=DESCRIPTION, epilog=EPILOG
+        "show", help=COMMANDS["show"], description=DESCRIPTION, epilog=EPILOG
     )
     parser.add_argument("what", metavar="ID|FILE:FROM-TO", help="the passage, or the lines")
     parser.add_argument(

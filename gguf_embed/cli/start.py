@@ -5,9 +5,6 @@ from __future__ import annotations
 import io
 import os
 import sys
-from pathlib import Path
-
-from gguf_embed.system import paths
 
 
 def start() -> None:
@@ -18,6 +15,10 @@ def start() -> None:
             # A terminal that cannot show a character gets its escape, not a traceback.
             stream.reconfigure(errors="backslashreplace")
     if sys.platform != "win32" and not os.environ.get("HOME"):
+        from pathlib import Path  # rarely needed, and slow to import
+
+        from gguf_embed.system import paths
+
         try:
             Path.home()
         except RuntimeError:  # nor does the system know this user

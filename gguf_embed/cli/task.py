@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gguf_embed.io.record import OnBadRow, Reading, Record
     from gguf_embed.io.sources import TextSources
     from gguf_embed.io.write import RowContent
+    from gguf_embed.plan.settings import RunSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,8 +64,10 @@ def find_task(args: argparse.Namespace, *, chunks: bool) -> Task:
     )
 
 
-def opened_model(args: argparse.Namespace, *, isolated: bool) -> AbstractContextManager[Embedder]:
-    """The model here, or the one that is served elsewhere."""
+def opened_model(
+    args: argparse.Namespace, *, isolated: bool, before: RunSettings | None = None
+) -> AbstractContextManager[Embedder]:
+    """The model here, as it ran `before` if it can, or the one that is served elsewhere."""
 
     def open_it() -> Embedder:
         if args.server is not None:
@@ -73,6 +76,8 @@ def opened_model(args: argparse.Namespace, *, isolated: bool) -> AbstractContext
             return Embedder.connect(args.server, args.model)
         model: str = args.model or options.default_model()
         settings = options.settings(args)
+        if before is not None and not settings.decide_speed:
+            settings = replace(settings, run=before)
         return options.open_embedder(model, settings, quiet=args.quiet, isolated=isolated)
 
     return manners.opened(args, open_it)

@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from gguf_embed.cli import console, options
+from gguf_embed.cli.commands import COMMANDS
 
 if TYPE_CHECKING:
     from gguf_embed.engine.tune_record import Trial, Tuned
@@ -34,7 +35,7 @@ examples:
 def add(commands: Any) -> None:
     """The parser of `tune`."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        "tune", help="measure the fastest settings", description=DESCRIPTION, epilog=EPILOG
+        "tune", help=COMMANDS["tune"], description=DESCRIPTION, epilog=EPILOG
     )
     parser.add_argument(
         "model",

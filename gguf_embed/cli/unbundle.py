@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gguf_embed.cli import console, options
+from gguf_embed.cli.commands import COMMANDS
 
 if TYPE_CHECKING:
     from gguf_embed.bundle.unbundle import Arrived
@@ -30,7 +31,7 @@ def add(commands: Any) -> None:
     """The parser of `unbundle`."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "unbundle",
-        help="install a model that was carried here",
+        help=COMMANDS["unbundle"],
         description=DESCRIPTION,
         epilog=EPILOG,
     )

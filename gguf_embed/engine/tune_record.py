@@ -84,9 +84,17 @@ def safe_run(run: RunSettings, safe: SafePaths) -> RunSettings:
 def best_run(target: Target, settings: Settings) -> RunSettings:
     """What the user wants, else what was measured to be the fastest, else what is planned.
 
-    What was measured when there was more memory than now is used as far as it fits.
+    What was measured when there was more memory than now is used as far as it fits; so is the run
+    that is to be repeated, also as far as there are GPUs and the tap.
     """
     planned = run = target.start
+    if settings.run is not None and target.fits(settings.run):
+        again = replace(
+            settings.run,
+            n_gpu_layers=settings.run.n_gpu_layers if planned.n_gpu_layers else 0,
+            tap=settings.run.tap and planned.tap and settings.tap is not False,
+        )
+        return safe_run(again, target.safe)
     kept = read_record(target)
     if kept is not None:
         run = keep_asked(kept.settings, planned, settings)

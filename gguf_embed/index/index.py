@@ -38,14 +38,15 @@ from gguf_embed.index.generations import (
 )
 from gguf_embed.index.passages import lines_of
 from gguf_embed.index.places import existing
-from gguf_embed.index.ranking import Scored, by_meaning, by_words, fused
+from gguf_embed.index.ranking import Scored, bonus_of, by_meaning, by_words, fused
 from gguf_embed.index.rows import digests_between
 from gguf_embed.index.snapshot import Snapshot
 from gguf_embed.index.tables import Tables
-from gguf_embed.index.vector_file import cosines, joined
+from gguf_embed.index.vector_file import joined
 from gguf_embed.io.record import check_unicode
 from gguf_embed.system.closing import Closes
 from gguf_embed.system.files import printable
+from gguf_embed.vectors import Vectors
 
 if TYPE_CHECKING:
     from gguf_embed.engine.embedder import Embedder
@@ -164,8 +165,9 @@ class Index(Closes):
             asked = embedder.encode_query(question)
         except TextTooLong as error:
             raise error.of_question(embedder.model_id) from error
-        nearness = cosines(now.vectors, asked, ranges)
-        return by_meaning(nearness, n) if by == "meaning" else fused(nearness, words, n)
+        if by == "meaning":
+            return by_meaning(now.nearness.near(asked, ranges, n), n)
+        return fused(now.nearness.near(asked, ranges, n, bonus_of(words)), words, n)
 
     def _hits(self, now: Snapshot, scored: Sequence[Scored]) -> list[Hit]:
         places = [now.place_of(each.row) for each in scored]
@@ -210,14 +212,7 @@ class Index(Closes):
         The score of each is its cosine to the first of its group.
         """
         with self._now() as now:
-            chosen = now.chosen(paths)
-            files = None if chosen is None else set(chosen)
-            kept = [
-                np.arange(file.first_row, file.first_row + file.n_rows)
-                for file in now.ordered
-                if files is None or file.id in files
-            ]
-            rows = np.concatenate(kept) if kept else np.empty(0, np.intp)
+            rows = now.rows_of(paths)
             groups: list[list[Hit]] = []
             for group in near_groups(now.vectors[rows], above):
                 members = rows[group]
@@ -228,6 +223,21 @@ class Index(Closes):
                 ]
                 groups.append(self._hits(now, scored))
             return sorted(groups, key=len, reverse=True)
+
+    def passages(
+        self, *, paths: Sequence[str] = (), most: int | None = None
+    ) -> tuple[list[Hit], Vectors]:
+        """All passages with their vectors, shape (n, dim); at most so many, spread evenly."""
+        with self._now() as now:
+            rows = now.rows_of(paths)
+            if most is not None and len(rows) > most:
+                rows = rows[np.linspace(0, len(rows) - 1, most).round().astype(np.intp)]
+            scored = [
+                Scored(row=row, score=0, similarity=None, words=None) for row in rows.tolist()
+            ]
+            hits = self._hits(now, scored)
+            assert len(hits) == len(rows), "the tables know each row of a file"
+            return hits, now.vectors[rows]
 
     # -- documents -----------------------------------------------------------------------------
 

@@ -8,6 +8,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from gguf_embed.index.nearness import Near
+from gguf_embed.vectors import Vectors
+
 # The share of the words in a fused score. Measured on docstrings: benchmarks/LOG.md.
 WORDS_SHARE: Final = 0.3
 
@@ -33,12 +36,16 @@ def best_rows(cosines: npt.NDArray[np.float32], n: int) -> npt.NDArray[np.intp]:
     return rows[np.argsort(-cosines[rows], kind="stable")[:n]]
 
 
-def by_meaning(cosines: npt.NDArray[np.float32], n: int) -> list[Scored]:
-    """By cosine alone; rows of less than -1 are none."""
+def by_meaning(near: Near, n: int) -> list[Scored]:
+    """By cosine alone."""
     return [
-        Scored(row=row, score=float(cosines[row]), similarity=float(cosines[row]), words=None)
-        for row in best_rows(cosines, n).tolist()
-        if cosines[row] >= -1.5
+        Scored(
+            row=int(near.rows[at]),
+            score=float(near.cosines[at]),
+            similarity=float(near.cosines[at]),
+            words=None,
+        )
+        for at in best_rows(near.cosines, n).tolist()
     ]
 
 
@@ -57,26 +64,28 @@ def by_words(words: npt.NDArray[np.float32], n: int) -> list[Scored]:
     ]
 
 
+def bonus_of(words: npt.NDArray[np.float32], *, share: float = WORDS_SHARE) -> Vectors:
+    """What the words of each row are worth beside its cosine: `fused` orders by the sum."""
+    most = words.max(initial=0) or np.float32(1)
+    return words * np.float32(share / (1 - share) / most)
+
+
 def fused(
-    cosines: npt.NDArray[np.float32],
-    words: npt.NDArray[np.float32],
-    n: int,
-    *,
-    share: float = WORDS_SHARE,
+    near: Near, words: npt.NDArray[np.float32], n: int, *, share: float = WORDS_SHARE
 ) -> list[Scored]:
     """By both: (1 - share) of the cosine and `share` of BM25, which counts from 0 to its best.
 
-    Rows of less than -1 are none.
+    `words` are those of all rows.
     """
     most = words.max(initial=0) or np.float32(1)
-    scores = (cosines * (1 - share) + words * (share / most)).astype(np.float32)
+    words = words[near.rows]
+    scores = (near.cosines * (1 - share) + words * (share / most)).astype(np.float32)
     return [
         Scored(
-            row=row,
-            score=float(scores[row]),
-            similarity=float(cosines[row]),
-            words=float(words[row] / most) if words[row] > 0 else None,
+            row=int(near.rows[at]),
+            score=float(scores[at]),
+            similarity=float(near.cosines[at]),
+            words=float(words[at] / most) if words[at] > 0 else None,
         )
-        for row in best_rows(scores, n).tolist()
-        if cosines[row] >= -1.5
+        for at in best_rows(scores, n).tolist()
     ]

@@ -7,8 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from gguf_embed.errors import BadInput
 from gguf_embed.index.facts import Folder, KnownFile
+from gguf_embed.index.nearness import Nearness
 from gguf_embed.index.tables import Tables
 from gguf_embed.index.vector_file import VectorFile, joined
 from gguf_embed.index.word_scores import WordScores
@@ -29,8 +33,13 @@ class Snapshot:
     first_rows: tuple[int, ...]
     ranges: tuple[tuple[int, int], ...]  # of rows in use
     n_passages: int
-    vectors: Vectors
+    nearness: Nearness
     words: WordScores
+
+    @property
+    def vectors(self) -> Vectors:
+        """All rows, also those that are not in use, mapped."""
+        return self.nearness.vectors
 
     @classmethod
     def of(cls, tables: Tables, vectors: VectorFile, version: int) -> Snapshot:
@@ -47,7 +56,7 @@ class Snapshot:
             first_rows=tuple(each.first_row for each in ordered),
             ranges=tuple(ranges),
             n_passages=sum(each.n_rows for each in ordered),
-            vectors=vectors.rows(n_rows),
+            nearness=Nearness(vectors, n_rows),
             words=WordScores(WordTables(tables), ordered, n_rows),
         )
 
@@ -75,6 +84,17 @@ class Snapshot:
         if not chosen:
             raise BadInput(f"--path {' '.join(paths)}: matches no file of the index; correct it")
         return chosen
+
+    def rows_of(self, paths: Sequence[str]) -> npt.NDArray[np.intp]:
+        """The rows of the files that patterns choose, ascending. Raises BadInput for no file."""
+        chosen = self.chosen(paths)
+        files = None if chosen is None else set(chosen)
+        kept = [
+            np.arange(file.first_row, file.first_row + file.n_rows)
+            for file in self.ordered
+            if files is None or file.id in files
+        ]
+        return np.concatenate(kept) if kept else np.empty(0, np.intp)
 
     def file_named(self, name: str) -> KnownFile:
         """The file of a path, or of the end of one. Raises BadInput."""

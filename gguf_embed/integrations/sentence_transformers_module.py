@@ -19,12 +19,16 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from sentence_transformers.models import InputModule
 
 from gguf_embed.catalog import BUILTIN
 from gguf_embed.engine.embedder import Embedder
 from gguf_embed.errors import BadOption, kind_of
 from gguf_embed.integrations.held import HeldEmbedder, encoded
+
+try:
+    from sentence_transformers.sentence_transformer.modules import InputModule
+except ImportError:  # before 5.4
+    from sentence_transformers.models import InputModule
 
 _TEXTS: Final = "gguf_texts"  # what goes from `preprocess` to `forward`
 _SAID: Final = ("dimensions", "truncate")  # of a call; the others are said when it is opened

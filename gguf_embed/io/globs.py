@@ -28,7 +28,7 @@ def compile_globs(option: str, patterns: Sequence[str]) -> tuple[re.Pattern[str]
         if not pattern.strip("/."):
             raise BadOption(f"{option} {pattern!r}: is no pattern; write one such as '*.rst'")
     return tuple(
-        re.compile(f"(?:.*/)?{_regex(pattern.strip('/'))}(?:/.*)?", re.DOTALL)
+        re.compile(f"(?:.*/)?{path_regex(pattern.strip('/'))}(?:/.*)?", re.DOTALL)
         for pattern in patterns
     )
 
@@ -50,7 +50,7 @@ def parse_ignore(text: str) -> tuple[IgnoreRule, ...]:
         folders_only = pattern.endswith("/")
         pattern = pattern.rstrip("/")
         anchored = "/" in pattern
-        regex = _regex(pattern.removeprefix("/"))
+        regex = path_regex(pattern.removeprefix("/"))
         rules.append(
             IgnoreRule(
                 regex=re.compile(regex if anchored else f"(?:.*/)?{regex}", re.DOTALL),
@@ -78,7 +78,7 @@ def is_ignored(
     return ignored
 
 
-def _regex(pattern: str) -> str:
+def path_regex(pattern: str) -> str:
     """The regular expression of a glob in which * does not cross a slash and ** does."""
     parts: list[str] = []
     at = 0

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import gzip
-import importlib
 import io
 import zlib
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import IO, Any, cast
+from typing import IO, cast
 
 from gguf_embed.errors import BadInput
+from gguf_embed.io.extras import import_pyarrow
 from gguf_embed.io.sources import TextSource
-
-INSTALL = "pip install 'gguf-embed[arrow]'"
 
 
 @contextmanager
@@ -38,11 +36,3 @@ def _zstd(stream: IO[bytes], name: str) -> Generator[IO[bytes]]:
     pyarrow = import_pyarrow(name)
     with pyarrow.CompressedInputStream(stream, "zstd") as inner:
         yield cast("IO[bytes]", io.BufferedReader(inner))
-
-
-def import_pyarrow(name: str) -> Any:
-    """pyarrow, which reads and writes `name`. Raises BadInput where it is not installed."""
-    try:
-        return importlib.import_module("pyarrow")
-    except ImportError as error:
-        raise BadInput(f"{name}: takes pyarrow: {INSTALL}") from error

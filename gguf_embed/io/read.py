@@ -106,14 +106,14 @@ def check_keep(sources: TextSources, reading: Reading) -> None:
 
 @contextmanager
 def _opened(source: TextSource, stdin: IO[bytes] | None) -> Generator[IO[bytes]]:
-    if source.path is None:
+    if source.is_stdin:
         if stdin is None:
             raise BadInput(
                 "- (standard input) is closed; name a file, or send texts through a pipe"
             )
         yield stdin
     else:
-        with source.path.open("rb") as stream:
+        with source.open() as stream:
             yield stream
 
 

@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 
 from gguf_embed.errors import BadInput
-from gguf_embed.io.packed import import_pyarrow
+from gguf_embed.io.extras import import_pyarrow
 from gguf_embed.io.record import Record
 from gguf_embed.io.vector_packing import pack, width
 from gguf_embed.io.vector_types import VectorType

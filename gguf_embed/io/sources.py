@@ -3,6 +3,7 @@
 .txt .md .jsonl .csv   a file, by its ending; also .gz and .zst of each
 .parquet .arrow        tables (.feather and .ipc are .arrow)
 DIR                    all such files in it and below, sorted
+s3://BUCKET/...        such a file, folder or pattern in another file system
 'DIR/*.csv'            the files of a pattern, sorted, where no file has that name
 -                      standard input
 a named pipe           as standard input, where its ending is none of these
@@ -17,12 +18,14 @@ import shlex
 import stat
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, TypeAlias, cast
+from typing import IO, Final, Literal, TypeAlias, cast
 
 from gguf_embed.errors import BadInput, BadOption, counted
+from gguf_embed.io import remote
+from gguf_embed.io.remote import RemoteFile
 from gguf_embed.system.files import printable
 
 OnBad: TypeAlias = Callable[[BadInput], None]
@@ -45,14 +48,27 @@ STDIN = "-"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextSource:
-    """One input to read: a file, or standard input where `path` is None."""
+    """One input to read: a file, one of another file system, or standard input."""
 
     name: str  # printable, as results and messages show it
-    path: Path | None
+    path: Path | None  # None: it is not of this file system
     kind: FileKind
     n_bytes: int | None  # None: not known before the end (a pipe)
     in_folder: bool = False  # nobody named it: it lies in a directory that was named
     packing: Packing | None = None  # how its bytes are compressed
+    remote: RemoteFile | None = None
+
+    @property
+    def is_stdin(self) -> bool:
+        """Whether somebody else holds it open."""
+        return self.path is None and self.remote is None
+
+    def open(self) -> AbstractContextManager[IO[bytes]]:
+        """Its bytes."""
+        if self.remote is not None:
+            return self.remote.open()
+        assert self.path is not None, "standard input is open"
+        return self.path.open("rb")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +139,7 @@ def readable(name: str) -> Generator[None]:
         yield
     except OSError as error:
         at = os.fsdecode(cast(str | bytes, error.filename)) if error.filename else name
-        shown = printable(Path(at))
+        shown = printable(Path(at)) if error.filename else name
         if isinstance(error, FileNotFoundError):
             near = ", where its link leads" if Path(at).is_symlink() else _near(Path(at))
             raise BadInput(f"{shown}: no such file or directory{near}") from error
@@ -150,7 +166,7 @@ class _Finder:
     def add(self, name: str) -> None:
         """The sources of one input."""
         if name == STDIN:
-            if any(source.path is None for source in self.files):
+            if any(source.is_stdin for source in self.files):
                 raise BadOption("- (standard input) is named twice; it can be read once")
             self.files.append(
                 TextSource(name=STDIN, path=None, kind=self._stream_kind, n_bytes=None)
@@ -159,6 +175,9 @@ class _Finder:
         if not name:  # as a path it would be this directory
             raise BadOption("an input is empty; name a file or a directory, such as .")
         path = Path(name)
+        if remote.is_uri(name) and not os.path.lexists(path):
+            self._add_remote(name)
+            return
         if not os.path.lexists(path) and (matching := _matching(name)):
             for each in matching:
                 self.add(each)
@@ -195,6 +214,24 @@ class _Finder:
             raise BadInput(_unknown_ending(path))
         else:
             self.files.append(_file(path, kind))
+
+    def _add_remote(self, uri: str) -> None:
+        there = remote.find(uri)
+        n_before = len(self.files)
+        for each in there.files:
+            path = Path(each.path)
+            kind = self._kind(path)
+            if kind is not None:
+                self.files.append(_remote_file(each, path, kind, in_folder=there.is_folder))
+            elif there.is_folder:
+                self.passed_over.append(path.suffix.lower() or "no ending")
+            else:
+                raise BadInput(_unknown_ending(path))
+        if len(self.files) == n_before:
+            raise BadInput(
+                f"{there.name}: no {', '.join(KINDS)} file there or below; name another folder, or "
+                "take other files as text with --include PATTERN"
+            )
 
     def _add_directory(self, root: Path) -> None:
         before = len(self.files), len(self.passed_over)
@@ -271,6 +308,18 @@ def _file(path: Path, kind: FileKind, *, in_folder: bool = False) -> TextSource:
         n_bytes=n_bytes,
         in_folder=in_folder,
         packing=packing_of(path) if kind_of(path) else None,
+    )
+
+
+def _remote_file(file: RemoteFile, path: Path, kind: FileKind, *, in_folder: bool) -> TextSource:
+    return TextSource(
+        name=file.name,
+        path=None,
+        kind=kind,
+        n_bytes=file.n_bytes,
+        in_folder=in_folder,
+        packing=packing_of(path) if kind_of(path) else None,
+        remote=file,
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 
 from gguf_embed.errors import BadInput
-from gguf_embed.io.packed import import_pyarrow
+from gguf_embed.io.extras import import_pyarrow
 from gguf_embed.io.shards import METADATA
 from gguf_embed.io.sources import readable
 from gguf_embed.io.vector_packing import Packed, unpack

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import io
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
 from gguf_embed.errors import BadInput
-from gguf_embed.io.packed import import_pyarrow
+from gguf_embed.io.extras import import_pyarrow
 from gguf_embed.io.record import (
     DEFAULT_FIELD,
     OnBadRow,
@@ -19,6 +20,7 @@ from gguf_embed.io.record import (
     row_of,
 )
 from gguf_embed.io.sources import TABLES, TextSource, readable
+from gguf_embed.vectors import Vectors
 
 BATCH_ROWS: Final = 1024
 
@@ -100,9 +102,8 @@ class _Table:
 def _table(source: TextSource) -> Generator[_Table]:
     """The file of a source, open. Raises BadInput."""
     pyarrow = import_pyarrow(source.name)
-    assert source.path is not None, "a table is a file"
     try:
-        with source.path.open("rb") as stream:
+        with source.open() as stream:
             yield _parquet(stream) if source.kind == ".parquet" else _arrow(pyarrow, stream)
     except pyarrow.ArrowException as error:
         what = "Parquet" if source.kind == ".parquet" else "Arrow IPC"
@@ -144,3 +145,14 @@ def _arrow(pyarrow: Any, stream: Any) -> _Table:
 def _sliced(batch: Any) -> Iterator[Any]:
     for start in range(0, batch.num_rows, BATCH_ROWS):
         yield batch.slice(start, BATCH_ROWS)
+
+
+def table_bytes(columns: Mapping[str, object], vectors: Vectors) -> bytes:
+    """A Parquet file of columns, and of a column `vector` of float32."""
+    arrow = import_pyarrow("Parquet")
+    parquet: Any = importlib.import_module("pyarrow.parquet")
+    flat = arrow.array(vectors.reshape(-1), arrow.float32())
+    packed = arrow.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+    stream = io.BytesIO()
+    parquet.write_table(arrow.table({**columns, "vector": packed}), stream)
+    return stream.getvalue()

@@ -1,7 +1,7 @@
 """Texts that are embedded as one unit: always in the same microbatches, whatever went before.
 
     unit = begin(embedder, texts, options, cache=cache)   # tokenized; nothing is computed yet
-    unit.start()
+    unit.submit()
     encoded = unit.result()                               # or unit.cancel()
 
 Vectors of quantized weights depend, in their last bits, on the texts beside them. A unit is alone
@@ -11,7 +11,7 @@ in the engine, so that the same texts give the same bits again.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Final, cast
@@ -27,7 +27,7 @@ from gguf_embed.vectors import Vectors
 
 if TYPE_CHECKING:
     from gguf_embed.engine.embedder import Embedder
-    from gguf_embed.engine.pending import Pending
+    from gguf_embed.engine.pending import Pending, Waits
 
 
 WINDOW: Final = 2048  # texts of a unit, where nobody has cut them
@@ -59,7 +59,7 @@ def encode(
     """
     unit = begin(embedder, texts, options, cache=cache)
     try:
-        unit.start()
+        unit.submit()
         return unit.result()
     finally:
         unit.cancel()
@@ -136,13 +136,28 @@ class Unit:
         self._space = space
         self._done = threading.Event()
 
-    def start(self) -> None:
-        """Have it computed; returns at once."""
-        self._pending.submit(self._done.set)
+    @property
+    def n_tokens(self) -> int:
+        """To be computed: of each different text that is not known."""
+        return self._pending.n_tokens
+
+    def submit(self, on_done: Callable[[], object] | None = None) -> None:
+        """Have it computed; returns at once. `on_done` is called once, in any thread."""
+
+        def finish() -> None:
+            self._done.set()
+            if on_done is not None:
+                on_done()
+
+        self._pending.submit(finish)
 
     def cancel(self) -> None:
         """Forget what waits; what is being computed is computed."""
         self._pending.cancel()
+
+    def waits(self) -> Waits:
+        """Of a unit that is done."""
+        return self._pending.waits()
 
     def result(self) -> Encoded:
         """Wait for it, and keep what is new. Raises NativeFailed."""

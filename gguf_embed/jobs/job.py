@@ -138,7 +138,7 @@ class Job:
         if done is not None and encoded is not None:
             self._write(done[0], encoded)
         if following is not None:
-            following[1].start()
+            following[1].submit()
 
     def _write(self, each: Cut, encoded: Encoded) -> None:
         entry, data = shard_of(each, encoded, self._form)

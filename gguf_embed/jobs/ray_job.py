@@ -82,7 +82,7 @@ class Worker:
         """A shard."""
         unit = begun(self._embedder, each, self._model.options)
         try:
-            unit.start()
+            unit.submit()
             encoded = unit.result()
         finally:
             unit.cancel()
@@ -233,6 +233,7 @@ class RayJob:
                 _log.info("a worker is ready: %s", answer)
             else:
                 worker.has.remove(each)
+                _log.debug("shard %d is made, on node %s", each.index, worker.machine.node_id)
                 self._watch.advance(answer.entry.n_rows, answer.n_computed_tokens, 0)
                 spread.done(each.index, answer)
 

@@ -68,19 +68,29 @@ class ClusterModel:
         if prompt_name is not None:
             said = {**said, "prompt": embedder.prompt(prompt_name), "prompt_name": None}
         space = embedder.fingerprint(**said)
+        # What decides vectors is as there; what decides speed is each machine's own.
+        settings = replace(
+            embedder.settings,
+            quant=None,
+            n_ctx=embedder.n_ctx,
+            pooling=embedder.pooling,
+            causal=embedder.mode.causal,
+            allow_smaller=False,
+        )
+        if settings.exact:  # the last bits too, which what was measured there may change
+            run = embedder.run_settings
+            settings = replace(
+                settings,
+                flash_attn=run.flash_attn,
+                repack=run.repack,
+                tap=run.tap,
+                accelerator=settings.accelerator if run.accelerator else False,
+            )
         return cls(
             path=str(path),
             sha256=space.sha256,
             space=space.id,
-            # What decides vectors is as there; what decides speed is each machine's own.
-            settings=replace(
-                embedder.settings,
-                quant=None,
-                n_ctx=embedder.n_ctx,
-                pooling=embedder.pooling,
-                causal=embedder.mode.causal,
-                allow_smaller=False,
-            ),
+            settings=settings,
             isolated=isolated,
             options=said,
             source=FileSource.options(scheduling_strategy=here).remote(str(path)),

@@ -125,11 +125,16 @@ def _draw_dims(report: Report, measured: Sequence[Result], figure: Any) -> None:
         }
         values = [quality.by_dim[dim] for dim in dims]
         whole.plot(dims, values, **style)
+        # Points beside each other, without a line: most differences are noise, which has no trend.
+        style["linestyle"] = "none"
+        beside = 2 ** (0.06 * (number - (len(judged) - 1) / 2))
         percent = [
             100 * (quality.by_dim[dim] / reference[dim] - 1) if reference[dim] else nan
             for dim in dims
         ]
-        share.plot(dims, percent, **style)
+        share.plot([dim * beside for dim in dims], percent, **style)
+    if (half := _noise([quality for _, quality in judged])) > 0:
+        share.axhspan(-half, half, color=FAINTER, zorder=0)
     for axes in (whole, share):
         axes.set_xscale("log", base=2)
         axes.set_xticks(dims, [f"{dim:,}" for dim in dims])
@@ -140,9 +145,17 @@ def _draw_dims(report: Report, measured: Sequence[Result], figure: Any) -> None:
     whole.set_title(report.model, loc="left")
     share.set_ylabel("%")
     share.set_title(f"difference to {report.reference} at the same length", loc="left")
+    if half > 0:
+        share.set_xlabel("values per vector (grey: noise, 95 % at full length)")
     figure.legend(
         *whole.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False
     )
+
+
+def _noise(judged: Sequence[Quality]) -> float:
+    """Half of the widest 95 % interval of a level's difference to the reference, in per cent."""
+    halves = [50 * (q.loss.high - q.loss.low) for q in judged if q.loss is not None]
+    return max(halves, default=0.0)
 
 
 def _colours(n: int) -> list[tuple[float, float, float, float]]:

@@ -52,6 +52,7 @@ class Settings:
     tap: bool | None = None  # False: with the language-model head, as llama.cpp itself pools
     tune: bool = True  # measure on first use of a model on a machine
     exact: bool = False  # decode each text alone: to the bit the same in any company
+    run: RunSettings | None = None  # how it ran before, and is to run again, as far as it can
 
     def __post_init__(self) -> None:
         """Refuse what llama.cpp would abort for, whoever said it."""
@@ -70,6 +71,7 @@ class Settings:
         if not (self.quant is None or self.quant.strip()):
             raise BadOption("quant='': pass a name such as 'Q8_0', or leave it out")
         _check_type("pooling", self.pooling, Pooling, "one such as Pooling.MEAN")
+        _check_type("run", self.run, RunSettings, "the `run_settings` of an embedder")
 
     @property
     def decide_speed(self) -> bool:
@@ -85,6 +87,7 @@ class Settings:
                 self.repack,
                 self.accelerator or None,  # without it there is as much to measure as ever
                 self.tap,
+                self.run,
             )
         )
 

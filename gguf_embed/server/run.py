@@ -22,6 +22,7 @@ import uvicorn
 from gguf_embed.engine.embedder import Embedder
 from gguf_embed.engine.reranker import Reranker
 from gguf_embed.errors import BadOption, GgufEmbedError
+from gguf_embed.jobs.cache import VectorCache
 from gguf_embed.machine import probe as hardware
 from gguf_embed.plan.settings import Settings
 from gguf_embed.server.app import application
@@ -65,6 +66,7 @@ class ServeOptions:
     keep_alive_s: float = 300.0
     allow_pull: bool = False
     indexes: tuple[IndexOffer, ...] = ()
+    cache: bool = False  # vectors of texts that were embedded before come from the user's cache
 
     def check(self) -> None:
         """Raise BadOption for what would be open to everybody."""
@@ -124,6 +126,7 @@ class _Running:
         self._service = service = Service(models, options.limits, threads=self._threads)
         service.puller = Puller(self._threads) if options.allow_pull else None
         service.indexes = Indexes.open(options.indexes)
+        service.cache = VectorCache.open() if options.cache else None
         bound = None if options.unix_socket is not None else options.host
         app = application(
             service,
@@ -170,6 +173,8 @@ class _Running:
                 await loading
             await service.models.close()
             service.indexes.close()
+            if service.cache is not None:
+                service.cache.close()
 
     async def _preload(self, service: Service) -> None:
         """Load what should be there from the start."""

@@ -4,25 +4,56 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
 import numpy as np
 
 from gguf_embed.engine.embedder import Embedder
-from gguf_embed.engine.pending import Pending
+from gguf_embed.engine.options import Block, EncodeOptions
+from gguf_embed.engine.pending import Waits
 from gguf_embed.engine.reranker import Reranker
+from gguf_embed.jobs.encode import Encoded, begin
 from gguf_embed.server.asked import Embedded, EmbedRequest, Reranked, RerankRequest, Times
 from gguf_embed.server.indexes import Indexes
 from gguf_embed.server.limits import Limits
 from gguf_embed.server.models import Loaded, Models
 from gguf_embed.server.pull import Puller
 
+if TYPE_CHECKING:
+    from gguf_embed.jobs.cache import VectorCache
+
 _T = TypeVar("_T")
+_Result = TypeVar("_Result", covariant=True)
 
 MOST_VALUES: Final = 1 << 16  # of vectors that are put in order on the loop
+
+
+class Call(Protocol[_Result]):
+    """Texts on their way, as `Pending` has them."""
+
+    @property
+    def n_tokens(self) -> int:
+        """To be computed."""
+        ...
+
+    def submit(self, on_done: Callable[[], None]) -> None:
+        """Have it computed."""
+        ...
+
+    def cancel(self) -> None:
+        """Forget what waits."""
+        ...
+
+    def result(self) -> _Result:
+        """All in order, once it is done."""
+        ...
+
+    def waits(self) -> Waits:
+        """Where the time went."""
+        ...
 
 
 class Service:
@@ -35,6 +66,7 @@ class Service:
         self._threads = threads
         self.puller: Puller | None = None  # with --allow-pull
         self.indexes = Indexes({})  # with --index
+        self.cache: VectorCache | None = None  # with --cache
         self.started_at = time.time()
         self.ready = False  # once what is to be loaded at the start is
         self.ending = False
@@ -49,11 +81,12 @@ class Service:
             if asked.prompt_if_known and asked.prompt_name not in loaded.embedder.prompts:
                 options["prompt_name"] = None
             pending, tokenize_s = await self._computed(
-                loaded, lambda: loaded.embedder.prepare(asked.texts, **options)
+                loaded, lambda: self._prepared(loaded.embedder, asked.texts, options)
             )
             n_values = len(asked.texts) * loaded.embedder.dim
-            # A thread costs more than few vectors do; many would hold the loop.
-            if n_values > MOST_VALUES:
+            # A thread costs more than few vectors do; many would hold the loop, and so would
+            # keeping new ones.
+            if n_values > MOST_VALUES or self.cache is not None:
                 block = await self.in_thread(pending.result)
             else:
                 block = pending.result()
@@ -67,6 +100,17 @@ class Service:
                 n_chars=sum(map(len, asked.texts)),
                 times=_times(begin, leased, tokenize_s, pending),
             )
+
+    def _prepared(
+        self,
+        embedder: Embedder,
+        texts: Sequence[str] | Sequence[list[int]],
+        options: EncodeOptions,
+    ) -> Call[Block | Encoded]:
+        """Tokenized; of texts that the cache knows nothing is computed."""
+        if self.cache is None or not all(isinstance(text, str) for text in texts):
+            return embedder.prepare(texts, **options)
+        return begin(embedder, cast("Sequence[str]", texts), options, cache=self.cache)
 
     async def rerank(self, asked: RerankRequest) -> Reranked:
         """Scores in the order of the documents."""
@@ -106,8 +150,8 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
     async def _computed(
-        self, loaded: Loaded, prepare: Callable[[], Pending[_T]]
-    ) -> tuple[Pending[_T], float]:
+        self, loaded: Loaded, prepare: Callable[[], Call[_T]]
+    ) -> tuple[Call[_T], float]:
         """Prepared, submitted and done; and the seconds until it was submitted."""
         begin = time.monotonic()
         loop = asyncio.get_running_loop()
@@ -132,10 +176,10 @@ class Service:
     def _submitted(
         self,
         loaded: Loaded,
-        prepare: Callable[[], Pending[_T]],
+        prepare: Callable[[], Call[_T]],
         on_done: Callable[[], None],
         started: _Started,
-    ) -> Pending[_T]:
+    ) -> Call[_T]:
         """Tokenized and on its way; in a thread. Raises Refused where too much waits."""
         meter, speed = loaded.model.meter, loaded.tokens_per_s
         self.limits.check_queue(meter.waiting_tokens, 0, speed)
@@ -150,10 +194,10 @@ class _Started:
     """What of a request runs, where it may be cancelled before that is known."""
 
     def __init__(self) -> None:
-        self._pending: Pending[Any] | None = None
+        self._pending: Call[Any] | None = None
         self._cancelled = False
 
-    def begin(self, pending: Pending[Any]) -> None:
+    def begin(self, pending: Call[Any]) -> None:
         """It runs; or it was cancelled before."""
         self._pending = pending
         if self._cancelled:
@@ -171,7 +215,7 @@ def _set(done: asyncio.Future[None]) -> None:
         done.set_result(None)
 
 
-def _times(begin: float, leased: float, tokenize_s: float, pending: Pending[Any]) -> Times:
+def _times(begin: float, leased: float, tokenize_s: float, pending: Call[Any]) -> Times:
     waits = pending.waits()
     return Times(
         total_s=time.monotonic() - begin,

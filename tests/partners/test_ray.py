@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -15,6 +22,7 @@ import pytest
 pytest.importorskip("ray")
 
 import pyarrow
+import pyarrow.fs
 import pyarrow.parquet
 import ray
 import ray.data
@@ -32,9 +40,13 @@ COMMAND = ["--no-tune", "--threads", "1", "--field", "text", "--shard-rows", "10
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """Two nodes, the driver's and another."""
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 4})
-    made.add_node(num_cpus=4)
+    """Two nodes, the driver's and another, with few processes: they share the cores of a machine.
+
+    One CPU of Ray's count is for the model, the other for reading.
+    """
+    head = {"num_cpus": 2, "include_dashboard": False}
+    made = Cluster(initialize_head=True, head_node_args=head)
+    made.add_node(num_cpus=2)
     ray.init(address=made.address, log_to_driver=False)
     yield made
     ray.shutdown()
@@ -49,14 +61,14 @@ def table(tmp_path: Path) -> Path:
     return path
 
 
-def embed(*words: object) -> int:
-    return cli.main(["embed", *map(str, words), *COMMAND])
+def embed(*words: object, after: Sequence[str] = ()) -> int:
+    return cli.main(["embed", *map(str, words), *COMMAND, *after])
 
 
-def rows(folder: Path) -> tuple[list[int], np.ndarray]:
+def rows(folder: Path, n: int = N) -> tuple[list[int], np.ndarray]:
     """The positions and vectors of all shards in the manifest."""
     lines = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
-    assert lines[-1]["n_rows"] == N
+    assert lines[-1]["n_rows"] == n
     files = [pyarrow.parquet.read_table(folder / line["file"]) for line in lines[1:-1]]
     whole = pyarrow.concat_tables(files)
     return whole["position"].to_pylist(), np.stack(whole["vector"].to_numpy())
@@ -66,7 +78,7 @@ def test_two_nodes_one_killed(cluster: Cluster, table: Path, tmp_path: Path):
     """Every row once; the same bytes as on one machine, whose settings are the same here."""
     alone, spread = tmp_path / "alone", tmp_path / "spread"
     assert embed(table, "-o", f"{alone}/", "--resume") == 0
-    node = cluster.add_node(num_cpus=4)
+    node = cluster.add_node(num_cpus=2)
 
     def kill() -> None:
         while len([*spread.glob("part-*")]) < 5:
@@ -81,6 +93,60 @@ def test_two_nodes_one_killed(cluster: Cluster, table: Path, tmp_path: Path):
     assert positions == rows(alone)[0]
     assert len({*positions}) == N
     np.testing.assert_allclose(vectors, rows(alone)[1], atol=1e-5)
+
+
+def test_exact_is_the_same_to_the_bit(cluster: Cluster, table: Path, tmp_path: Path):
+    """On equal machines, with any threads and shards, whatever was measured on each."""
+    alone, spread = tmp_path / "alone", tmp_path / "spread"
+    more = ["--exact", "--shard-rows", "500"]
+    assert embed(table, "-o", f"{alone}/", "--resume", after=["--exact", "--threads", "2"]) == 0
+    assert embed(table, "-o", f"{spread}/", "--ray", "auto", after=more) == 0
+    assert rows(spread)[0] == rows(alone)[0]
+    np.testing.assert_array_equal(rows(spread)[1], rows(alone)[1])
+
+
+def test_a_machine_that_joins_works(
+    cluster: Cluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """Rows come through a pipe until a shard was made on the new machine."""
+    pipe, out = tmp_path / "rows.jsonl", tmp_path / "out"
+    os.mkfifo(pipe)
+    node: Any = None
+    n_rows = 0
+    words = [pipe, "-o", f"{out}/", "--ray", "auto"]
+    with (
+        caplog.at_level(logging.DEBUG, "gguf_embed.jobs.ray_job"),
+        ThreadPoolExecutor() as threads,
+    ):
+        done = threads.submit(embed, *words, after=["--debug"])
+        with pipe.open("w") as file:
+            while node is None or f"on node {node.node_id}" not in caplog.text:
+                assert not done.done(), done.result()
+                for _ in range(100):
+                    n_rows += 1
+                    file.write(json.dumps({"text": f"row {n_rows}"}) + "\n")
+                file.flush()
+                if n_rows == 500:
+                    node = cluster.add_node(num_cpus=2)
+        assert done.result() == 0
+    cluster.remove_node(node)
+    assert rows(out, n_rows)[0] == [*range(1, n_rows + 1)]
+
+
+def test_a_driver_that_is_killed_goes_on(cluster: Cluster, table: Path, tmp_path: Path):
+    """Its process, at once; another one goes on."""
+    out = tmp_path / "out"
+    words = ["embed", str(table), "-o", f"{out}/", "--ray", cluster.address, *COMMAND]
+    process = subprocess.Popen([sys.executable, "-m", "gguf_embed", *words])
+    while len([*out.glob("part-*")]) < 4:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    kept = {path.name: path.stat().st_mtime_ns for path in out.glob("part-0000[0-2]*")}
+    assert embed(table, "-o", f"{out}/", "--ray", "auto", "--resume") == 0
+    assert rows(out)[0] == [*range(1, N + 1)]
+    assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept
 
 
 def test_a_driver_that_starts_again_goes_on(
@@ -106,7 +172,8 @@ def test_a_driver_that_starts_again_goes_on(
     assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept
 
 
-def test_a_worker_whose_process_dies_is_replaced(cluster: Cluster, table: Path, tmp_path: Path):
+def test_a_worker_that_crashes_is_replaced(cluster: Cluster, table: Path, tmp_path: Path):
+    """As a fault of native code in its process ends it."""
     out = tmp_path / "out"
     killed: list[int] = []
 
@@ -116,7 +183,7 @@ def test_a_worker_whose_process_dies_is_replaced(cluster: Cluster, table: Path, 
         mine = psutil.Process().children(recursive=True)
         workers = [each for each in mine if each.name().startswith("ray::Worker")]
         killed.append(workers[0].pid)
-        workers[0].kill()
+        workers[0].send_signal(signal.SIGSEGV)
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
@@ -137,7 +204,7 @@ def test_what_is_wrong_with_a_row_is_said_by_the_driver(
 
 
 def test_a_dataset(cluster: Cluster, table: Path):
-    dataset = ray.data.read_parquet(str(table)).limit(500)
+    dataset = ray.data.read_parquet(str(table), override_num_blocks=2).limit(500)
     settings = Settings(tune=False, n_threads=1)
     made = embed_dataset(dataset, column="text", settings=settings, prompt="p: ").to_pandas()
     assert len(made) == 500
@@ -148,6 +215,42 @@ def test_a_dataset(cluster: Cluster, table: Path):
         embed_dataset(dataset, column="txt", settings=settings).materialize()
     with pytest.raises(BadOption, match="workers="):
         embed_dataset(dataset, workers=(3, 1), settings=settings)
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
+    """The URI of a key in a bucket of an S3 server on this machine."""
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    choices = (
+        f"scheme=http&endpoint_override={host}:{port}&region=us-east-1&allow_bucket_creation=1"
+    )
+    filesystem, _ = pyarrow.fs.FileSystem.from_uri(f"s3://key:secret@texts/x?{choices}")
+    filesystem.create_dir("texts")
+    yield lambda key: f"s3://key:secret@texts/{key}?{choices}"
+    server.stop()
+
+
+def test_texts_and_vectors_in_a_bucket(
+    cluster: Cluster, table: Path, tmp_path: Path, bucket: Callable[[str], str]
+):
+    """The job reads them; a dataset is read from there and written there."""
+    settings = Settings(tune=False, n_threads=1)
+    ray.data.read_parquet(str(table), override_num_blocks=2).limit(200).repartition(
+        2
+    ).write_parquet(bucket("in"))
+    out = tmp_path / "out"
+    assert embed(bucket("in/*.parquet"), "-o", f"{out}/", "--ray", "auto") == 0
+    n_of_each = rows(out, 200)[0]
+    assert sorted(n_of_each) == sorted([*range(1, 101)] * 2)
+    texts = ray.data.read_parquet(bucket("in"))
+    embed_dataset(texts, settings=settings).write_parquet(bucket("out"))
+    made = ray.data.read_parquet(bucket("out")).to_pandas().sort_values("n")
+    assert made["n"].tolist() == [*range(200)]
+    with Embedder.open(settings=settings) as embedder:
+        expected = embedder.encode(made["text"].tolist())
+    np.testing.assert_allclose(np.stack(made["vector"]), expected, atol=1e-5)
 
 
 def test_a_file_comes_from_the_driver_and_is_verified(
