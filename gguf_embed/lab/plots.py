@@ -46,7 +46,7 @@ def draw(report: Report, folder: Path) -> tuple[Path, ...]:
     measured = [r for r in report.results if r.costs is not None]
     pictures = {"levels": draw_levels}
     if len(_dims(measured)) > 1:
-        pictures["dims"] = _draw_dims
+        pictures["dims"] = draw_dims
     paths: list[Path] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,7 @@ def _interval(y: float, quality: Quality | None, reference: Quality | None) -> t
     return y - half, y + half
 
 
-def _draw_dims(report: Report, measured: Sequence[Result], figure: Any) -> None:
+def draw_dims(report: Report, measured: Sequence[Result], figure: Any) -> None:
     """Quality against the length of vectors: as it is, and as a share of the reference's."""
     whole, share = figure.subplots(1, 2, sharex=True)
     dims = _dims(measured)
@@ -143,10 +143,8 @@ def _draw_dims(report: Report, measured: Sequence[Result], figure: Any) -> None:
         axes.grid(color=FAINTER, linewidth=0.7)
     whole.set_ylabel(measure(report))
     whole.set_title(report.model, loc="left")
-    share.set_ylabel("%")
+    share.set_ylabel("% (grey: 95 % of noise, at full length)" if half > 0 else "%")
     share.set_title(f"difference to {report.reference} at the same length", loc="left")
-    if half > 0:
-        share.set_xlabel("values per vector (grey: noise, 95 % at full length)")
     figure.legend(
         *whole.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False
     )
