@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -258,6 +257,8 @@ class _Work:
         if self.args.server is not None:
             return {}
         from gguf_embed.machine.selftest import cpu_id
+
+        from importlib.metadata import version  # help comes without it, and sooner
 
         return {"cpu": cpu_id(), "llama_cpp_python": version("llama-cpp-python")}
 

@@ -6,6 +6,7 @@ import argparse
 from typing import Any, Final
 
 from gguf_embed.cli import console, options
+from gguf_embed.cli.commands import COMMANDS
 from gguf_embed.cli.hits import near
 from gguf_embed.cli.show import only_index
 from gguf_embed.errors import BadInput, counted
@@ -27,7 +28,7 @@ examples:
 def add(commands: Any) -> None:
     """The parser of `cluster`."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        "cluster", help="what an index is about", description=DESCRIPTION, epilog=EPILOG
+        "cluster", help=COMMANDS["cluster"], description=DESCRIPTION, epilog=EPILOG
     )
     parser.add_argument(
         "--index", metavar="NAME|PATH", help="the index (default: the only one that has a name)"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from gguf_embed.cli import console, options
+from gguf_embed.cli.commands import COMMANDS
 from gguf_embed.cli.show import only_index
 from gguf_embed.errors import BadInput, BadOption, counted
 
@@ -34,7 +35,7 @@ examples:
 def add(commands: Any) -> None:
     """The parser of `map`."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        "map", help="an index as a picture", description=DESCRIPTION, epilog=EPILOG
+        "map", help=COMMANDS["map"], description=DESCRIPTION, epilog=EPILOG
     )
     parser.add_argument(
         "--index", metavar="NAME|PATH", help="the index (default: the only one that has a name)"
