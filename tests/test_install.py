@@ -104,7 +104,13 @@ def test_without_a_compiler_the_next_step_is_told(install: Any, monkeypatch: pyt
 
 def test_how_far_a_build_is(wheel: Any):
     """Of Ninja's lines, and of those of make."""
-    lines = ["-- Configuring", "[1/320] Building ggml.c.o", "[41/320] Building x", "[319/320] y"]
+    lines = [
+        "-- Configuring",
+        "[0/2] Re-checking globbed directories...",
+        "[1/320] Building ggml.c.o",
+        "[41/320] Building x",
+        "[319/320] y",
+    ]
     told = list(wheel.progress(lines, iter([0.0, 80.0, 640.0]).__next__))
     assert told == [
         "compiling llama.cpp: 1 of 320",

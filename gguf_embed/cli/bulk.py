@@ -256,9 +256,9 @@ class _Work:
         """What else decides the last bits of vectors."""
         if self.args.server is not None:
             return {}
-        from gguf_embed.machine.selftest import cpu_id
-
         from importlib.metadata import version  # help comes without it, and sooner
+
+        from gguf_embed.machine.selftest import cpu_id
 
         return {"cpu": cpu_id(), "llama_cpp_python": version("llama-cpp-python")}
 
