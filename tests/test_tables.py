@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from gguf_embed.errors import BadInput
-from gguf_embed.io import packed, tables
+from gguf_embed.io import extras, tables
 from gguf_embed.io.read import read
 from gguf_embed.io.record import Reading, Record, UnreadableRow
 from gguf_embed.io.sources import find
@@ -90,7 +90,7 @@ def test_without_pyarrow_the_way_to_it_is_told(tmp_path: Path, monkeypatch: pyte
     def fail(name: str) -> None:
         raise ImportError(name)
 
-    monkeypatch.setattr(packed.importlib, "import_module", fail)
+    monkeypatch.setattr(extras.importlib, "import_module", fail)
     with pytest.raises(BadInput, match=r"takes pyarrow: pip install 'gguf-embed\[arrow\]'"):
         records(path)
 

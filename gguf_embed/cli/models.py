@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         raise BadOption(f"models {args.action}: name a model; `gguf-embed models` shows them")
     if args.name is not None and args.action in ("list", "du"):
         raise BadOption(f"models {args.action} takes no name")
-    actions = {"list": _list, "path": _path, "du": _du, "rm": _rm, "default": _default}
+    actions = dict(zip(ACTIONS, (_list, _path, _du, _rm, _default), strict=True))
     actions[args.action](args)
     return 0
 
