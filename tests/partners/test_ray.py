@@ -205,7 +205,7 @@ def test_what_is_wrong_with_a_row_is_said_by_the_driver(
 
 def test_a_dataset(cluster: Cluster, table: Path):
     dataset = ray.data.read_parquet(str(table), override_num_blocks=2).limit(500)
-    settings = Settings(tune=False, n_threads=1)
+    settings = Settings(tune=False, n_threads=1, exact=True)  # blocks are cut otherwise
     made = embed_dataset(dataset, column="text", settings=settings, prompt="p: ").to_pandas()
     assert len(made) == 500
     with Embedder.open(settings=settings) as embedder:
@@ -236,7 +236,7 @@ def test_texts_and_vectors_in_a_bucket(
     cluster: Cluster, table: Path, tmp_path: Path, bucket: Callable[[str], str]
 ):
     """The job reads them; a dataset is read from there and written there."""
-    settings = Settings(tune=False, n_threads=1)
+    settings = Settings(tune=False, n_threads=1, exact=True)  # blocks are cut otherwise
     ray.data.read_parquet(str(table), override_num_blocks=2).limit(200).repartition(
         2
     ).write_parquet(bucket("in"))
