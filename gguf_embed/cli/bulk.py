@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -257,6 +256,8 @@ class _Work:
         """What else decides the last bits of vectors."""
         if self.args.server is not None:
             return {}
+        from importlib.metadata import version
+
         from gguf_embed.machine.selftest import cpu_id
 
         return {"cpu": cpu_id(), "llama_cpp_python": version("llama-cpp-python")}
