@@ -127,7 +127,18 @@ def build_wheel(pip: list[str]) -> Path:
         return slim(wheel)
     check_compiler()
     print(f"compiling llama-cpp-python {LLAMA_CPP_PYTHON}, once: some minutes", flush=True)
-    return make_wheel(pip, folder / SLIM, ["--native"], CMAKE_ARGS=" ".join(flags))
+    made = make_wheel(pip, folder / SLIM, ["--native"], CMAKE_ARGS=" ".join(flags))
+    return made or slim(made_by_pip(pip, folder, flags))
+
+
+def made_by_pip(pip: list[str], folder: Path, flags: list[str]) -> Path:
+    """The wheel as llama-cpp-python builds it itself: more is compiled, and nothing is told."""
+    print("compiling it once more, in pip's way", flush=True)
+    # pip keeps what it compiled under the version alone: another flag or CPU would get the old one.
+    command = [*pip, "wheel", "--quiet", "--no-cache-dir", "--no-deps"]
+    command += ["--no-binary", "llama-cpp-python", "--wheel-dir", str(folder)]
+    run([*command, f"llama-cpp-python=={LLAMA_CPP_PYTHON}"], CMAKE_ARGS=" ".join(flags))
+    return next(folder.glob(PATTERN))
 
 
 def build_portable(pip: list[str]) -> Path:
@@ -136,14 +147,16 @@ def build_portable(pip: list[str]) -> Path:
         return wheel
     check_compiler()
     print("compiling llama.cpp for all kinds of CPUs, once: ten minutes and more", flush=True)
-    return make_wheel(pip, portable_wheels(), [])
+    return make_wheel(pip, portable_wheels(), []) or sys.exit("no portable wheel was made")
 
 
-def make_wheel(pip: list[str], folder: Path, words: list[str], **environment: str) -> Path:
-    """Have native/wheel.py make a wheel, which appears whole in the folder."""
+def make_wheel(pip: list[str], folder: Path, words: list[str], **environment: str) -> Path | None:
+    """Have native/wheel.py make a wheel, which appears whole in the folder; None where it fails."""
     scratch = folder.with_name(f"{folder.name}.{os.getpid()}")
     command = [pip[0], str(ROOT / "native" / "wheel.py"), str(scratch), "--build", str(BUILD)]
-    run([*command, *words], **environment)
+    if subprocess.call([*command, *words], env={**os.environ, **environment}):
+        shutil.rmtree(scratch, ignore_errors=True)
+        return None
     made = next(scratch.glob(PATTERN))
     folder.mkdir(parents=True, exist_ok=True)
     wheel = made.replace(folder / made.name)

@@ -55,19 +55,18 @@ def one_run(model: str | None, way: str, n: int, most_s: float) -> dict[str, Any
         began = time.perf_counter()
         marks: list[tuple[float, int]] = [(0.0, 0)]
         done = 0
-        for vector in embedder.stream(iter(rows)):
-            done += 1
-            assert vector is not None
-            if done % 64 == 0:
-                marks.append((time.perf_counter() - began, done))
-                if marks[-1][0] > most_s:
-                    break
+        for block in embedder.stream(iter(rows), window=512):
+            done += len(block.vectors)
+            marks.append((time.perf_counter() - began, done))
+            if marks[-1][0] > most_s:
+                break
         seconds = time.perf_counter() - began
     sampled = done < n
     if sampled:
-        half = next(mark for mark in marks if mark[1] >= done / 2)
+        half = next(mark for mark in marks if mark[1] >= done / 2 or mark is marks[-1])
+        half = marks[0] if half is marks[-1] else half
         rate = (done - half[1]) / (marks[-1][0] - half[0])
-        seconds += (n - done) / rate
+        seconds = marks[-1][0] + (n - done) / rate
     return {"way": way, "n": n, "seconds": seconds, "sampled": sampled, "computed": done}
 
 

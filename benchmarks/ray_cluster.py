@@ -15,6 +15,8 @@ import argparse
 import json
 import os
 import shutil
+import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -131,9 +133,9 @@ def main() -> None:
     parser.add_argument("--limit-s", type=float, default=900)
     args = parser.parse_args()
     n: int = args.rows
-    timer = threading.Timer(args.limit_s, os._exit, (75,))
-    timer.daemon = True
-    timer.start()
+    # Raised in the main thread, so that the cluster goes too.
+    signal.signal(signal.SIGALRM, lambda *_: sys.exit(75))
+    signal.setitimer(signal.ITIMER_REAL, args.limit_s)
 
     args.folder.mkdir(parents=True, exist_ok=True)
     table, alone, spread = (args.folder / name for name in (f"in-{n}.parquet", "alone", "spread"))

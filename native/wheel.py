@@ -156,7 +156,7 @@ def progress(lines: Iterable[str], clock: Callable[[], float]) -> Iterator[str]:
     first = None
     for line in lines:
         step = _STEP.match(line)
-        if step is None:
+        if step is None or step[1] == "0":  # it looks for files first
             continue
         n, total = int(step[1]), int(step[2] or 100)
         first = n if first is None else first

@@ -724,6 +724,24 @@ def test_without_quality_the_report_says_so(measured: Report, tmp_path: Path):
     assert [path.name for path in plots.draw(found, tmp_path)] == ["levels.png"]
 
 
+def test_differences_within_the_noise_are_no_trend():
+    """Points without a line, beside a band as wide as the widest interval."""
+    from matplotlib import figure
+
+    sheet = figure.Figure()
+    level = result("Q4_0", 20, costs(300, 310, 290), quality((0.01, -0.02, 0.04)))
+    found = made(level)
+    plots.draw_dims(found, found.results, sheet)
+    whole, share = sheet.axes
+    assert [line.get_linestyle() for line in whole.lines] == ["-", "-"]
+    assert [line.get_linestyle() for line in share.lines] == ["None", "None"]
+    first, second = (line.get_xdata() for line in share.lines)
+    assert not {*first} & {*second}  # they do not hide each other
+    (band,) = share.patches
+    assert band.get_extents().height > 0
+    assert "noise" in share.get_ylabel()
+
+
 @pytest.mark.parametrize("has_quality", [True, False])
 def test_no_disc_is_cut_off(has_quality: bool):
     from matplotlib import figure

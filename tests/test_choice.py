@@ -269,7 +269,13 @@ def enough_for(quant: str) -> int:
 # -------------------------------------------------------------------------------- which file
 
 
+def forget_proofs() -> None:
+    """As where no file was ever opened."""
+    (paths.home() / "proof").unlink()
+
+
 def test_a_name_becomes_vectors_and_says_why(world: World):
+    forget_proofs()
     with world.open() as embedder:
         vectors = embedder.encode(["the cat sat", "a dog in the river"])
         assert vectors.shape == (2, 256)
@@ -586,6 +592,7 @@ def test_without_a_tap_it_is_planned_anew(world: World, monkeypatch: pytest.Monk
 
 
 def test_the_built_in_model_says_nothing(world: World):
+    forget_proofs()
     with world.open(catalog.BUILTIN) as embedder:
         assert embedder.plan.quant == "Q8_0"
         assert embedder.n_ctx == 512

@@ -23,6 +23,7 @@ from gguf_embed import (
     TextTooLong,
 )
 from gguf_embed.integrations.held import HeldEmbedder, HeldReranker, settings_dict, settings_of
+from gguf_embed.plan.settings import RunSettings
 from gguf_embed.testing import FakeBackend, FakeEmbedder, FakeReranker
 
 CHOICES = {"truncate": "end", "dimensions": 8, "settings": {"n_ctx": 64, "pooling": "CLS"}}
@@ -154,6 +155,7 @@ def test_settings_of_json():
     assert settings == Settings(quant="Q8_0", tune=False, pooling=Pooling.MEAN)
     assert settings_dict(settings) == said
     assert settings_dict(Settings()) == {}
+    assert settings_dict(Settings(run=RunSettings())) == {}  # it is this machine's
     with pytest.raises(BadOption, match=r"settings have no 'quantum'; they are .*quant"):
         settings_of({"quantum": "Q8_0"})
     with pytest.raises(BadOption, match="pooling='MAX': choose NONE, MEAN"):

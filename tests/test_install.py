@@ -81,19 +81,41 @@ def test_a_portable_wheel_is_made_once(install: Any, tmp_path: Path, monkeypatch
     monkeypatch.setenv("GGUF_EMBED_HOME", str(tmp_path))
     made: list[list[str]] = []
 
-    def make(command: list[str], **_: str) -> None:
+    def make(command: list[str], **_: object) -> int:
         made.append(command)
         folder = Path(command[2])
         folder.mkdir(parents=True)
         (folder / "llama_cpp_python-0.3.36-py3-none-manylinux_2_34_x86_64.whl").write_text("made")
+        return 0
 
-    monkeypatch.setattr(install, "run", make)
+    monkeypatch.setattr(install.subprocess, "call", make)
     monkeypatch.setattr(install, "check_compiler", lambda: None)
     first = install.build_portable(["python", "-m", "pip"])
     assert install.build_portable(["python", "-m", "pip"]) == first
     assert first.read_text() == "made"
     assert len(made) == 1
     assert [path.name for path in first.parent.parent.iterdir()] == ["portable"]
+
+
+def test_where_our_own_build_fails_pip_makes_the_wheel(
+    install: Any, tmp_path: Path, monkeypatch: Any
+):
+    monkeypatch.setenv("GGUF_EMBED_HOME", str(tmp_path))
+    monkeypatch.setattr(install.subprocess, "call", lambda *_, **__: 1)
+    monkeypatch.setattr(install, "check_compiler", lambda: None)
+
+    def by_pip(command: list[str], **_: str) -> None:
+        folder = Path(command[command.index("--wheel-dir") + 1])
+        folder.mkdir(parents=True, exist_ok=True)
+        name = "llama_cpp_python-0.3.36-py3-none-linux_x86_64.whl"
+        with zipfile.ZipFile(folder / name, "w") as archive:
+            archive.writestr("x-1.dist-info/RECORD", "")
+
+    monkeypatch.setattr(install, "run", by_pip)
+    wheel = install.build_wheel(["python", "-m", "pip"])
+    assert wheel.parent.name == install.SLIM
+    with pytest.raises(SystemExit, match="no portable wheel was made"):
+        install.build_portable(["python", "-m", "pip"])
 
 
 def test_without_a_compiler_the_next_step_is_told(install: Any, monkeypatch: pytest.MonkeyPatch):
@@ -104,7 +126,13 @@ def test_without_a_compiler_the_next_step_is_told(install: Any, monkeypatch: pyt
 
 def test_how_far_a_build_is(wheel: Any):
     """Of Ninja's lines, and of those of make."""
-    lines = ["-- Configuring", "[1/320] Building ggml.c.o", "[41/320] Building x", "[319/320] y"]
+    lines = [
+        "-- Configuring",
+        "[0/2] Re-checking globbed directories...",
+        "[1/320] Building ggml.c.o",
+        "[41/320] Building x",
+        "[319/320] y",
+    ]
     told = list(wheel.progress(lines, iter([0.0, 80.0, 640.0]).__next__))
     assert told == [
         "compiling llama.cpp: 1 of 320",

@@ -17,13 +17,15 @@ from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
 from gguf_embed import __version__
-from gguf_embed.cli import completion, console
+from gguf_embed.cli import console
 from gguf_embed.cli.commands import COMMANDS
 from gguf_embed.cli.exits import exits_line
 from gguf_embed.cli.layout import HelpFormatter
 from gguf_embed.cli.start import start
 from gguf_embed.cli.stop import Terminated, terminable
 from gguf_embed.errors import GgufEmbedError
+
+SHELL_ASKS = "_ARGCOMPLETE"  # set by a shell that asks how a word may go on
 
 DESCRIPTION = """\
 Text embeddings from GGUF models through llama.cpp.
@@ -49,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if any("\0" in word for word in words):
         console.say("an argument holds a NUL character, which no name or text here may hold")
         return 2
-    if completion.ASKED in os.environ:
+    if SHELL_ASKS in os.environ:
+        from gguf_embed.cli import completion
+
         completion.answer(parser())
     first = next((word for word in words if not word.startswith("-")), None)
     args = parser([] if first is None else [first]).parse_args(words)

@@ -256,7 +256,7 @@ class _Work:
         """What else decides the last bits of vectors."""
         if self.args.server is not None:
             return {}
-        from importlib.metadata import version
+        from importlib.metadata import version  # slow to import
 
         from gguf_embed.machine.selftest import cpu_id
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from typing import Any, cast
 
 from gguf_embed.cli import console
@@ -20,7 +19,6 @@ examples:
   gguf-embed completion fish > ~/.config/fish/completions/gguf-embed.fish"""
 
 SHELLS = ("bash", "zsh", "fish", "powershell")
-ASKED = "_ARGCOMPLETE"  # set by the shell that asks
 
 
 def add(commands: Any) -> None:
@@ -46,9 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def answer(parser: argparse.ArgumentParser) -> None:
-    """Where a shell asks what may come next, tell it and end; return otherwise."""
-    if ASKED not in os.environ:
-        return
+    """Tell the shell that asks what may come next, and end; return without argcomplete."""
     try:
         import argcomplete
     except ImportError:

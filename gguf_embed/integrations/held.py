@@ -43,6 +43,8 @@ from gguf_embed.vectors import Pooling, Vectors
 _log = logging.getLogger(__name__)
 
 _DEFAULTS: Final = Settings()
+# How it ran before is this machine's, and is not written down.
+_KEPT: Final = tuple(each.name for each in fields(Settings) if each.name != "run")
 
 
 class OpeningChoices(TypedDict, total=False):
@@ -278,7 +280,7 @@ async def computed(prepare: Callable[[], Pending[_Result]]) -> _Result:
 
 def settings_dict(settings: Settings) -> dict[str, Any]:
     """The settings that are not the defaults, as JSON takes them."""
-    values = {each.name: getattr(settings, each.name) for each in fields(Settings)}
+    values = {name: getattr(settings, name) for name in _KEPT}
     said = {name: v for name, v in values.items() if v != getattr(_DEFAULTS, name)}
     if settings.pooling is not None:
         said["pooling"] = settings.pooling.name
@@ -291,9 +293,8 @@ def settings_of(said: Settings | Mapping[str, Any] | None) -> Settings:
         return _DEFAULTS
     if isinstance(said, Settings):
         return said
-    known = {each.name for each in fields(Settings)}
-    if unknown := [name for name in said if name not in known]:
-        raise BadOption(f"settings have no {unknown[0]!r}; they are {', '.join(sorted(known))}")
+    if unknown := [name for name in said if name not in _KEPT]:
+        raise BadOption(f"settings have no {unknown[0]!r}; they are {', '.join(sorted(_KEPT))}")
     values = dict(said)
     if isinstance(name := values.get("pooling"), str):
         if name not in Pooling.__members__:

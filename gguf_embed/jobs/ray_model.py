@@ -76,6 +76,7 @@ class ClusterModel:
             pooling=embedder.pooling,
             causal=embedder.mode.causal,
             allow_smaller=False,
+            run=None,
         )
         if settings.exact:  # the last bits too, which what was measured there may change
             run = embedder.run_settings

@@ -46,7 +46,7 @@ def draw(report: Report, folder: Path) -> tuple[Path, ...]:
     measured = [r for r in report.results if r.costs is not None]
     pictures = {"levels": draw_levels}
     if len(_dims(measured)) > 1:
-        pictures["dims"] = _draw_dims
+        pictures["dims"] = draw_dims
     paths: list[Path] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,7 @@ def _interval(y: float, quality: Quality | None, reference: Quality | None) -> t
     return y - half, y + half
 
 
-def _draw_dims(report: Report, measured: Sequence[Result], figure: Any) -> None:
+def draw_dims(report: Report, measured: Sequence[Result], figure: Any) -> None:
     """Quality against the length of vectors: as it is, and as a share of the reference's."""
     whole, share = figure.subplots(1, 2, sharex=True)
     dims = _dims(measured)
@@ -125,11 +125,16 @@ def _draw_dims(report: Report, measured: Sequence[Result], figure: Any) -> None:
         }
         values = [quality.by_dim[dim] for dim in dims]
         whole.plot(dims, values, **style)
+        # Points beside each other, without a line: most differences are noise, which has no trend.
+        style["linestyle"] = "none"
+        beside = 2 ** (0.06 * (number - (len(judged) - 1) / 2))
         percent = [
             100 * (quality.by_dim[dim] / reference[dim] - 1) if reference[dim] else nan
             for dim in dims
         ]
-        share.plot(dims, percent, **style)
+        share.plot([dim * beside for dim in dims], percent, **style)
+    if (half := _noise([quality for _, quality in judged])) > 0:
+        share.axhspan(-half, half, color=FAINTER, zorder=0)
     for axes in (whole, share):
         axes.set_xscale("log", base=2)
         axes.set_xticks(dims, [f"{dim:,}" for dim in dims])
@@ -138,11 +143,17 @@ def _draw_dims(report: Report, measured: Sequence[Result], figure: Any) -> None:
         axes.grid(color=FAINTER, linewidth=0.7)
     whole.set_ylabel(measure(report))
     whole.set_title(report.model, loc="left")
-    share.set_ylabel("%")
+    share.set_ylabel("% (grey: 95 % of noise, at full length)" if half > 0 else "%")
     share.set_title(f"difference to {report.reference} at the same length", loc="left")
     figure.legend(
         *whole.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False
     )
+
+
+def _noise(judged: Sequence[Quality]) -> float:
+    """Half of the widest 95 % interval of a level's difference to the reference, in per cent."""
+    halves = [50 * (q.loss.high - q.loss.low) for q in judged if q.loss is not None]
+    return max(halves, default=0.0)
 
 
 def _colours(n: int) -> list[tuple[float, float, float, float]]:
