@@ -5,10 +5,9 @@
 
 Vectors are those of FILE.npy, of real texts. Beyond their number each is taken again with noise (a
 cosine of about 0.9 to the one that it was made of), so that a larger set is as crowded as a real
-one. Questions are summaries of docstrings by the built-in model. A time counts only with its
-recall: the share of the ten rows of the greatest cosine, by float64, that are found. LanceDB (the
-package lancedb): its exact search, IVF_PQ and IVF_HNSW_SQ with refining, at several numbers of
-probes.
+one. Questions are docstring summaries, by the built-in model. A time counts only with its recall:
+the share of the ten rows of the greatest cosine, by float64, that are found. LanceDB (the package
+lancedb): its exact search, IVF_PQ and IVF_HNSW_SQ with refining, at several numbers of probes.
 
 Prints wall and CPU milliseconds of a question (p50 / p99), and one line of JSON last. The first
 question of each engine is not counted. On a busy machine go by the CPU.
