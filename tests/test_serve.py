@@ -420,7 +420,7 @@ def port(child: Process) -> int:
 
 @pytest.fixture(scope="module")
 def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    """One for all that must not hurt it."""
+    """One for all that must not hurt it, and leave it no long work."""
     running = Process([serve_child.__file__], tmp_path_factory.mktemp("lasting"))
     yield running
     running.end()
@@ -540,15 +540,15 @@ def all_of(connection: socket.socket) -> bytes:
     return b"".join(parts)
 
 
-def test_who_goes_away_has_its_work_cancelled(lasting_port: int):
-    going = connected(lasting_port)
+def test_who_goes_away_has_its_work_cancelled(port: int):
+    going = connected(port)
     body = json.dumps({"model": "fake", "input": [f"wait {n}" for n in range(600, 610)]}).encode()
     head = f"POST /api/embed HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
     going.sendall(head.encode() + body)
-    wait_for(lambda: status(lasting_port)["models"][0]["waiting_tokens"])
+    wait_for(lambda: status(port)["models"][0]["waiting_tokens"])
     going.close()
-    wait_for(lambda: not status(lasting_port)["models"][0]["waiting_tokens"])
-    wait_for(lambda: status(lasting_port)["requests_in_flight"] == 1)
+    wait_for(lambda: not status(port)["models"][0]["waiting_tokens"])
+    wait_for(lambda: status(port)["requests_in_flight"] == 1)
 
 
 @pytest.mark.parametrize(
