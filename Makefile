@@ -21,7 +21,7 @@ UNTRACED := agents bar bench cli_index compare docs files fingerprint hardware h
 # More at a time than there are cores, since many tests wait for a process. The tests of a file stay
 # together, for they share what they build. In the order of the files: those of few tests, which
 # would come last otherwise, are the slow ones.
-WORKERS := $(shell $(PYTHON) -c "import os; print(2 * (os.cpu_count() or 1))")
+WORKERS := $(shell $(PYTHON) -c "import os; print((os.cpu_count() or 1) * 3 // 2)")
 SIDE_BY_SIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # Least share of branches, in per cent, that the tests reach in each room without side effects.
