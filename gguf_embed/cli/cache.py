@@ -19,7 +19,8 @@ Show the cache of vectors, make it smaller, or move it.
 
 With `--cache`, embed, index, search and serve take the vectors of texts that it knows from there,
 and keep new ones there. A vector is found by its text and the fingerprint of its space: model file,
-prompt, X"""
+prompt, pooling, dimensions. The cache is one SQLite file with a limit; what was not used for
+longest goes first."""
 
 EPILOG = """\
 A vector of a quantized model depends, in its last bits, on the texts that were computed beside it:

@@ -8,7 +8,7 @@ from typing import Any, Final
 from gguf_embed.cli import console, options
 from gguf_embed.cli.commands import COMMANDS
 from gguf_embed.cli.hits import near
-from gguf_embed.cli.show import only_index
+from gguf_embed.cli.show import add_passages, only_index
 from gguf_embed.errors import BadInput, counted
 
 _NEAREST: Final = 3  # passages that are printed of each group
@@ -30,22 +30,13 @@ def add(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "cluster", help=COMMANDS["cluster"], description=DESCRIPTION, epilog=EPILOG
     )
-    parser.add_argument(
-        "--index", metavar="NAME|PATH", help="the index (default: the only one that has a name)"
-    )
+    add_passages(parser)
     parser.add_argument(
         "--groups",
         type=options.positive,
         default=12,
         metavar="N",
         help="at most so many (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--path",
-        action="append",
-        default=[],
-        metavar="GLOB",
-        help="in such files only: '*.md', docs, 'docs/**/*.md'; may be repeated",
     )
     parser.add_argument(
         "--json", action="store_true", help="all passages of all groups as one JSON document"

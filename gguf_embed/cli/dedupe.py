@@ -8,7 +8,7 @@ from typing import Any
 from gguf_embed.cli import console, options
 from gguf_embed.cli.commands import COMMANDS
 from gguf_embed.cli.hits import near
-from gguf_embed.cli.show import only_index
+from gguf_embed.cli.show import add_passages, only_index
 from gguf_embed.errors import BadOption, counted
 
 DESCRIPTION = """\
@@ -30,22 +30,13 @@ def add(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "dedupe", help=COMMANDS["dedupe"], description=DESCRIPTION, epilog=EPILOG
     )
-    parser.add_argument(
-        "--index", metavar="NAME|PATH", help="the index (default: the only one that has a name)"
-    )
+    add_passages(parser)
     parser.add_argument(
         "--above",
         type=float,
         default=0.95,
         metavar="X",
         help="the least cosine of a pair, above 0 and up to 1 (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--path",
-        action="append",
-        default=[],
-        metavar="GLOB",
-        help="in such files only: '*.md', docs, 'docs/**/*.md'; may be repeated",
     )
     parser.add_argument(
         "--top",

@@ -35,13 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default="both",
         help="rank by meaning and words together (default), or by one of them; words need no model",
     )
-    group.add_argument(
-        "--path",
-        action="append",
-        default=[],
-        metavar="GLOB",
-        help="in such files only: '*.md', docs, 'docs/**/*.md'; may be repeated",
-    )
+    options.add_path(group)
     group.add_argument("--all", action="store_true", help="all results, not --top of them")
     group.add_argument(
         "--min-score", type=float, metavar="X", help="only results with at least this score"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gguf_embed.cli import console, options
 from gguf_embed.cli.commands import COMMANDS
-from gguf_embed.cli.show import only_index
+from gguf_embed.cli.show import add_passages, only_index
 from gguf_embed.errors import BadInput, BadOption, counted
 
 if TYPE_CHECKING:
@@ -37,18 +37,9 @@ def add(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "map", help=COMMANDS["map"], description=DESCRIPTION, epilog=EPILOG
     )
-    parser.add_argument(
-        "--index", metavar="NAME|PATH", help="the index (default: the only one that has a name)"
-    )
+    add_passages(parser)
     parser.add_argument(
         "-o", "--output", required=True, metavar="FILE", help="NAME.html or NAME.parquet"
-    )
-    parser.add_argument(
-        "--path",
-        action="append",
-        default=[],
-        metavar="GLOB",
-        help="such files only: '*.md', docs, 'docs/**/*.md'; may be repeated",
     )
     parser.add_argument(
         "--groups",

@@ -77,6 +77,17 @@ def isolated(args: argparse.Namespace, total_bytes: int | None) -> bool:
     return (total_bytes or 0) >= BULK_BYTES if chosen is None else chosen
 
 
+def add_path(group: Any) -> None:
+    """--path, of an index."""
+    group.add_argument(
+        "--path",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="in such files only: '*.md', docs, 'docs/**/*.md'; may be repeated",
+    )
+
+
 def add_cache(group: Any) -> None:
     """--cache."""
     group.add_argument(

@@ -6,7 +6,7 @@ import argparse
 import re
 from typing import TYPE_CHECKING, Any
 
-from gguf_embed.cli import console
+from gguf_embed.cli import console, options
 from gguf_embed.cli.commands import COMMANDS
 from gguf_embed.cli.hits import near, print_lines
 from gguf_embed.cli.indexed import open_in_editor
@@ -84,6 +84,14 @@ def run(args: argparse.Namespace) -> int:
     if args.open:
         open_in_editor(found[0].path, found[0].first_line)
     return 0
+
+
+def add_passages(parser: argparse.ArgumentParser) -> None:
+    """--index and --path: the passages that a command is about."""
+    parser.add_argument(
+        "--index", metavar="NAME|PATH", help="the index (default: the only one that has a name)"
+    )
+    options.add_path(parser)
 
 
 def only_index() -> str:

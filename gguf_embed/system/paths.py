@@ -12,15 +12,7 @@ from pathlib import Path
 
 def home() -> Path:
     """The package's own folder: $GGUF_EMBED_HOME, else one in the user's cache directory."""
-    if chosen := os.environ.get("GGUF_EMBED_HOME"):
-        return Path(chosen)
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or user_home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = user_home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or user_home() / ".cache")
-    return base / "gguf_embed"
+    return _ours("LOCALAPPDATA", "AppData/Local", "Library/Caches", "XDG_CACHE_HOME", ".cache")
 
 
 def portable_wheels() -> Path:
@@ -30,28 +22,36 @@ def portable_wheels() -> Path:
 
 def data_home() -> Path:
     """The user's data: $GGUF_EMBED_HOME, else where the system keeps what is no cache."""
-    if chosen := os.environ.get("GGUF_EMBED_HOME"):
-        return Path(chosen)
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or user_home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = user_home() / "Library" / "Application Support"
-    else:
-        base = Path(os.environ.get("XDG_DATA_HOME") or user_home() / ".local" / "share")
-    return base / "gguf_embed"
+    return _ours(
+        "LOCALAPPDATA",
+        "AppData/Local",
+        "Library/Application Support",
+        "XDG_DATA_HOME",
+        ".local/share",
+    )
 
 
 def config_home() -> Path:
     """What the user chose: $GGUF_EMBED_HOME, else where the system keeps settings."""
+    return _ours(
+        "APPDATA",
+        "AppData/Roaming",
+        "Library/Application Support",
+        "XDG_CONFIG_HOME",
+        ".config",
+    )
+
+
+def _ours(windows: str, in_windows: str, in_macos: str, linux: str, in_linux: str) -> Path:
+    """$GGUF_EMBED_HOME; else ours in the folder that a variable of the system names, or its usual
+    one in the user's home.
+    """
     if chosen := os.environ.get("GGUF_EMBED_HOME"):
         return Path(chosen)
-    if sys.platform == "win32":
-        base = Path(os.environ.get("APPDATA") or user_home() / "AppData" / "Roaming")
-    elif sys.platform == "darwin":
-        base = user_home() / "Library" / "Application Support"
-    else:
-        base = Path(os.environ.get("XDG_CONFIG_HOME") or user_home() / ".config")
-    return base / "gguf_embed"
+    if sys.platform == "darwin":
+        return user_home() / in_macos / "gguf_embed"
+    variable, usual = (windows, in_windows) if sys.platform == "win32" else (linux, in_linux)
+    return Path(os.environ.get(variable) or user_home() / usual) / "gguf_embed"
 
 
 def user_home() -> Path:
