@@ -625,6 +625,7 @@ def test_an_index_is_searched(searched: Callable[..., Served]):
     (listed,) = client.get("/gguf-embed/v1/indexes").json()["indexes"]
     assert (listed["name"], listed["model"], listed["n_files"]) == ("handbook", "fake", 2)
     assert listed["folders"] == ["rules"]
+    assert listed["metadata_keys"] == ["ext", "modified"]
 
     def asked(**body: object) -> list[dict[str, Any]]:
         answer = client.post("/gguf-embed/v1/search", json=body)
@@ -641,6 +642,8 @@ def test_an_index_is_searched(searched: Callable[..., Served]):
     (late,) = asked(query="parcel", by="words")
     assert (late["headings"], late["similarity"]) == (["Refunds"], None)
     assert asked(query="trains", paths=["refunds*"], by="words") == []
+    assert len(asked(query="trains", where=["ext=md", "modified>=2000"], by="words")) == 1
+    assert asked(query="trains", where=["modified<=2000"]) == []
     judged = asked(query="refund order late parcel", rerank=True, top=2)
     assert judged[0]["score"] > judged[1]["score"]
 
@@ -654,6 +657,8 @@ def test_an_index_is_searched(searched: Callable[..., Served]):
         ({"query": "x", "by": "feeling"}, 400, "by"),
         ({"query": "x " * 600_000}, 413, "characters"),
         ({"query": "x", "rerank": True}, 501, "no reranker"),
+        ({"query": "x", "where": ["lang=en"]}, 400, "there are ext, modified"),
+        ({"query": "x", "where": ["lang"]}, 400, "KEY=VALUE"),
     ],
 )
 def test_questions_that_are_refused(

@@ -283,6 +283,10 @@ def _print_report(
                 "absent": [printable(path) for path in report.absent],
                 "passed_over": dict(sorted(report.passed_over.items())),
                 "no_vector": report.no_vector,
+                "no_metadata": [
+                    {"source": printable(path), "reason": reason}
+                    for path, reason in report.no_metadata
+                ],
             },
         )
         return
@@ -300,6 +304,7 @@ def _print_report(
         console.say(f"{near(path)}: not there; what is known of it stays; --remove takes it out")
     _say_some([f"not read: {near(path)}: {reason}" for path, reason in report.unread])
     _say_some(report.no_vector)
+    _say_some([f"{near(path)}: {reason}" for path, reason in report.no_metadata])
     if report.passed_over:
         shown = ", ".join(ending for ending, _ in report.passed_over.most_common(5))
         n = report.passed_over.total()

@@ -62,6 +62,7 @@ def _print_status(name: str, status: IndexStatus) -> None:
         ("files", f"{status.n_files:,}"),
         ("size", f"{status.n_bytes / 2**20:,.1f} MiB"),
         ("updated", status.updated_at or "not finished"),
+        ("metadata", ", ".join(status.metadata_keys) or "none: bring it up to date"),
     ]
     if status.unfinished:
         rows.append(("missing", f"{counted(status.unfinished, 'file')}: run it again"))
@@ -99,6 +100,7 @@ def as_dict(status: IndexStatus) -> Mapping[str, object]:
         "n_bytes": status.n_bytes,
         "updated_at": status.updated_at,
         "n_unfinished": status.unfinished,
+        "metadata_keys": list(status.metadata_keys),
         "include": list(status.selection.include),
         "exclude": list(status.selection.exclude),
         "folders": [
