@@ -156,6 +156,32 @@ def test_dedupe_names_groups(run: Run, handbook: Path):
     assert (code, "--above 1.5: a cosine" in err) == (2, True)
 
 
+def test_which_files_are_taken_is_kept(run: Run, handbook: Path):
+    (handbook / "tool.py").write_text("late = 'parcels'\n")
+    (handbook / ".gitignore").write_text("refunds.md\n")
+
+    def files(*options: str) -> set[str]:
+        code, _, err = run("index", "-o", "hb", *options)
+        assert code == 0, err
+        out = run("search", "parcels trains", "--index", "hb", "--all", "--files")[1]
+        return {Path(line.split()[2]).name for line in out.splitlines()}
+
+    assert files("--include", "*.py", "--exclude", "travel*") == {"tool.py"}
+    assert files() == {"tool.py"}
+    assert files("--no-gitignore") == {"tool.py", "refunds.md"}
+    out = run("index", "list", "hb")[1]
+    for row in (r"include +\*\.py", r"exclude +travel\*", r"gitignore +not regarded"):
+        assert re.search(row, out)
+    assert json.loads(run("index", "list", "--json")[1])["indexes"][0]["gitignore"] is False
+    assert files("--exclude", "") == {"tool.py", "refunds.md", "travel.md"}
+    assert files("--include", "", "--gitignore") == {"travel.md"}
+    said = json.loads(run("index", "-o", "hb", "--exclude", "travel.md", "--json")[1])
+    assert (said["n_passages"], said["n_ignored"], said["passed_over"]) == (0, 1, {".py": 1})
+    assert "1 name left out by .gitignore; --no-git" in run("index", "-o", "hb")[2]
+    assert "--include 'a', '': is" not in run("index", "-o", "hb", "--include", "a")[2]
+    assert "--include '': is no pattern" in run("index", "-o", "hb", *["--include", ""] * 2)[2]
+
+
 def test_metadata_chooses(run: Run, handbook: Path):
     text = (handbook / "travel.md").read_text()
     (handbook / "travel.md").write_text(f"---\nlang: en\ndate: 2024-05-01\n---\n{text}")

@@ -74,6 +74,8 @@ def _print_status(name: str, status: IndexStatus) -> None:
         rows.append(("include", pattern))
     for pattern in status.selection.exclude:
         rows.append(("exclude", pattern))
+    if not status.selection.gitignore:
+        rows.append(("gitignore", "not regarded"))
     paths = {folder.id: folder.path for folder in status.folders}
     for each in status.unread:
         rows.append(("not read", f"{near(paths[each.folder] / each.name)}: {each.reason}"))
@@ -103,6 +105,7 @@ def as_dict(status: IndexStatus) -> Mapping[str, object]:
         "metadata_keys": list(status.metadata_keys),
         "include": list(status.selection.include),
         "exclude": list(status.selection.exclude),
+        "gitignore": status.selection.gitignore,
         "folders": [
             {
                 "folder": printable(folder.path),

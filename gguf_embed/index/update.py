@@ -63,6 +63,7 @@ class UpdateReport:
     unread: list[tuple[Path, str]] = field(default_factory=list[tuple[Path, str]])
     absent: list[Path] = field(default_factory=list[Path])  # folders; what is known of them stays
     passed_over: Counter[str] = field(default_factory=Counter[str])  # by ending
+    n_ignored: int = 0  # files and folders that .gitignore files leave out
     no_vector: list[str] = field(default_factory=list[str])  # place and reason
     no_metadata: list[tuple[Path, str]] = field(default_factory=list[tuple[Path, str]])
 
@@ -165,6 +166,7 @@ class Update:
     ) -> Iterator[SeenFile]:
         listing = list_folder(folder.path, choice)
         self._report.passed_over.update(listing.passed_over)
+        self._report.n_ignored += listing.n_ignored
         self._unread[folder.id] = [
             Unread(folder=folder.id, name=name, reason=reason)
             for name, reason in listing.unreadable
