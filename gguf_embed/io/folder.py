@@ -70,7 +70,7 @@ def list_folder(root: Path, choice: Choice) -> Listing:
     with readable(printable(root)):
         status = root.stat()
     if stat.S_ISDIR(status.st_mode):
-        above, levels = _rules_above(root) if choice.gitignore else ("", [])
+        above, levels = _rules_above(root) if choice.gitignore else ("", ())
         for name, path in _walk(root, "", above, levels, choice, listing):
             _add(name, path, choice, listing)
     elif stat.S_ISREG(status.st_mode):
