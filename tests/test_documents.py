@@ -170,6 +170,8 @@ def test_rules_above_a_folder_count_up_to_the_top_of_its_repository(tmp_path: Pa
     assert listed(docs) == everything - {"drafts/b.md"}
     assert listed(docs / "deep") == {"c.md", "log.md"}
     assert listed(docs / "drafts") == {"b.md"}  # somebody has named it
+    (tmp_path / "link").symlink_to(docs)
+    assert listed(tmp_path / "link") == everything - {"drafts/b.md"}
     assert listed(docs, gitignore=False) == everything
     assert list_folder(docs, Choice()).n_ignored == 1
     (docs / ".git").touch()  # a submodule
