@@ -95,11 +95,12 @@ NATIVE_FIXTURES = frozenset({"tiny_model", "minilm_f16", "real"})
 
 # Tests under which branches are traced: the pure ones, and those that say so. Not those of these
 # files, which take a third of the time and reach hardly a branch that the others do not.
-UNTRACED_FILES = frozenset(
-    """agents bar bench cli_index compare docs files fingerprint hardware held index late life
-    safe_names sentence_transformers server spread testing tokenizer""".split()
-)
-UNTRACED_MARKS = frozenset({"network", "slow", "minutes", "reference", "mteb", "clients"})
+UNTRACED_FILES = {
+    *("agents", "bar", "bench", "cli_index", "compare", "docs", "files", "fingerprint"),
+    *("hardware", "held", "index", "late", "life", "safe_names", "sentence_transformers"),
+    *("server", "spread", "testing", "tokenizer"),
+}
+UNTRACED_MARKS = {"network", "slow", "minutes", "reference", "mteb", "clients"}
 
 
 def is_traced(item: pytest.Item) -> bool:
