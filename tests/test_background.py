@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +19,7 @@ from commands import run_command
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gguf_embed.cli import options
+from gguf_embed.cli import manners, options
 from gguf_embed.machine import background
 from gguf_embed.machine.background import (
     Pace,
@@ -217,25 +219,37 @@ def test_work_stops_and_goes_on_by_the_sensors(
     assert len(slept) == 2
 
 
-def test_one_thread_says_it_for_all():
-    said, looks, both = list[str](), [0], threading.Barrier(2)
+def test_one_thread_looks_for_all():
+    said, both, met = list[str](), threading.Barrier(2), list[int]()
 
     def look() -> Strain:
-        looks[0] += 1
-        return Strain(battery_percent=3.0) if looks[0] == 1 else EASY
+        with suppress(threading.BrokenBarrierError):  # nobody else comes
+            met.append(both.wait(timeout=0.2))
+        return EASY
 
-    pace = Pace(say=said.append, strain=look, clock=lambda: 0.0, sleep=lambda _: None)
-
-    def work() -> None:
-        both.wait()
-        pace.wait()
-
-    threads = [threading.Thread(target=work) for _ in range(2)]
+    pace = Pace(say=said.append, strain=look, clock=lambda: 0.0)
+    threads = [threading.Thread(target=pace.wait) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(10)
-    assert (len(said), looks) == (2, [2])
+    assert (said, met) == ([], [])
+
+
+def test_nothing_waits_once_the_command_is_at_its_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    waits: list[Callable[[], None]] = []
+    embedder = nullcontext(SimpleNamespace(meter=SimpleNamespace(pace=waits.append)))
+    monkeypatch.setattr(background, "step_back", lambda *, threads: "")
+    monkeypatch.setattr(Pace, "__init__", _with(lambda: Strain(battery_percent=3.0)))
+    args = SimpleNamespace(background=True, threads=None, quiet=True)
+    with pytest.raises(KeyboardInterrupt), manners.opened(args, lambda: embedder):  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+    thread = threading.Thread(target=waits[0], daemon=True)
+    thread.start()
+    thread.join(5)
+    assert (thread.is_alive(), capsys.readouterr().err) == (False, "")
 
 
 @pytest.mark.slow

@@ -103,12 +103,9 @@ def _asked(name: str) -> object:
     """What psutil says, which is not everywhere the same."""
     import psutil
 
-    ask = cast("Callable[[], object] | None", getattr(psutil, name, None))
-    if ask is None:
-        return None
     try:
-        return ask()
-    except Exception:  # drivers answer what psutil does not expect
+        return cast("Callable[[], object]", getattr(psutil, name))()
+    except Exception:  # not on this system, or a driver answers what psutil does not expect
         return None
 
 
