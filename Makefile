@@ -45,7 +45,8 @@ check:
 # A process for each half collects its own files alone, as pytest-xdist would not. The tests that look
 # at the sources (faults, files, layers, quants) are in one of them, which parses them once.
 quick-a-eg-j quick-fk-z: quick-%:
-	HYPOTHESIS_PROFILE=quick $(BIN)/pytest -m "$(QUICK)" tests/test_[$*]*.py
+	HYPOTHESIS_PROFILE=quick GGUF_EMBED_RANDOM_CALLS=1000 \
+	  $(BIN)/pytest -m "$(QUICK)" tests/test_[$*]*.py
 
 types:
 	$(BIN)/python tests/changed_types.py
