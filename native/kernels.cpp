@@ -76,6 +76,23 @@ struct Avx2 {
     }
     static Floats round(Floats a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
     static Floats from_halves(const void * p) { return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i *>(p))); }
+    // The half at `at` of each pointer's memory.
+    static Floats from_halves_of(const char * const * p, int64_t at) {
+        const auto half = [&](int i) {
+            uint16_t bits;
+            std::memcpy(&bits, p[i] + at, sizeof bits);
+            return static_cast<short>(bits);
+        };
+        __m128i halves = _mm_cvtsi32_si128(static_cast<uint16_t>(half(0)));
+        halves = _mm_insert_epi16(halves, half(1), 1);
+        halves = _mm_insert_epi16(halves, half(2), 2);
+        halves = _mm_insert_epi16(halves, half(3), 3);
+        halves = _mm_insert_epi16(halves, half(4), 4);
+        halves = _mm_insert_epi16(halves, half(5), 5);
+        halves = _mm_insert_epi16(halves, half(6), 6);
+        halves = _mm_insert_epi16(halves, half(7), 7);
+        return _mm256_cvtph_ps(halves);
+    }
     static void to_halves(void * p, Floats x) {
         _mm_storeu_si128(static_cast<__m128i *>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
     }
@@ -529,13 +546,9 @@ inline void unpack_row(const char * block, const Factors<Isa> & f, int first_par
 // `columns` point to the block's first byte; columns beyond the matrix repeat the last one.
 template <class Isa, class Format> void read_scales(const char * const * columns, int n_blocks, Factors<Isa> & f) {
     if constexpr (Format::half) {
-        uint16_t halves[max_parts][strip_columns<Isa>];
-        for (int c = 0; c < strip_columns<Isa>; c++) {
-            for (int i = 0; i < n_blocks; i++) std::memcpy(&halves[i][c], columns[c] + i * Format::bytes, sizeof halves[i][c]);
-        }
-        for (int i = 0; i < n_blocks; i++) {
-            for (int c = 0; c < strip_columns<Isa>; c += Isa::lanes) {
-                Isa::store_floats(&f.factor[i][c], Isa::from_halves(&halves[i][c]));
+        for (int c = 0; c < strip_columns<Isa>; c += Isa::lanes) {
+            for (int i = 0; i < n_blocks; i++) {
+                Isa::store_floats(&f.factor[i][c], Isa::from_halves_of(columns + c, int64_t{i} * Format::bytes));
             }
         }
     } else {
