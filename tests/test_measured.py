@@ -194,7 +194,7 @@ def test_another_build_cpu_or_gpu_is_another_machine(monkeypatch: pytest.MonkeyP
     gpu = replace(library.devices()[0], kind="gpu", description="a card")
     for module, name, value in (
         (library, "build_id", lambda: "another"),
-        (measured.selftest, "cpu_id", lambda: "another"),
+        (measured.tested, "cpu_id", lambda: "another"),
         (library, "devices", lambda: (gpu,)),
     ):
         with monkeypatch.context() as patch:

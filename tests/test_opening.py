@@ -17,6 +17,7 @@ from conftest import Write
 from gguf_embed.catalog import catalog
 from gguf_embed.engine import embedder as embedder_module
 from gguf_embed.engine import loaded, opening, proof, proved, runner, tune
+from gguf_embed.engine.ahead import Ahead
 from gguf_embed.engine.embedder import Embedder
 from gguf_embed.engine.opening import open_file, open_model
 from gguf_embed.errors import BadModelFile, BadOption
@@ -230,6 +231,54 @@ def test_what_is_opened_is_closed_with_it(tiny_model: Write, alive: list[object]
     assert alive
     opened.close()
     assert alive == []
+
+
+def test_what_is_loaded_ahead_is_taken_or_freed(tiny_model: Write, alive: list[object]):
+    path = tiny_model("qwen3")
+    with Ahead() as ahead:
+        assert ahead.take(n_gpu_layers=0, repack=False) is None  # not begun
+        ahead.begin(path, read_header(path))
+        assert ahead.words() is None  # llama.cpp's own tokenizer
+        assert ahead.take(n_gpu_layers=0, repack=True) is None  # it lies otherwise
+        assert ahead.take(n_gpu_layers=1, repack=False) is None
+        model = ahead.take(n_gpu_layers=0, repack=False)
+        assert model is not None
+        assert ahead.take(n_gpu_layers=0, repack=False) is None  # it was given away
+    assert alive == [model]
+    model.close()
+    with Ahead() as ahead:
+        ahead.begin(path, read_header(path))
+    assert alive == []
+    with Ahead() as ahead:
+        ahead.begin(path.with_name("none.gguf"), read_header(path))
+        assert ahead.take(n_gpu_layers=0, repack=False) is None  # whoever loads it says why
+
+
+@pytest.mark.native
+def test_the_child_that_proves_starts_before_the_engine_is_imported(tmp_path: Path):
+    """On a machine that is new; of it depends how long the first vector takes."""
+    code = """
+import subprocess, sys
+from gguf_embed import Embedder
+
+class Started(Exception):
+    pass
+
+def refuse(*_, **__):
+    print("gguf_embed.engine.opening" in sys.modules)
+    raise Started
+
+subprocess.Popen.__init__ = refuse
+try:
+    Embedder.open()
+except Started:
+    pass
+"""
+    home = {**os.environ, "GGUF_EMBED_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=home
+    )
+    assert done.stdout == "False\n"
 
 
 # ------------------------------------------------------------------------------- the short way

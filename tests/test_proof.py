@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -216,6 +218,39 @@ def test_a_vocabulary_that_aborts_is_refused(tmp_path: Path):
     with pytest.raises(BadModelFile, match=r"tokenizes with it \(SIGABRT \(.*GGML_ASSERT\(") as e:
         prove(path, CAUSAL)
     assert "fetch it again" in str(e.value)
+
+
+class Scripted(Worker):
+    """A child that says what it is told to, and has ended by itself."""
+
+    def __init__(self, *answers: dict[str, Any]) -> None:
+        super().__init__("nothing")
+        self.said = answers
+
+    def answers(self, job: object, *, timeout_s: float) -> Iterator[dict[str, Any]]:
+        yield from self.said
+
+
+PROVED = ({"stage": "load"}, {"stage": "decode"}, {"verdict": ""}, {"stage": "accelerator"})
+
+
+@pytest.mark.parametrize(
+    ("answers", "n_calls"),
+    [
+        ((*PROVED, {"accelerator": ""}, {"verdict": ""}), 1),
+        ((*PROVED, {"accelerator": "other bits"}, {"verdict": ""}), 1),
+        ((*PROVED[:2], {"verdict": "no vectors"}), 0),
+        ((*PROVED[:2], {"verdict": ""}), 0),  # nothing is tried besides: there is no time to use
+        ((*PROVED[:2], PROVED[3]), 0),
+    ],
+)
+def test_what_is_safe_to_load_is_told_after_the_verdict(
+    path: Path, answers: tuple[dict[str, Any], ...], n_calls: int
+):
+    calls: list[str] = []
+    with suppress(BadModelFile, NativeFailed):
+        prove(path, CAUSAL, on_safe=lambda: calls.append("safe"), worker=Scripted(*answers))
+    assert len(calls) == n_calls
 
 
 @pytest.mark.parametrize("n_ctx", [1, 2, 3, 5])

@@ -19,6 +19,7 @@ from gguf_embed.errors import NativeFailed
 from gguf_embed.gguf.header import read_header
 from gguf_embed.machine import selftest
 from gguf_embed.machine.selftest_child import FAULT_VARIABLE
+from gguf_embed.machine.tested import folder
 from gguf_embed.machine.tiny_model import write_tiny_model
 from gguf_embed.native import library
 from gguf_embed.plan.settings import Settings
@@ -250,7 +251,7 @@ def _vector() -> np.ndarray:
 
 
 def _forget() -> None:
-    for path in (selftest.paths.home() / "selftest").iterdir():
+    for path in folder().iterdir():
         path.unlink()
 
 

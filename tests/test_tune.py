@@ -35,7 +35,7 @@ from gguf_embed.engine.tune_record import (
 )
 from gguf_embed.errors import BadOption
 from gguf_embed.gguf.header import read_header
-from gguf_embed.machine import measured, selftest
+from gguf_embed.machine import measured, selftest, tested
 from gguf_embed.machine.load import Load
 from gguf_embed.machine.selftest import SafePaths
 from gguf_embed.native import library
@@ -611,7 +611,7 @@ def test_a_measurement_holds_for_its_machine_build_and_model(
     # IQ4_NL and Q4_0, for one, are of the same size.
     retyped = tuple(replace(tensor, type="IQ4_NL") for tensor in target.header.tensors)
     assert read_record(replace(target, header=replace(target.header, tensors=retyped))) is None
-    for module, name in ((library, "build_id"), (selftest, "cpu_id")):
+    for module, name in ((library, "build_id"), (tested, "cpu_id")):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, lambda: "another")
             assert read_record(target) is None

@@ -16,7 +16,7 @@ from gguf_embed.vectors import Pooling
 
 def load_cards(directory: Path) -> tuple[ModelCard, ...]:
     """The cards of a directory, by id. Raises GgufEmbedError, naming the file and the key."""
-    loaded = tuple(_card(path) for path in sorted(directory.glob("*.toml")))
+    loaded = tuple(load_card(path) for path in sorted(directory.glob("*.toml")))
     if not loaded:
         raise GgufEmbedError(f"no model cards (*.toml) in {directory}; reinstall gguf-embed")
     owner: dict[str, str] = {}
@@ -114,7 +114,8 @@ class _Table:
             raise self.wrong(key, "unknown key")
 
 
-def _card(path: Path) -> ModelCard:
+def load_card(path: Path) -> ModelCard:
+    """The card of one file. Raises GgufEmbedError, naming the file and the key."""
     try:
         with path.open("rb") as file:
             top = _Table(path, "", tomllib.load(file))

@@ -258,7 +258,7 @@ class _Work:
             return {}
         from importlib.metadata import version  # slow to import
 
-        from gguf_embed.machine.selftest import cpu_id
+        from gguf_embed.machine.tested import cpu_id
 
         return {"cpu": cpu_id(), "llama_cpp_python": version("llama-cpp-python")}
 

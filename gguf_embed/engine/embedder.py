@@ -9,17 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
-from gguf_embed.catalog.catalog import BUILTIN
+from gguf_embed.catalog import BUILTIN
 from gguf_embed.engine import arguments, bar, late
 from gguf_embed.engine.address import Address
-from gguf_embed.engine.backend import Head
-from gguf_embed.engine.fingerprint import Fingerprint, known_sha256
-from gguf_embed.engine.opening import Opened, open_model
 from gguf_embed.engine.options import Block, EncodeOptions, OnProgress, Truncate, VectorOptions
 from gguf_embed.engine.pending import Meter, Pending, prepared
 from gguf_embed.engine.running import Lifetime, Running
@@ -28,18 +25,22 @@ from gguf_embed.engine.stream import (
     WINDOW,
     Request,
     blocks,
-    no_vector,
-    why_no_vector,
 )
-from gguf_embed.engine.turns import Caller, Priority
-from gguf_embed.errors import BadOption, TextTooLong
-from gguf_embed.plan.plan import Plan
+from gguf_embed.engine.token_vectors import token_vectors
+from gguf_embed.engine.trier import started_trier
+from gguf_embed.engine.turns import Priority
+from gguf_embed.errors import BadOption
 from gguf_embed.plan.settings import Settings
 from gguf_embed.plan.values import check_number, check_switch
-from gguf_embed.store import download
 from gguf_embed.system.closing import Closes
 from gguf_embed.system.files import printable
-from gguf_embed.vectors import Vectors, check_dimensions, finish, unusable
+from gguf_embed.vectors import Vectors, check_dimensions, finish
+
+if TYPE_CHECKING:
+    from gguf_embed.engine.fingerprint import Fingerprint
+    from gguf_embed.engine.opening import Opened
+    from gguf_embed.plan.plan import Plan
+    from gguf_embed.store import download
 
 
 class Embedder(Closes):
@@ -103,9 +104,17 @@ class Embedder(Closes):
         name, settings, isolated = arguments.check_opening(
             model, settings, isolated, on_status=on_status, on_download=on_download
         )
-        opened = open_model(
-            name, settings, isolated=isolated, on_status=on_status, on_download=on_download
-        )
+        with started_trier() as worker:
+            from gguf_embed.engine.opening import open_model  # half of all that is imported
+
+            opened = open_model(
+                name,
+                settings,
+                isolated=isolated,
+                on_status=on_status,
+                on_download=on_download,
+                worker=worker,
+            )
         try:
             return cls(opened)
         except BaseException:
@@ -246,6 +255,8 @@ class Embedder(Closes):
 
         Reads the model file once, where its hash is not known.
         """
+        from gguf_embed.engine.fingerprint import Fingerprint, known_sha256
+
         with self._lifetime.call() as running:
             request = self._request(running, options)
             return Fingerprint(
@@ -275,22 +286,7 @@ class Embedder(Closes):
         """
         cut = arguments.check_truncate(truncate)
         with self._lifetime.call() as running:
-            if arguments.is_token_ids(text):
-                ids = arguments.check_token_ids([text])
-                prepared = running.preparer.given(ids, n_vocab=self.header.n_vocab, truncate=cut)
-            else:
-                prepared = running.preparer.rows([arguments.check_text(text)], 0, truncate=cut)
-            if prepared.too_long:
-                raise TextTooLong(prepared.too_long, self.n_ctx)
-            caller = Caller()
-            try:
-                ticket = running.scheduler.submit(caller, prepared.tokens, Head.TOKENS)
-                (done,) = ticket.results()
-            finally:
-                running.scheduler.cancel(caller)
-            if done.bad or len(unusable(done.vectors)):
-                raise no_vector(0, len(prepared.tokens[0]), why_no_vector(died=bool(done.died)))
-            return done.vectors
+            return token_vectors(running, text, self.header.n_vocab, cut)
 
     def encode_chunks(
         self,

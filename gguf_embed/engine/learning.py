@@ -15,8 +15,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from statistics import median
 from typing import Final
+
+import numpy as np
 
 from gguf_embed.engine.tune_record import Target, Tuned, keep_record, read_record
 from gguf_embed.machine.load import BusyMeter, Load
@@ -77,13 +78,13 @@ class Contest:
 
     def rate(self, way: Way) -> float:
         """Of its slices, the one in the middle."""
-        return median(self._rates[way])
+        return float(np.median(self._rates[way]))
 
     @property
     def winner(self) -> Way:
         """The first, unless another was faster beside it by GAIN, in most rounds."""
         beside = {
-            way: median(a / b for a, b in zip(rates, self._rates[self.first], strict=True))
+            way: np.median([a / b for a, b in zip(rates, self._rates[self.first], strict=True)])
             for way, rates in self._rates.items()
         }
         best = max(beside, key=beside.__getitem__)

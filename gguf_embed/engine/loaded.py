@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 
+from gguf_embed.engine.ahead import Ahead
 from gguf_embed.engine.backend import BatchLimits, Head, Outcome
 from gguf_embed.engine.proved import Proved
 from gguf_embed.engine.runner import Runner, max_prefix, tap_works
@@ -86,25 +87,27 @@ def limits_of(settings: RunSettings, mode: EmbedMode, *, exact: bool) -> BatchLi
 
 
 def load(
-    proved: Proved,
-    *,
-    run: RunSettings | None = None,
+    proved: Proved, *, run: RunSettings | None = None, ahead: Ahead | None = None
 ) -> tuple[Proved, LoadedModel]:
     """Load, and try the tap; planned anew where there is none.
 
-    With `run` it runs as it did before. Nothing stays loaded when a step fails.
+    With `run` it runs as it did before. `ahead` is what was begun before. Nothing stays loaded when
+    a step fails.
     """
+    if ahead is None:
+        with Ahead() as new:
+            return load(proved, run=run, ahead=new)
     if run is None:
         run = best_run(proved.target, proved.settings)
     with ExitStack() as held:
-        model = held.enter_context(_model(proved, run))
+        model = held.enter_context(_model(proved, run, ahead))
         if run.tap and not _tap_works(model, proved, run):
             proved = proved.without_tap()
             untapped = replace(proved.settings, tap=False)
             run = best_run(proved.target, untapped)
             # The weights lie where they lie.
             run = replace(run, n_gpu_layers=model.n_gpu_layers, repack=model.repack)
-        loaded = _with_contexts(model, proved, run)
+        loaded = _with_contexts(model, proved, run, ahead)
         held.pop_all()
     return proved, loaded
 
@@ -119,14 +122,20 @@ def load_again(proved: Proved, run: RunSettings) -> LoadedModel:
             f"{proved.path} was opened before os.fork(), which GPU drivers do not survive; open it "
             "in the child, and in the parent not at all: or start processes by 'spawn'"
         )
-    with ExitStack() as held:
-        loaded = _with_contexts(held.enter_context(_model(proved, run)), proved, run)
+    with Ahead() as ahead, ExitStack() as held:
+        model = held.enter_context(_model(proved, run, ahead))
+        loaded = _with_contexts(model, proved, run, ahead)
         held.pop_all()
     return loaded
 
 
-def _model(proved: Proved, run: RunSettings) -> Model:
-    return Model(proved.path, n_gpu_layers=run.n_gpu_layers, repack=run.repack)
+def _model(proved: Proved, run: RunSettings, ahead: Ahead) -> Model:
+    """What was loaded ahead, where it is as the run wants it. llama.cpp leaves Python its thread:
+    the words are read meanwhile, which takes as long.
+    """
+    ahead.read_words(proved.path, proved.header)
+    begun = ahead.take(n_gpu_layers=run.n_gpu_layers, repack=run.repack)
+    return begun or Model(proved.path, n_gpu_layers=run.n_gpu_layers, repack=run.repack)
 
 
 def _tap_works(model: Model, proved: Proved, run: RunSettings) -> bool:
@@ -137,10 +146,12 @@ def _tap_works(model: Model, proved: Proved, run: RunSettings) -> bool:
         return thread.submit(tap_works, model, proved.mode, run).result()
 
 
-def _with_contexts(model: Model, proved: Proved, run: RunSettings) -> LoadedModel:
+def _with_contexts(model: Model, proved: Proved, run: RunSettings, ahead: Ahead) -> LoadedModel:
     with ExitStack() as held:
         runner = held.enter_context(Runner(model, proved.mode, run))
-        tokenizer = Tokenizer(proved.path, proved.header, model, proved.special_tokens)
+        tokenizer = Tokenizer(
+            proved.path, proved.header, model, proved.special_tokens, words=ahead.words
+        )
         loaded = LoadedModel(model, runner, tokenizer, exact=proved.settings.exact)
         held.pop_all()
     return loaded

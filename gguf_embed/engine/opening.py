@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,23 +22,24 @@ from typing import TypeAlias
 
 from gguf_embed.catalog.card import ModelCard
 from gguf_embed.engine.address import Address
+from gguf_embed.engine.ahead import Ahead
 from gguf_embed.engine.backend import Backend
 from gguf_embed.engine.choice import Choice, choose, choose_file
 from gguf_embed.engine.fetching import announced
 from gguf_embed.engine.learning import Learning, learning_for
 from gguf_embed.engine.loaded import load, load_again
-from gguf_embed.engine.proof import trier
 from gguf_embed.engine.proved import Proved, prove_choice
+from gguf_embed.engine.trier import started_trier
 from gguf_embed.engine.tune_record import Target
 from gguf_embed.gguf.header import Header
 from gguf_embed.machine import probe as hardware
-from gguf_embed.machine import selftest
 from gguf_embed.plan.mode import EmbedMode, check_no_reranker, embed_mode, is_reranker
 from gguf_embed.plan.plan import Plan
 from gguf_embed.plan.reranker import check_is_reranker, rerank_mode
 from gguf_embed.plan.settings import RunSettings, Settings
 from gguf_embed.store import download, hub
 from gguf_embed.store.local import Source
+from gguf_embed.system.child import Worker
 
 _log = logging.getLogger(__name__)
 
@@ -117,14 +117,22 @@ def open_model(
     isolated: bool = False,
     on_status: Status | None = None,
     on_download: download.OnDownload | None = None,
+    worker: Worker | None = None,
 ) -> Opened:
     """A model by catalog name, Hub repository, path, or "auto", ready to compute.
 
-    See `Embedder.open` for the arguments and what is raised.
+    See `Embedder.open` for the arguments and what is raised, `prove_model` for `worker`.
     """
-    settings = settings or Settings()
-    proved = prove_model(name, settings, on_status=on_status, on_download=on_download)
-    return _opened(proved, isolated=isolated)
+    with Ahead() as ahead:
+        proved = prove_model(
+            name,
+            settings or Settings(),
+            on_status=on_status,
+            on_download=on_download,
+            worker=worker,
+            ahead=None if isolated else ahead,
+        )
+        return _opened(proved, isolated=isolated, ahead=ahead)
 
 
 def open_reranker(
@@ -178,17 +186,17 @@ def prove_model(
     reranker: bool | None = False,
     on_status: Status | None = None,
     on_download: download.OnDownload | None = None,
+    worker: Worker | None = None,
+    ahead: Ahead | None = None,
 ) -> Proved:
     """The first part of the corridor: a file that is here and safe to load, and nothing loaded.
 
-    `reranker` None takes a model of either kind, as the one that it is.
+    `reranker` None takes a model of either kind, as the one that it is. `worker` is what tries the
+    file, where the caller has started it; it is ended here. `ahead` is what `load` takes.
     """
     if settings.n_threads and (remark := hardware.check_threads(settings.n_threads)):
         _log.warning("%s", remark)
-    with trier() as worker:
-        if not selftest.is_known():
-            with suppress(OSError):  # no process to be had: whoever needs it says so
-                worker.start()  # it reads its libraries while this process plans
+    with worker or started_trier() as used:
         choice = choose(name, hardware.probe(), settings)
         if reranker is None:
             reranker = is_reranker(choice.card, choice.header)
@@ -201,7 +209,9 @@ def prove_model(
         if on_status is not None and choice.source.where != "package":
             on_status(choice.plan.in_short)
         path = _fetched(choice, on_status, on_download)
-        return prove_choice(choice, path, settings, on_status, mode_of=mode_of, worker=worker)
+        return prove_choice(
+            choice, path, settings, on_status, mode_of=mode_of, worker=used, ahead=ahead
+        )
 
 
 def _fetched(
@@ -220,7 +230,7 @@ def _fetched(
     return download.fetch(source, progress=on_download)
 
 
-def _opened(proved: Proved, *, isolated: bool = False) -> Opened:
+def _opened(proved: Proved, *, isolated: bool = False, ahead: Ahead | None = None) -> Opened:
     """The last part of the corridor: loaded, with the fastest settings that are known."""
     backend: Backend
     reopen: Callable[[], Backend]
@@ -231,7 +241,7 @@ def _opened(proved: Proved, *, isolated: bool = False) -> Opened:
         proved, run = in_child.proved, in_child.run_settings
         reopen = partial(IsolatedModel, proved)
     else:
-        proved, backend = load(proved)
+        proved, backend = load(proved, ahead=ahead)
         run = backend.runner.settings
         reopen = partial(load_again, proved, run)
     try:

@@ -24,8 +24,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from gguf_embed.engine.trier import trier
 from gguf_embed.errors import BadModelFile, GgufEmbedError, NativeFailed, OutputFailed
-from gguf_embed.machine.selftest import ENVIRONMENT, cpu_id
+from gguf_embed.machine.tested import cpu_id
 from gguf_embed.native.library import build_id
 from gguf_embed.system import paths
 from gguf_embed.system.child import Ending, Worker
@@ -81,21 +82,18 @@ class _Verdict:
     proven: bool = True  # not where the child was killed or too slow
 
 
-def trier() -> Worker:
-    """What tries files, and before them the build: `prove` and the self-test can share one."""
-    return Worker("gguf_embed.engine.trial", environment=ENVIRONMENT)
-
-
 def prove(
     path: Path,
     settings: ProofSettings,
     *,
     on_status: Callable[[str], None] | None = None,
+    on_safe: Callable[[], None] | None = None,
     worker: Worker | None = None,
 ) -> str:
     """Return where the file is safe to load here; the first time a child process tries it.
 
-    `worker` is a `trier` where the caller has one. Returns why it is not to run with the
+    `worker` is a `trier` where the caller has one. `on_safe` is called once the file is proved,
+    while the child goes on with the accelerator. Returns why it is not to run with the
     accelerator, "" where it may or that was not asked. Raises BadModelFile where llama.cpp dies of
     it or its vectors mean nothing, which is kept, and NativeFailed where the child was killed or
     too slow, which is not.
@@ -106,7 +104,7 @@ def prove(
     if verdict is None:
         with ExitStack() as held:
             used = worker or held.enter_context(trier())
-            verdict = _try(path, settings, identity["n_bytes"], on_status, used)
+            verdict = _try(path, settings, identity["n_bytes"], on_status, on_safe, used)
         if verdict.proven and _identity(path) == identity:
             _keep(kept, identity, verdict)
     if verdict.file:
@@ -119,6 +117,7 @@ def _try(
     settings: ProofSettings,
     n_bytes: int,
     on_status: Callable[[str], None] | None,
+    on_safe: Callable[[], None] | None,
     worker: Worker,
 ) -> _Verdict:
     """What is wrong with the file, and with the accelerator beside it."""
@@ -135,6 +134,8 @@ def _try(
         accelerator = answer.get("accelerator", accelerator)
         error = answer.get("error", error)
         message = str(answer.get("message", message))
+        if answer.get("stage") == WITH_ACCELERATOR and verdict == "" and on_safe is not None:
+            on_safe()
     if error:
         raise _raised(error, message)
     ending = worker.ending

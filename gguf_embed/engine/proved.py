@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
 from gguf_embed.catalog.card import ModelCard
 from gguf_embed.engine import proof
+from gguf_embed.engine.ahead import Ahead
 from gguf_embed.engine.choice import Choice
+from gguf_embed.engine.trier import trier
 from gguf_embed.engine.tune_record import Target, safe_run
 from gguf_embed.errors import BadOption, NativeFailed
 from gguf_embed.gguf.header import Header, read_header
@@ -80,16 +83,20 @@ def prove_choice(
     *,
     mode_of: ModeOf = embed_mode,
     worker: Worker | None = None,
+    ahead: Ahead | None = None,
 ) -> Proved:
     """Try the build and the file in a child process, once each; planned anew where the GPU or flash
     attention fails here. `mode_of` says how the file is run, or that it is another kind of model.
-    `worker` is a `proof.trier` where the caller has started one.
+    `worker` is a `trier` where the caller has started one. `ahead` may load the file once that is
+    proved, while the accelerator is tried.
 
     Raises BadModelFile, BadOption, DoesNotFit, NativeFailed.
     """
     if worker is None:
-        with proof.trier() as new:  # starts only if there is something to try
-            return prove_choice(choice, path, settings, on_status, mode_of=mode_of, worker=new)
+        with trier() as new:  # starts only if there is something to try
+            return prove_choice(
+                choice, path, settings, on_status, mode_of=mode_of, worker=new, ahead=ahead
+            )
     header = (choice.source.path and choice.header) or read_header(path)
     mode = mode_of(header, choice.card, settings)
     tokens = special_tokens(header, choice.card, mode)
@@ -117,6 +124,7 @@ def prove_choice(
             accelerator=not unfit,
         ),
         on_status=on_status,
+        on_safe=partial(ahead.begin, path, header) if ahead is not None else None,
         worker=worker,
     )
     if refusal and settings.accelerator:

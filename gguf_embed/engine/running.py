@@ -8,16 +8,18 @@ import weakref
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import cache
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from gguf_embed.engine.backend import Backend
 from gguf_embed.engine.calls import Calls
-from gguf_embed.engine.learning import Learning
 from gguf_embed.engine.prepare import Preparer
 from gguf_embed.engine.scheduler import Scheduler
 from gguf_embed.engine.stacks import stack_pool
 from gguf_embed.errors import BadInput
 from gguf_embed.system.closing import Closes
+
+if TYPE_CHECKING:
+    from gguf_embed.engine.learning import Learning
 
 _THREADS: Final = "gguf-embed"  # how the names of our threads begin
 

@@ -17,15 +17,17 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from gguf_embed.engine.backend import Backend, Head
-from gguf_embed.engine.learning import Learning
 from gguf_embed.engine.schedule import pack_rows
 from gguf_embed.engine.turns import Caller, Done, Job, Turns, Work, split
 from gguf_embed.errors import BadInput
 from gguf_embed.native.model import Tokens
 from gguf_embed.system.closing import Closes
+
+if TYPE_CHECKING:
+    from gguf_embed.engine.learning import Learning
 
 MAX_WAITING_TOKENS: Final = 1 << 20  # of one caller
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +21,7 @@ import numpy as np
 
 from gguf_embed.engine import wordpiece
 from gguf_embed.engine.stacks import call_with_stack, stack_bytes
+from gguf_embed.engine.wordpiece import WordPiece
 from gguf_embed.gguf.header import Header, read_header
 from gguf_embed.native.model import Model, Tokens
 from gguf_embed.plan.mode import SpecialTokens
@@ -66,8 +67,19 @@ class RunTooLong(ValueError):
 class Tokenizer:
     """Safe to use from several threads."""
 
-    def __init__(self, path: Path, header: Header, model: Model, specials: SpecialTokens) -> None:
-        """`specials` are made sure to stand at the ends, where the file may not say so itself."""
+    def __init__(
+        self,
+        path: Path,
+        header: Header,
+        model: Model,
+        specials: SpecialTokens,
+        *,
+        words: Callable[[], WordPiece | None] | None = None,
+    ) -> None:
+        """`specials` are made sure to stand at the ends, where the file may not say so itself.
+
+        `words` gives what `read_words` does, where that was begun before.
+        """
         self._model = model
         self._first, self._last = specials.first, specials.last
         pre = str(header.metadata.get("tokenizer.ggml.pre", ""))
@@ -76,11 +88,7 @@ class Tokenizer:
         self._ends = _ENDS_OF.get(pre, _ENDS)
         self._max_digits = _DIGITS_OF.get(pre) if header.tokenizer_model not in _NOT_BPE else None
         self._unigram = header.tokenizer_model == "t5"
-        self._wordpiece: wordpiece.WordPiece | None = None
-        if header.tokenizer_model == "bert":
-            if not isinstance(header.metadata.get("tokenizer.ggml.tokens"), tuple):
-                header = read_header(path, keep_arrays=True)
-            self._wordpiece = wordpiece.from_header(header)
+        self._wordpiece = words() if words is not None else read_words(path, header)
 
     def encode(self, text: str) -> Tokens:
         """Token ids with the model's special tokens, shape (n,).
@@ -134,6 +142,15 @@ class Tokenizer:
                 f"has {n_characters:,} characters without a word's end, for which this model's "
                 f"tokenizer needs a large stack: {error}; split it"
             ) from None
+
+
+def read_words(path: Path, header: Header) -> WordPiece | None:
+    """Our own tokenizer of an uncased BERT file; None where llama.cpp's is used."""
+    if header.tokenizer_model != "bert":
+        return None
+    if not isinstance(header.metadata.get("tokenizer.ggml.tokens"), tuple):
+        header = read_header(path, keep_arrays=True)
+    return wordpiece.from_header(header)
 
 
 def longest_run(text: str, ends: re.Pattern[str] = _ENDS) -> int:

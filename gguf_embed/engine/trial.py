@@ -13,7 +13,8 @@ import os
 import signal
 import sys
 from collections.abc import Generator, Sequence
-from contextlib import closing, contextmanager, suppress
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,8 +67,8 @@ class TriedFile:
         self.path = Path(job["path"])
         self.header = read_header(self.path, keep_arrays=True)
         check_vocabulary(self.header)
-        small = self.path.stat().st_size < SMALL_BYTES
-        self.n_threads: int = 1 if small else job["n_threads"]
+        self.small = self.path.stat().st_size < SMALL_BYTES
+        self.n_threads: int = 1 if self.small else job["n_threads"]
         self.pooling = Pooling(job["pooling"])
         self.encoder: bool = job["encoder"]
         self.job = job
@@ -75,7 +76,7 @@ class TriedFile:
         self.decoded: tuple[Sequence[Tokens], Vectors] | None = None  # what is right
         self.n_long: int = min(
             job["n_ctx"],
-            N_LONG_SMALL if small else N_LONG_LARGE,
+            N_LONG_SMALL if self.small else N_LONG_LARGE,
             self.model.n_ctx_train if self.encoder else sys.maxsize,
         )
 
@@ -143,11 +144,11 @@ class TriedFile:
             except TapUnavailable:
                 return
 
-    def accelerate(self) -> str:
+    def accelerate(self, loaded: Model | None = None) -> str:
         """Why this file is not to run with the accelerator, "" for nothing.
 
         Its vectors must be those of llama.cpp, as near as two kernels can be, and the same to the
-        bit alone and in company.
+        bit alone and in company. `loaded` is the file as it will run with it, where it is loaded.
         """
         if self.decoded is None:
             return "the file gave no vectors to compare with"
@@ -156,7 +157,7 @@ class TriedFile:
         sequences, expected = self.decoded
         self.model.close()
         params = self._params(flash=True, accelerator=True)
-        with Model(self.path, repack=False) as model:
+        with loaded or self.load_plain() as model:
             batch: list[Vectors] = []
             alone: list[Vectors] = []
             with _context(model, params, encoder=self.encoder, tap=self._has_tap) as context:
@@ -168,6 +169,10 @@ class TriedFile:
         if not np.array_equal(ours, np.concatenate(alone)):
             return "a text alone gives other bits than in company"
         return difference(ours, expected, self.pooling, tolerance(self.header.matrix_types))
+
+    def load_plain(self) -> Model:
+        """The weights as they lie in the file, which is how the accelerator takes them."""
+        return Model(self.path, repack=False)
 
     def _run(
         self,
@@ -264,19 +269,38 @@ def _verdict_of(tried: TriedFile, job: dict[str, Any]) -> str:
     ids = tried.tokenize()
     if isinstance(ids, str):
         return ids
+    if not job["accelerator"]:
+        return _decoded(tried, ids)
+    with ExitStack() as held:
+        plain: Future[Model] | None = None
+        if tried.small:  # two of it have room: the second one is loaded while the first computes
+            side = held.enter_context(ThreadPoolExecutor(1))
+            plain = side.submit(tried.load_plain)
+            held.callback(_close, plain)
+        if fault := _decoded(tried, ids):
+            return fault
+        tell({"verdict": ""})
+        _enter("accelerator")
+        try:
+            tell({"accelerator": tried.accelerate(plain and plain.result())})
+        except GgufEmbedError as error:
+            tell({"accelerator": _reason(error, job)})
+    return ""
+
+
+def _decoded(tried: TriedFile, ids: Sequence[Tokens]) -> str:
+    """What is wrong with what llama.cpp alone computes, "" for nothing."""
     _enter("decode")
     if fault := tried.decode(ids):
         return fault
     _enter("tap")
     tried.tap(ids)
-    tell({"verdict": ""})
-    if job["accelerator"]:
-        _enter("accelerator")
-        try:
-            tell({"accelerator": tried.accelerate()})
-        except GgufEmbedError as error:
-            tell({"accelerator": _reason(error, job)})
     return ""
+
+
+def _close(loading: Future[Model]) -> None:
+    if loading.exception() is None:
+        loading.result().close()
 
 
 def _reason(error: GgufEmbedError, job: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from gguf_embed.engine.schedule import Cost
 from gguf_embed.gguf.header import Header
-from gguf_embed.machine import selftest
+from gguf_embed.machine import tested
 from gguf_embed.machine.load import Load, LoadMeter
 from gguf_embed.machine.selftest import SafePaths
 from gguf_embed.native import library
@@ -142,5 +142,5 @@ def record_path(target: Target) -> Path:
         digest.update(f"{tensor.name} {tensor.shape} {tensor.type}".encode())
     n_cores, of_file = target.n_cores, digest.hexdigest()[:16]
     return (
-        paths.home() / "tune" / f"{library.build_id()}-{selftest.cpu_id()}-{n_cores}-{of_file}.json"
+        paths.home() / "tune" / f"{library.build_id()}-{tested.cpu_id()}-{n_cores}-{of_file}.json"
     )

@@ -25,9 +25,8 @@ class WordPiece:
 
     def __init__(self, tokens: Sequence[str], *, cls_id: int, sep_id: int, unk_id: int) -> None:
         """`tokens` as in a GGUF: U+2581 in front of a word's first piece, nothing before others."""
-        # Two tables, so that a U+2581 inside a text cannot pass for the start of a word.
-        self._first = {t[1:]: i for i, t in enumerate(tokens) if t.startswith(_WORD_START)}
-        self._later = {t: i for i, t in enumerate(tokens) if not t.startswith(_WORD_START)}
+        # One table for both: two take longer to make than a short text takes to tokenize.
+        self._ids = dict(zip(tokens, range(len(tokens)), strict=True))
         self._max_piece = max(map(len, tokens))
         self._cls, self._sep, self._unknown = cls_id, sep_id, (unk_id,)
         self._pieces = lru_cache(_CACHED_WORDS)(self._match)
@@ -44,9 +43,11 @@ class WordPiece:
         ids: list[int] = []
         start = 0
         while start < len(word):
-            table = self._later if start else self._first
+            mark = "" if start else _WORD_START
+            if start and word[start] == _WORD_START:
+                return self._unknown  # inside a text it cannot pass for the start of a word
             for end in range(min(len(word), start + self._max_piece), start, -1):
-                if (piece := table.get(word[start:end])) is not None:
+                if (piece := self._ids.get(mark + word[start:end])) is not None:
                     ids.append(piece)
                     start = end
                     break
@@ -77,7 +78,7 @@ def from_header(header: Header) -> WordPiece | None:
         return value if isinstance(value, int) else default
 
     return WordPiece(
-        [str(token) for token in tokens],
+        tuple(map(str, tokens)),
         cls_id=token_id("bos", 101),
         sep_id=token_id("seperator", 102),
         unk_id=token_id("unknown", 100),

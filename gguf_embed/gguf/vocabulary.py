@@ -114,11 +114,9 @@ def check_vocabulary(header: Header) -> None:
     """Raise BadModelFile for a fault of single tokens; `header` was read with `keep_arrays`."""
     check_tokenizer(header)
     tokens = _strings(header, "tokens")
-    seen: dict[str, int] = {}
-    for i, token in enumerate(tokens):
-        # llama.cpp names empty ones by their number; bytes that are no text look alike here.
-        if token and "\ufffd" not in token and seen.setdefault(token, i) != i:
-            raise _bad(header, "tokens", f"holds {token!r} twice, as {seen[token]} and {i}")
+    seen = {*tokens}
+    if len(seen) < len(tokens):
+        _check_twins(header, tokens)
     scores = header.metadata.get(f"{_PREFIX}scores")
     for i, score in enumerate(scores if isinstance(scores, tuple) else ()):
         if not isinstance(score, int | float) or not math.isfinite(score):
@@ -130,6 +128,14 @@ def check_vocabulary(header: Header) -> None:
         for byte in range(256):
             if f"<0x{byte:02X}>" not in seen and (byte > 127 or chr(byte) not in seen):
                 raise _bad(header, "tokens", f"has no token for the byte {byte:#04x}")
+
+
+def _check_twins(header: Header, tokens: tuple[str, ...]) -> None:
+    seen: dict[str, int] = {}
+    for i, token in enumerate(tokens):
+        # llama.cpp names empty ones by their number; bytes that are no text look alike here.
+        if token and "\ufffd" not in token and seen.setdefault(token, i) != i:
+            raise _bad(header, "tokens", f"holds {token!r} twice, as {seen[token]} and {i}")
 
 
 def _strings(header: Header, name: str) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from gguf_embed.gguf.layout import Shape
-from gguf_embed.machine import selftest
+from gguf_embed.machine import tested
 from gguf_embed.machine.load import Load, worse
 from gguf_embed.native import library
 from gguf_embed.system import paths
@@ -173,5 +173,5 @@ def _file(n_cores: int) -> Path:
     """One file per build, CPU, number of cores and set of GPUs."""
     gpus = sorted(d.description for d in library.devices() if d.kind in ("gpu", "igpu"))
     on_gpus = f"-{hashlib.sha256(repr(gpus).encode()).hexdigest()[:8]}" if gpus else ""
-    name = f"{library.build_id()}-{selftest.cpu_id()}-{n_cores}{on_gpus}.json"
+    name = f"{library.build_id()}-{tested.cpu_id()}-{n_cores}{on_gpus}.json"
     return paths.home() / "measured" / name

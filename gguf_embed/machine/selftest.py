@@ -12,18 +12,16 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import platform
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from gguf_embed.errors import NativeFailed
 from gguf_embed.machine.selftest_child import GPU, OK, WRONG, refused
+from gguf_embed.machine.tested import ENVIRONMENT, cpu_id, folder
 from gguf_embed.native import library
-from gguf_embed.system import paths
 from gguf_embed.system.child import CRASH_SIGNALS, Ending, Worker
 from gguf_embed.system.kept import keep, read_kept
 
@@ -34,11 +32,6 @@ STAGES: tuple[Stage, ...] = ("plain", "flash", "repack")
 TIMEOUT_S = 120
 NOT_RUN = "not run"
 CRASHED = "crash"  # followed by the reason, where there is no signal to name
-
-# Of the children that try something: threads that wait for each other sleep, since they have little
-# to compute, and on a busy machine to spin costs a hundred times that. ggml would start a debugger
-# at an abort, which takes seconds.
-ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "GGML_NO_BACKTRACE": "1"}
 
 REINSTALL = (
     'CMAKE_ARGS="-DCMAKE_CXX_FLAGS=-fno-tree-dse\\ -fno-dse\\ -fno-strict-aliasing" '
@@ -210,11 +203,6 @@ def forget_bad_gpus() -> list[str]:
     return forgotten
 
 
-def is_known() -> bool:
-    """Whether any build was tested on this CPU; loads nothing."""
-    return any(_folder().glob(f"*-{cpu_id()}-cpu.json"))
-
-
 @contextmanager
 def worker_or_new(worker: Worker | None) -> Generator[Worker]:
     """The caller's, which lives on, or one for the time being."""
@@ -251,22 +239,7 @@ def _keep_gpu(path: Path, results: Mapping[str, str]) -> None:
 
 def _file(gpus: Sequence[str] = ()) -> Path:
     device = hashlib.sha256(", ".join(gpus).encode()).hexdigest()[:16] if gpus else "cpu"
-    return _folder() / f"{library.build_id()}-{cpu_id()}-{device}.json"
-
-
-def _folder() -> Path:
-    return paths.home() / "selftest"
-
-
-@cache
-def cpu_id() -> str:
-    """A short hash of the CPU's model and feature flags."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0].splitlines()
-        text = "\n".join(line for line in lines if line.startswith(("model name", "flags", "Feat")))
-    except OSError:
-        text = f"{platform.machine()} {platform.processor()}"
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return folder() / f"{library.build_id()}-{cpu_id()}-{device}.json"
 
 
 def _test(weight_type: str, worker: Worker) -> Verdict:
