@@ -76,6 +76,9 @@ struct Avx2 {
     }
     static Floats round(Floats a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
     static Floats from_halves(const void * p) { return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i *>(p))); }
+    static Floats from_bytes(const int8_t * p) {
+        return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p))));
+    }
     // The half at `at` of each pointer's memory.
     static Floats from_halves_of(const char * const * p, int64_t at) {
         const auto half = [&](int i) {
@@ -234,12 +237,18 @@ constexpr int max_parts = max_block / 16;
 
 constexpr int8_t iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 
+// What the parts of a block are multiplied with, and what is taken away.
+struct Scales {
+    float factor_unit, offset_unit;
+    int8_t factors[16], offsets[16];
+};
+
 // The parts of a block, 16 inner values each, as bytes and what they are multiplied with.
 // `inner` is where a part begins, within its block of weights.
 //
 // A format has: `values` and `bytes` of its own block; `largest` magnitude of a byte; whether it
-// has an `offset`; `scales`, which tells factor and offset of each part of a block, or a `half`
-// that is the only factor; `part`, which loads four rows of bytes, each with 16 values of the
+// has an `offset`; `scales`, which reads factor and offset of each part of a block, or a `half` that
+// is the only factor; `part`, which loads four rows of bytes, each with 16 values of the
 // columns c, c + 4, ... in its lanes; and `row`, which loads 32 values of one column.
 template <class Isa> struct Q8_0 {
     static constexpr int values = 32, bytes = 34, lowest = -128, highest = 127, part_values = 32;
@@ -305,13 +314,13 @@ template <class Isa> struct Iq4_xs {
     static constexpr int values = 256, bytes = 136, lowest = -127, highest = 113, part_values = 32;
     static constexpr bool half = false;
     static constexpr bool offset = false;
-    static void scales(const char * block, float * factor, float *) {
-        const float d = half_to_float(block);
+    static void scales(const char * block, Scales & scales) {
+        scales.factor_unit = half_to_float(block);
         uint16_t high;
         std::memcpy(&high, block + 2, sizeof high);
         for (int i = 0; i < 8; i++) {
             const int low = static_cast<uint8_t>(block[4 + i / 2]) >> (4 * (i % 2)) & 15;
-            factor[i] = d * static_cast<float>((low | (high >> (2 * i) & 3) << 4) - 32);
+            scales.factors[i] = static_cast<int8_t>((low | (high >> (2 * i) & 3) << 4) - 32);
         }
     }
     template <int inner> static void part(const char * const * blocks, typename Isa::Ints (&out)[4]) {
@@ -355,23 +364,25 @@ template <class Isa> struct Q5_0 {
 };
 
 // Six bits of scale and of minimum for each of eight parts, packed into 12 bytes.
-inline void unpack_k_scales(const char * packed, float d, float dmin, float * factor, float * offset) {
-    const auto * s = reinterpret_cast<const uint8_t *>(packed);
-    for (int i = 0; i < 4; i++) {
-        factor[i] = d * static_cast<float>(s[i] & 63);
-        offset[i] = dmin * static_cast<float>(s[i + 4] & 63);
-        factor[i + 4] = d * static_cast<float>((s[i + 8] & 15) | (s[i] >> 6) << 4);
-        offset[i + 4] = dmin * static_cast<float>(s[i + 8] >> 4 | (s[i + 4] >> 6) << 4);
-    }
+inline void unpack_k_scales(const char * block, Scales & scales) {
+    uint32_t packed[3];
+    std::memcpy(packed, block + 4, sizeof packed);
+    const auto high = [&](uint32_t low_bits, uint32_t high_bits) {
+        return (low_bits & 0x0f0f0f0f) | (high_bits >> 6 & 0x03030303) << 4;
+    };
+    const uint32_t factors[2] = {packed[0] & 0x3f3f3f3f, high(packed[2], packed[0])};
+    const uint32_t offsets[2] = {packed[1] & 0x3f3f3f3f, high(packed[2] >> 4, packed[1])};
+    std::memcpy(scales.factors, factors, sizeof factors);
+    std::memcpy(scales.offsets, offsets, sizeof offsets);
+    scales.factor_unit = half_to_float(block);
+    scales.offset_unit = half_to_float(block + 2);
 }
 
 template <class Isa> struct Q4_k {
     static constexpr int values = 256, bytes = 144, lowest = 0, highest = 15, part_values = 32;
     static constexpr bool half = false;
     static constexpr bool offset = true;
-    static void scales(const char * block, float * factor, float * offsets) {
-        unpack_k_scales(block + 4, half_to_float(block), half_to_float(block + 2), factor, offsets);
-    }
+    static void scales(const char * block, Scales & scales) { unpack_k_scales(block, scales); }
     template <int inner> static void part(const char * const * blocks, typename Isa::Ints (&out)[4]) {
         for (int row = 0; row < 4; row++) {
             nibbles<Isa, 16 + inner / 64 * 32 + inner % 32, inner % 64 >= 32>(blocks, row, out[row]);
@@ -386,9 +397,7 @@ template <class Isa> struct Q5_k {
     static constexpr int values = 256, bytes = 176, lowest = 0, highest = 31, part_values = 32;
     static constexpr bool half = false;
     static constexpr bool offset = true;
-    static void scales(const char * block, float * factor, float * offsets) {
-        unpack_k_scales(block + 4, half_to_float(block), half_to_float(block + 2), factor, offsets);
-    }
+    static void scales(const char * block, Scales & scales) { unpack_k_scales(block, scales); }
     template <int inner> static void part(const char * const * blocks, typename Isa::Ints (&out)[4]) {
         for (int row = 0; row < 4; row++) {
             nibbles<Isa, 48 + inner / 64 * 32 + inner % 32, inner % 64 >= 32>(blocks, row, out[row]);
@@ -410,9 +419,9 @@ template <class Isa> struct Q6_k {
     static constexpr int values = 256, bytes = 210, lowest = -32, highest = 31, part_values = 16;
     static constexpr bool half = false;
     static constexpr bool offset = false;
-    static void scales(const char * block, float * factor, float *) {
-        const float d = half_to_float(block + 208);
-        for (int i = 0; i < 16; i++) factor[i] = d * static_cast<float>(static_cast<signed char>(block[192 + i]));
+    static void scales(const char * block, Scales & scales) {
+        scales.factor_unit = half_to_float(block + 208);
+        std::memcpy(scales.factors, block + 192, 16);
     }
     template <int inner> static void part(const char * const * blocks, typename Isa::Ints (&out)[4]) {
         constexpr int half = inner / 128, within = inner % 128, quarter = within / 32;
@@ -437,6 +446,11 @@ template <class Isa> struct Q6_k {
 // ---------------------------------------------------------------------------- unpacking a strip
 
 template <class Isa> constexpr int strip_columns = 2 * Isa::lanes;
+
+// How a block of a strip is made ready. Many rows: pairs of inner values of all columns side by
+// side. Few rows: the numbers of a column side by side, which costs less. Still fewer: they are
+// unpacked as they are multiplied. The sums are the same integers.
+enum class Form { pairs, columns, bytes };
 
 // A block of a strip: int16 pairs [inner / 2][column][2], and what a column's sum is scaled with.
 template <class Isa> struct Strip {
@@ -553,13 +567,26 @@ template <class Isa, class Format> void read_scales(const char * const * columns
         }
     } else {
         constexpr int parts = Format::values / Format::part_values;
-        for (int c = 0; c < strip_columns<Isa>; c++) {
-            for (int i = 0; i < n_blocks; i++) {
-                float factor[parts], offset[parts];
-                Format::scales(columns[c] + i * Format::bytes, factor, offset);
-                for (int j = 0; j < parts; j++) {
-                    f.factor[i * parts + j][c] = factor[j];
-                    if (Format::offset) f.offset[i * parts + j][c] = offset[j];
+        static_assert(parts % Isa::lanes == 0);
+        for (int i = 0; i < n_blocks; i++) {
+            for (int half = 0; half < strip_columns<Isa>; half += Isa::lanes) {
+                Scales scales[Isa::lanes];
+                for (int c = 0; c < Isa::lanes; c++) Format::scales(columns[half + c] + i * Format::bytes, scales[c]);
+                for (int j = 0; j < parts; j += Isa::lanes) {
+                    typename Isa::Floats v[Isa::lanes];
+                    const auto turned = [&](float (*to)[strip_columns<Isa>]) {
+                        Isa::transpose(v);
+                        for (int k = 0; k < Isa::lanes; k++) Isa::store_floats(&to[i * parts + j + k][half], v[k]);
+                    };
+                    for (int c = 0; c < Isa::lanes; c++) {
+                        v[c] = Isa::mul(Isa::all(scales[c].factor_unit), Isa::from_bytes(scales[c].factors + j));
+                    }
+                    turned(f.factor);
+                    if (!Format::offset) continue;
+                    for (int c = 0; c < Isa::lanes; c++) {
+                        v[c] = Isa::mul(Isa::all(scales[c].offset_unit), Isa::from_bytes(scales[c].offsets + j));
+                    }
+                    turned(f.offset);
                 }
             }
         }
@@ -567,12 +594,13 @@ template <class Isa, class Format> void read_scales(const char * const * columns
 }
 
 template <class Isa, class Format>
-void unpack(const char * const * columns, int64_t n_inner, Factors<Isa> & f, Strip<Isa> & strip, bool few) {
+void unpack(const char * const * columns, int64_t n_inner, Factors<Isa> & f, Strip<Isa> & strip, Form form) {
     constexpr int parts = Format::values / Format::part_values;
     const int n_blocks = static_cast<int>(n_inner / Format::values);
     read_scales<Isa, Format>(columns, n_blocks, f);
     settle<Isa, Format>(f, n_blocks * parts, strip.scale);
-    if (few) {
+    if (form == Form::bytes) return;
+    if (form == Form::columns) {
         for (int c = 0; c < strip_columns<Isa>; c++) {
             for (int i = 0; i < n_blocks; i++) {
                 unpack_row<Isa, Format, 0>(columns[c] + i * Format::bytes, f, i * parts, c, strip.column(c) + i * Format::values);
@@ -651,9 +679,10 @@ template <class Isa> void to_int16(const float * x, int64_t n, float per_unit, i
 
 // Through floats, for a format without a kernel of its own.
 template <class Isa>
-void unpack_other(const char * const * columns, int n_columns, int64_t n_inner, ToFloat to_float, Strip<Isa> & strip, bool few) {
+void unpack_other(const char * const * columns, int n_columns, int64_t n_inner, ToFloat to_float, Strip<Isa> & strip, Form form) {
     alignas(64) float floats[max_block];
     alignas(64) int16_t ints[max_block];
+    const bool few = form == Form::columns;
     for (int c = 0; c < strip_columns<Isa>; c++) {
         if (c >= n_columns) {  // beyond the matrix
             for (int64_t i = 0; i < n_inner; i++) (few ? strip.column(c)[i] : strip.pairs[(i / 2 * strip_columns<Isa> + c) * 2 + i % 2]) = 0;
@@ -671,10 +700,11 @@ void unpack_other(const char * const * columns, int n_columns, int64_t n_inner, 
 // Columns of 16 bits a number: as floats, then as int16 with the scale of each column's own values,
 // then turned, so that the pairs of all columns lie side by side.
 template <class Isa, class Load>
-void unpack_halves(const char * const * columns, int64_t n_inner, Strip<Isa> & strip, bool few, Load load) {
+void unpack_halves(const char * const * columns, int64_t n_inner, Strip<Isa> & strip, Form form, Load load) {
     constexpr int step = 2 * Isa::lanes;  // inner values in a vector of int16
     alignas(64) float floats[max_block];
     alignas(64) int16_t ints[Isa::lanes][max_block];
+    const bool few = form == Form::columns;
     for (int half = 0; half < strip_columns<Isa>; half += Isa::lanes) {
         for (int c = 0; c < Isa::lanes; c++) {
             const char * const from = columns[half + c];
@@ -777,6 +807,34 @@ __attribute__((noinline)) void column_tile(const int16_t * column, const int16_t
     for (int r = 0; r < R; r++) lane_sums[r * Isa::lanes] = sums[r];
 }
 
+// The same straight from the bytes of Q8_0. `factors` are those of the column's parts.
+template <class Isa, int R>
+__attribute__((noinline)) void byte_tile(const char * bytes, const int32_t * factors, const int16_t * x, int64_t stride,
+                                         int64_t n, typename Isa::Ints * lane_sums) {
+    constexpr int half = Isa::group / 2, together = 3;
+    typename Isa::Ints sums[R];
+#pragma GCC unroll 12
+    for (int r = 0; r < R; r++) sums[r] = Isa::zero();
+    const int16_t * rows[(R + together - 1) / together];
+#pragma GCC unroll 12
+    for (int r = 0; r < R; r += together) rows[r / together] = x + r * stride;
+    for (int64_t i = 0; i < n; i += Isa::group) {
+        const auto whole = Q8_0<Isa>::template row<0>(bytes), factor = Isa::all_ints(*factors);
+        auto weights = Isa::scaled(Isa::low_bytes_up(whole), factor);
+        Isa::pin(weights);
+#pragma GCC unroll 12
+        for (int r = 0; r < R; r++) Isa::dot(sums[r], weights, Isa::load(rows[r / together] + i + r % together * stride));
+        weights = Isa::scaled(Isa::high_bytes_up(whole), factor);
+        Isa::pin(weights);
+#pragma GCC unroll 12
+        for (int r = 0; r < R; r++) Isa::dot(sums[r], weights, Isa::load(rows[r / together] + i + half + r % together * stride));
+        bytes += Q8_0<Isa>::bytes;
+        factors += strip_columns<Isa>;
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < R; r++) lane_sums[r * Isa::lanes] = sums[r];
+}
+
 // The sums go on from what they were: one order over all inner values.
 template <class Isa, int R>
 inline void float_tile(const float * strip, const float * x, int64_t stride, int64_t n, typename Isa::Floats (&sums)[R][2]) {
@@ -867,13 +925,19 @@ struct Ahead {
 };
 
 template <class Isa, int R>
-void few_rows(const Product & p, int64_t row, int64_t n_inner, int64_t block, Scratch<Isa> & s, float * sums, Ahead ahead) {
+void few_rows(const Product & p, int64_t row, int64_t n_inner, int64_t block, const char * const * columns, Form form,
+              Scratch<Isa> & s, float * sums, Ahead ahead) {
     const int64_t stride = whole_groups<Isa>(n_inner);
     const int16_t * x = p.quantized + block * p.block * p.n_rows + row * stride;
     for (int half = 0; half < strip_columns<Isa>; half += Isa::lanes) {
         for (int c = 0; c < Isa::lanes; c++) {
             for (int64_t i = 0; i < ahead.bytes; i += 64) Isa::prefetch(ahead.columns[half + c] + i);
-            column_tile<Isa, R>(s.strip.column(half + c), x, stride, stride, &s.lane_sums[0][c]);
+            const int column = half + c;
+            if (form == Form::bytes) {
+                byte_tile<Isa, R>(columns[column], &s.factors.factor16[0][column], x, stride, n_inner, &s.lane_sums[0][c]);
+            } else {
+                column_tile<Isa, R>(s.strip.column(column), x, stride, stride, &s.lane_sums[0][c]);
+            }
         }
         for (int r = 0; r < R; r++) {
             float * const to = sums + (row + r) * strip_columns<Isa> + half;
@@ -985,23 +1049,23 @@ template <class Isa> void unpack_floats(const char * const * columns, int64_t n_
 }
 
 template <class Isa>
-void unpack_block(const Product & p, const char * const * columns, int n_columns, int64_t n_inner, Scratch<Isa> & s, bool few) {
+void unpack_block(const Product & p, const char * const * columns, int n_columns, int64_t n_inner, Scratch<Isa> & s, Form form) {
     switch (p.type) {
         case Weight::f32:
             return unpack_floats<Isa>(columns, n_inner, s.floats);
         case Weight::f16:
-            return unpack_halves<Isa>(columns, n_inner, s.strip, few, [](const char * from) { return Isa::from_halves(from); });
+            return unpack_halves<Isa>(columns, n_inner, s.strip, form, [](const char * from) { return Isa::from_halves(from); });
         case Weight::bf16:
-            return unpack_halves<Isa>(columns, n_inner, s.strip, few, [](const char * from) { return Isa::from_brain(from); });
-        case Weight::q8_0: return unpack<Isa, Q8_0<Isa>>(columns, n_inner, s.factors, s.strip, few);
-        case Weight::q4_0: return unpack<Isa, Q4_0<Isa>>(columns, n_inner, s.factors, s.strip, few);
-        case Weight::q5_0: return unpack<Isa, Q5_0<Isa>>(columns, n_inner, s.factors, s.strip, few);
-        case Weight::q4_k: return unpack<Isa, Q4_k<Isa>>(columns, n_inner, s.factors, s.strip, few);
-        case Weight::q5_k: return unpack<Isa, Q5_k<Isa>>(columns, n_inner, s.factors, s.strip, few);
-        case Weight::q6_k: return unpack<Isa, Q6_k<Isa>>(columns, n_inner, s.factors, s.strip, few);
-        case Weight::iq4_nl: return unpack<Isa, Iq4_nl<Isa>>(columns, n_inner, s.factors, s.strip, few);
-        case Weight::iq4_xs: return unpack<Isa, Iq4_xs<Isa>>(columns, n_inner, s.factors, s.strip, few);
-        case Weight::other: return unpack_other<Isa>(columns, n_columns, n_inner, p.to_float, s.strip, few);
+            return unpack_halves<Isa>(columns, n_inner, s.strip, form, [](const char * from) { return Isa::from_brain(from); });
+        case Weight::q8_0: return unpack<Isa, Q8_0<Isa>>(columns, n_inner, s.factors, s.strip, form);
+        case Weight::q4_0: return unpack<Isa, Q4_0<Isa>>(columns, n_inner, s.factors, s.strip, form);
+        case Weight::q5_0: return unpack<Isa, Q5_0<Isa>>(columns, n_inner, s.factors, s.strip, form);
+        case Weight::q4_k: return unpack<Isa, Q4_k<Isa>>(columns, n_inner, s.factors, s.strip, form);
+        case Weight::q5_k: return unpack<Isa, Q5_k<Isa>>(columns, n_inner, s.factors, s.strip, form);
+        case Weight::q6_k: return unpack<Isa, Q6_k<Isa>>(columns, n_inner, s.factors, s.strip, form);
+        case Weight::iq4_nl: return unpack<Isa, Iq4_nl<Isa>>(columns, n_inner, s.factors, s.strip, form);
+        case Weight::iq4_xs: return unpack<Isa, Iq4_xs<Isa>>(columns, n_inner, s.factors, s.strip, form);
+        case Weight::other: return unpack_other<Isa>(columns, n_columns, n_inner, p.to_float, s.strip, form);
     }
 }
 
@@ -1014,6 +1078,8 @@ template <class Isa> void product(const Product & p, int64_t strip, char * scrat
     const int64_t column = strip * strip_columns<Isa>;
     const int n = static_cast<int>(smaller(strip_columns<Isa>, p.n_columns - column));
     const bool few = p.n_rows <= most_few_rows && is_integer(p.type);
+    const bool fewer = p.n_rows <= Isa::few_rows && p.type == Weight::q8_0;
+    const Form form = fewer ? Form::bytes : few ? Form::columns : Form::pairs;
     const auto bytes_to = [&](int64_t inner) {
         return static_cast<int64_t>(p.row_bytes * static_cast<size_t>(inner) / static_cast<size_t>(p.n_inner));
     };
@@ -1027,14 +1093,14 @@ template <class Isa> void product(const Product & p, int64_t strip, char * scrat
     columns_of(column, 0, columns);
     for (int64_t first = 0; first < p.n_inner; first += p.block) {
         const int64_t n_inner = smaller(p.block, p.n_inner - first), end = first + n_inner;
-        unpack_block<Isa>(p, columns, n, n_inner, s, few);
+        unpack_block<Isa>(p, columns, n, n_inner, s, form);
         const bool last = end == p.n_inner;
         columns_of(last ? column + strip_columns<Isa> : column, last ? 0 : end, next);
         if (few) {
             const int64_t after = smaller(last ? p.block : end + p.block, p.n_inner);
             Ahead ahead{next, bytes_to(after) - (last ? 0 : bytes_to(end))};
             tiles<Isa, Isa::few_rows>(p.n_rows, [&](int64_t row, auto rows) {
-                few_rows<Isa, rows>(p, row, n_inner, first / p.block, s, sums, ahead);
+                few_rows<Isa, rows>(p, row, n_inner, first / p.block, columns, form, s, sums, ahead);
                 ahead.bytes = 0;
             });
         } else if (is_integer(p.type)) {
