@@ -497,7 +497,7 @@ class Worker {
             p.quantized = quantized;
             p.scales = scales;
             if (step.quantizes) {
-                constexpr int64_t piece = 16;
+                const int64_t piece = std::min<int64_t>(16, (p.n_rows + n_threads_ - 1) / n_threads_);
                 share(0, (p.n_rows + piece - 1) / piece, [&](int64_t i) {
                     kernels_.quantize_rows(p.x, p.x_stride, p.n_rows, p.n_inner, p.block, i * piece,
                                            std::min(p.n_rows, (i + 1) * piece), quantized, scales);
@@ -506,7 +506,12 @@ class Worker {
             }
         }
         char * const scratch = scratch_.of(kernels_.product_scratch(p));
-        share(1, (p.n_columns + kernels_.columns - 1) / kernels_.columns, [&](int64_t i) { kernels_.product(p, i, scratch); });
+        // Some strips at once: the memory behind a strip is fetched while it is computed.
+        const int64_t n_strips = (p.n_columns + kernels_.columns - 1) / kernels_.columns;
+        const int64_t piece = std::clamp<int64_t>(n_strips / (8 * n_threads_), 1, 8);
+        share(1, (n_strips + piece - 1) / piece, [&](int64_t i) {
+            for (int64_t strip = i * piece; strip < std::min(n_strips, (i + 1) * piece); strip++) kernels_.product(p, strip, scratch);
+        });
     }
 
     void attention(const ggml_tensor * t) {
@@ -656,7 +661,7 @@ ggml_status compute(ggml_backend_t backend, ggml_cgraph * graph) {
             if (step.first->op != GGML_OP_MUL_MAT) continue;
             const ggml_tensor *w = step.first->src[0], *x = step.first->src[1];
             const auto rows = static_cast<size_t>(x->ne[1]), inner = static_cast<size_t>(w->ne[0]);
-            quantized = std::max(quantized, rows * (inner + 1) * sizeof(int16_t));
+            quantized = std::max(quantized, rows * (inner + static_cast<size_t>(engine.kernels->group)) * sizeof(int16_t));
             scales = std::max(scales, rows * (inner / 32 + 1) * sizeof(float));
         }
         engine.quantized.of(quantized);

@@ -28,6 +28,7 @@ struct Avx2 {
     using Floats = __m256;
     static constexpr int lanes = 8;         // of 32 bits
     static constexpr int rows = 6;          // of a register tile, two vectors wide
+    static constexpr int few_rows = 12;     // of a register tile that is one column wide
     static constexpr const char * name = "AVX2";
 
     static bool supported() {
@@ -65,6 +66,7 @@ struct Avx2 {
     static Floats div(Floats a, Floats b) { return _mm256_div_ps(a, b); }
     static Floats max(Floats a, Floats b) { return _mm256_max_ps(a, b); }
     static Floats min(Floats a, Floats b) { return _mm256_min_ps(a, b); }
+    static Floats root(Floats a) { return _mm256_sqrt_ps(a); }
     static Floats magnitude(Floats a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
     static Floats to_floats(Ints a) { return _mm256_cvtepi32_ps(a); }
     static Ints to_ints(Floats a) { return _mm256_cvtps_epi32(a); }
@@ -74,6 +76,26 @@ struct Avx2 {
     }
     static Floats round(Floats a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
     static Floats from_halves(const void * p) { return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i *>(p))); }
+    static Floats from_bytes(const int8_t * p) {
+        return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p))));
+    }
+    // The half at `at` of each pointer's memory.
+    static Floats from_halves_of(const char * const * p, int64_t at) {
+        const auto half = [&](int i) {
+            uint16_t bits;
+            std::memcpy(&bits, p[i] + at, sizeof bits);
+            return static_cast<short>(bits);
+        };
+        __m128i halves = _mm_cvtsi32_si128(static_cast<uint16_t>(half(0)));
+        halves = _mm_insert_epi16(halves, half(1), 1);
+        halves = _mm_insert_epi16(halves, half(2), 2);
+        halves = _mm_insert_epi16(halves, half(3), 3);
+        halves = _mm_insert_epi16(halves, half(4), 4);
+        halves = _mm_insert_epi16(halves, half(5), 5);
+        halves = _mm_insert_epi16(halves, half(6), 6);
+        halves = _mm_insert_epi16(halves, half(7), 7);
+        return _mm256_cvtph_ps(halves);
+    }
     static void to_halves(void * p, Floats x) {
         _mm_storeu_si128(static_cast<__m128i *>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
     }
@@ -83,10 +105,24 @@ struct Avx2 {
     }
     // Both halves of each 32 bits get the number.
     static Ints twice(Ints x) { return _mm256_or_si256(_mm256_slli_epi32(x, 16), _mm256_and_si256(x, _mm256_set1_epi32(0xffff))); }
-    // Two vectors of 32 bits as one of int16, in order.
-    static void store_int16(int16_t * p, Ints low, Ints high) {
-        store(p, _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8));
+    // The int16 of 32 numbers lie in the order in which `low_bytes_up` and `high_bytes_up` make
+    // them of 32 bytes: 0-7, 16-23, 8-15, 24-31. A sum does not mind.
+    static constexpr int group = 32;
+    static constexpr int place_of(int number) {
+        return (number & ~24) | (number & 8) << 1 | (number & 16) >> 1;
     }
+    static void store_group(int16_t * p, const Ints (&numbers)[4]) {
+        for (int i = 0; i < 2; i++) {
+            store(p + 16 * i, _mm256_permute4x64_epi64(_mm256_packs_epi32(numbers[i], numbers[i + 2]), 0xd8));
+        }
+    }
+    // The sum of the 32-bit numbers of each of eight vectors.
+    static Ints sums_of(const Ints (&v)[lanes]) {
+        const __m256i low = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
+        const __m256i high = _mm256_hadd_epi32(_mm256_hadd_epi32(v[4], v[5]), _mm256_hadd_epi32(v[6], v[7]));
+        return _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31));
+    }
+    static void prefetch(const char * p) { _mm_prefetch(p, _MM_HINT_T0); }
 
     // Lane by lane, as every instruction below.
     static Ints low16(Ints a, Ints b) { return _mm256_unpacklo_epi16(a, b); }
@@ -124,6 +160,22 @@ struct Avx2 {
         return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_set1_epi32(static_cast<int>(p[0]))),
                                        _mm_set1_epi32(static_cast<int>(p[4])), 1);
     }
+    // The same bits in the lower half, others in the upper one.
+    static Ints halves(int32_t low, int32_t high) {
+        return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_set1_epi32(low)), _mm_set1_epi32(high), 1);
+    }
+    // 32 numbers of four bits: the low ones of 16 bytes, then the high ones.
+    static Ints nibbles_of(const char * p) {
+        const __m256i both = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
+        return _mm256_and_si256(_mm256_srlv_epi32(both, _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4)), _mm256_set1_epi8(15));
+    }
+    // All bits of a byte where the bit of its number is set.
+    static Ints bytes_of_bits(uint32_t bits) {
+        const __m256i which = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+        const __m256i bit = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201));
+        const __m256i spread = _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int>(bits)), which);
+        return _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit);
+    }
     static float sum(Floats x) {
         __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
         s = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -133,6 +185,11 @@ struct Avx2 {
         __m128 s = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
         s = _mm_max_ps(s, _mm_movehl_ps(s, s));
         return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+    }
+    // a, but 0 where x is not between the limits
+    static Floats where_between(Floats a, Floats x, Floats low, Floats high) {
+        const Floats above = _mm256_cmp_ps(x, low, _CMP_GT_OQ);
+        return _mm256_and_ps(_mm256_and_ps(above, _mm256_cmp_ps(x, high, _CMP_LT_OQ)), a);
     }
     // a, but 0 where x is below the limit; not where x is not a number
     static Floats as_floats(Ints x) { return _mm256_castsi256_ps(x); }
@@ -180,16 +237,23 @@ constexpr int max_parts = max_block / 16;
 
 constexpr int8_t iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 
+// What the parts of a block are multiplied with, and what is taken away.
+struct Scales {
+    float factor_unit, offset_unit;
+    int8_t factors[16], offsets[16];
+};
+
 // The parts of a block, 16 inner values each, as bytes and what they are multiplied with.
 // `inner` is where a part begins, within its block of weights.
 //
 // A format has: `values` and `bytes` of its own block; `largest` magnitude of a byte; whether it
-// has an `offset`; `scales`, which tells factor and offset of each part of a block; and `part`,
-// which loads four rows of bytes, each with 16 values of the columns c, c + 4, ... in its lanes.
+// has an `offset`; `scales`, which reads factor and offset of each part of a block, or a `half` that
+// is the only factor; `part`, which loads four rows of bytes, each with 16 values of the
+// columns c, c + 4, ... in its lanes; and `row`, which loads 32 values of one column.
 template <class Isa> struct Q8_0 {
     static constexpr int values = 32, bytes = 34, lowest = -128, highest = 127, part_values = 32;
     static constexpr bool offset = false;
-    static void scales(const char * block, float * factor, float *) { factor[0] = half_to_float(block); }
+    static constexpr bool half = true;  // before everything else
     template <int inner> static void part(const char * const * blocks, typename Isa::Ints (&out)[4]) {
         for (int row = 0; row < 4; row++) {
             const char * p[Isa::lanes];
@@ -197,6 +261,7 @@ template <class Isa> struct Q8_0 {
             out[row] = Isa::lanes_of(p);
         }
     }
+    template <int> static typename Isa::Ints row(const char * block) { return Isa::load(block + 2); }
 };
 
 // Bytes at `at`, the low four bits where the part is in the first half, else the high four.
@@ -208,40 +273,54 @@ template <class Isa, int at, bool high> void nibbles(const char * const * blocks
     out = Isa::both(out, Isa::all_bytes(15));
 }
 
+// The low or the high four bits of 32 bytes.
+template <class Isa, bool high> typename Isa::Ints low_or_high(const char * from) {
+    auto bytes = Isa::load(from);
+    if (high) bytes = Isa::template down16<4>(bytes);
+    return Isa::both(bytes, Isa::all_bytes(15));
+}
+
 template <class Isa> struct Q4_0 {
     static constexpr int values = 32, bytes = 18, lowest = -8, highest = 7, part_values = 32;
     static constexpr bool offset = false;
-    static void scales(const char * block, float * factor, float *) { factor[0] = half_to_float(block); }
+    static constexpr bool half = true;  // before everything else
     template <int inner> static void part(const char * const * blocks, typename Isa::Ints (&out)[4]) {
         for (int row = 0; row < 4; row++) {
             nibbles<Isa, 2, inner == 16>(blocks, row, out[row]);
             out[row] = Isa::minus8(out[row], Isa::all_bytes(8));
         }
     }
+    template <int> static typename Isa::Ints row(const char * block) {
+        return Isa::minus8(Isa::nibbles_of(block + 2), Isa::all_bytes(8));
+    }
 };
 
 template <class Isa> struct Iq4_nl {
     static constexpr int values = 32, bytes = 18, lowest = -127, highest = 113, part_values = 32;
     static constexpr bool offset = false;
-    static void scales(const char * block, float * factor, float *) { factor[0] = half_to_float(block); }
+    static constexpr bool half = true;  // before everything else
     template <int inner> static void part(const char * const * blocks, typename Isa::Ints (&out)[4]) {
         for (int row = 0; row < 4; row++) {
             nibbles<Isa, 2, inner == 16>(blocks, row, out[row]);
             out[row] = Isa::looked_up(Isa::table(iq4_values), out[row]);
         }
     }
+    template <int> static typename Isa::Ints row(const char * block) {
+        return Isa::looked_up(Isa::table(iq4_values), Isa::nibbles_of(block + 2));
+    }
 };
 
 template <class Isa> struct Iq4_xs {
     static constexpr int values = 256, bytes = 136, lowest = -127, highest = 113, part_values = 32;
+    static constexpr bool half = false;
     static constexpr bool offset = false;
-    static void scales(const char * block, float * factor, float *) {
-        const float d = half_to_float(block);
+    static void scales(const char * block, Scales & scales) {
+        scales.factor_unit = half_to_float(block);
         uint16_t high;
         std::memcpy(&high, block + 2, sizeof high);
         for (int i = 0; i < 8; i++) {
             const int low = static_cast<uint8_t>(block[4 + i / 2]) >> (4 * (i % 2)) & 15;
-            factor[i] = d * static_cast<float>((low | (high >> (2 * i) & 3) << 4) - 32);
+            scales.factors[i] = static_cast<int8_t>((low | (high >> (2 * i) & 3) << 4) - 32);
         }
     }
     template <int inner> static void part(const char * const * blocks, typename Isa::Ints (&out)[4]) {
@@ -250,12 +329,15 @@ template <class Isa> struct Iq4_xs {
             out[row] = Isa::looked_up(Isa::table(iq4_values), out[row]);
         }
     }
+    template <int inner> static typename Isa::Ints row(const char * block) {
+        return Isa::looked_up(Isa::table(iq4_values), Isa::nibbles_of(block + 8 + inner / 2));
+    }
 };
 
 template <class Isa> struct Q5_0 {
     static constexpr int values = 32, bytes = 22, lowest = -16, highest = 15, part_values = 32;
     static constexpr bool offset = false;
-    static void scales(const char * block, float * factor, float *) { factor[0] = half_to_float(block); }
+    static constexpr bool half = true;  // before everything else
     template <int inner> static void part(const char * const * blocks, typename Isa::Ints (&out)[4]) {
         static constexpr int8_t which[16] = {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1};
         static constexpr int8_t bit[16] = {1, 2, 4, 8, 16, 32, 64, -128, 1, 2, 4, 8, 16, 32, 64, -128};
@@ -273,38 +355,49 @@ template <class Isa> struct Q5_0 {
             out[row] = Isa::minus8(Isa::either(out[row], without), Isa::both(high, without));
         }
     }
+    template <int> static typename Isa::Ints row(const char * block) {
+        uint32_t bits;
+        std::memcpy(&bits, block + 2, sizeof bits);
+        const auto without = Isa::minus8(Isa::all_bytes(0), Isa::all_bytes(16));
+        return Isa::minus8(Isa::either(Isa::nibbles_of(block + 6), without), Isa::both(Isa::bytes_of_bits(bits), without));
+    }
 };
 
 // Six bits of scale and of minimum for each of eight parts, packed into 12 bytes.
-inline void unpack_k_scales(const char * packed, float d, float dmin, float * factor, float * offset) {
-    const auto * s = reinterpret_cast<const uint8_t *>(packed);
-    for (int i = 0; i < 4; i++) {
-        factor[i] = d * static_cast<float>(s[i] & 63);
-        offset[i] = dmin * static_cast<float>(s[i + 4] & 63);
-        factor[i + 4] = d * static_cast<float>((s[i + 8] & 15) | (s[i] >> 6) << 4);
-        offset[i + 4] = dmin * static_cast<float>(s[i + 8] >> 4 | (s[i + 4] >> 6) << 4);
-    }
+inline void unpack_k_scales(const char * block, Scales & scales) {
+    uint32_t packed[3];
+    std::memcpy(packed, block + 4, sizeof packed);
+    const auto high = [&](uint32_t low_bits, uint32_t high_bits) {
+        return (low_bits & 0x0f0f0f0f) | (high_bits >> 6 & 0x03030303) << 4;
+    };
+    const uint32_t factors[2] = {packed[0] & 0x3f3f3f3f, high(packed[2], packed[0])};
+    const uint32_t offsets[2] = {packed[1] & 0x3f3f3f3f, high(packed[2] >> 4, packed[1])};
+    std::memcpy(scales.factors, factors, sizeof factors);
+    std::memcpy(scales.offsets, offsets, sizeof offsets);
+    scales.factor_unit = half_to_float(block);
+    scales.offset_unit = half_to_float(block + 2);
 }
 
 template <class Isa> struct Q4_k {
     static constexpr int values = 256, bytes = 144, lowest = 0, highest = 15, part_values = 32;
+    static constexpr bool half = false;
     static constexpr bool offset = true;
-    static void scales(const char * block, float * factor, float * offsets) {
-        unpack_k_scales(block + 4, half_to_float(block), half_to_float(block + 2), factor, offsets);
-    }
+    static void scales(const char * block, Scales & scales) { unpack_k_scales(block, scales); }
     template <int inner> static void part(const char * const * blocks, typename Isa::Ints (&out)[4]) {
         for (int row = 0; row < 4; row++) {
             nibbles<Isa, 16 + inner / 64 * 32 + inner % 32, inner % 64 >= 32>(blocks, row, out[row]);
         }
     }
+    template <int inner> static typename Isa::Ints row(const char * block) {
+        return low_or_high<Isa, inner % 64 >= 32>(block + 16 + inner / 64 * 32);
+    }
 };
 
 template <class Isa> struct Q5_k {
     static constexpr int values = 256, bytes = 176, lowest = 0, highest = 31, part_values = 32;
+    static constexpr bool half = false;
     static constexpr bool offset = true;
-    static void scales(const char * block, float * factor, float * offsets) {
-        unpack_k_scales(block + 4, half_to_float(block), half_to_float(block + 2), factor, offsets);
-    }
+    static void scales(const char * block, Scales & scales) { unpack_k_scales(block, scales); }
     template <int inner> static void part(const char * const * blocks, typename Isa::Ints (&out)[4]) {
         for (int row = 0; row < 4; row++) {
             nibbles<Isa, 48 + inner / 64 * 32 + inner % 32, inner % 64 >= 32>(blocks, row, out[row]);
@@ -315,14 +408,20 @@ template <class Isa> struct Q5_k {
             out[row] = Isa::either(out[row], Isa::both(has, Isa::all_bytes(16)));
         }
     }
+    template <int inner> static typename Isa::Ints row(const char * block) {
+        const auto bit = Isa::all_bytes(1 << inner / 32);
+        const auto has = Isa::equal8(Isa::both(Isa::load(block + 16), bit), bit);
+        return Isa::either(low_or_high<Isa, inner % 64 >= 32>(block + 48 + inner / 64 * 32), Isa::both(has, Isa::all_bytes(16)));
+    }
 };
 
 template <class Isa> struct Q6_k {
     static constexpr int values = 256, bytes = 210, lowest = -32, highest = 31, part_values = 16;
+    static constexpr bool half = false;
     static constexpr bool offset = false;
-    static void scales(const char * block, float * factor, float *) {
-        const float d = half_to_float(block + 208);
-        for (int i = 0; i < 16; i++) factor[i] = d * static_cast<float>(static_cast<signed char>(block[192 + i]));
+    static void scales(const char * block, Scales & scales) {
+        scales.factor_unit = half_to_float(block + 208);
+        std::memcpy(scales.factors, block + 192, 16);
     }
     template <int inner> static void part(const char * const * blocks, typename Isa::Ints (&out)[4]) {
         constexpr int half = inner / 128, within = inner % 128, quarter = within / 32;
@@ -335,16 +434,31 @@ template <class Isa> struct Q6_k {
             out[row] = Isa::minus8(Isa::either(out[row], high), Isa::all_bytes(32));
         }
     }
+    template <int inner> static typename Isa::Ints row(const char * block) {
+        constexpr int half_block = inner / 128, quarter = inner % 128 / 32;
+        auto high = Isa::template down16<2 * quarter>(Isa::load(block + 128 + half_block * 32));
+        high = Isa::template up16<4>(Isa::both(high, Isa::all_bytes(3)));
+        const auto low = low_or_high<Isa, quarter >= 2>(block + half_block * 64 + quarter % 2 * 32);
+        return Isa::minus8(Isa::either(low, high), Isa::all_bytes(32));
+    }
 };
 
 // ---------------------------------------------------------------------------- unpacking a strip
 
 template <class Isa> constexpr int strip_columns = 2 * Isa::lanes;
 
+// How a block of a strip is made ready. Many rows: pairs of inner values of all columns side by
+// side. Few rows: the numbers of a column side by side, which costs less. Still fewer: they are
+// unpacked as they are multiplied. The sums are the same integers.
+enum class Form { pairs, columns, bytes };
+
 // A block of a strip: int16 pairs [inner / 2][column][2], and what a column's sum is scaled with.
 template <class Isa> struct Strip {
     alignas(64) int16_t pairs[max_block * strip_columns<Isa>];
     alignas(64) float scale[strip_columns<Isa>];
+
+    // For few rows the numbers of a column lie side by side instead.
+    int16_t * column(int c) { return pairs + c * max_block; }
 };
 
 // Scales of a format for a block of all columns, as they are multiplied: [part][column].
@@ -372,18 +486,13 @@ template <class Isa, class Format> void settle(Factors<Isa> & f, int n_parts, fl
             squares = Isa::fma(bound, bound, squares);
             factors = Isa::max(factors, Isa::magnitude(factor));
         }
-        alignas(64) float square[Isa::lanes], factor[Isa::lanes], offset[Isa::lanes], up[Isa::lanes];
-        Isa::store_floats(square, squares);
-        Isa::store_floats(factor, factors);
-        Isa::store_floats(offset, offsets);
-        for (int i = 0; i < Isa::lanes; i++) {
-            float unit = std::sqrt(square[i] * Format::part_values) / longest;
-            unit = larger(unit, larger(factor[i] * (128.0f / 32700.0f), offset[i] / 16000.0f));
-            // Weights that are not finite give a result that is not.
-            scale[c + i] = unit;
-            up[i] = unit > 1e-36f && unit < 1e36f ? 1.0f / unit : 0.0f;
-        }
-        const auto per_unit = Isa::load_floats(up);
+        auto unit = Isa::div(Isa::root(Isa::mul(squares, Isa::all(Format::part_values))), Isa::all(longest));
+        const auto enough = Isa::max(Isa::mul(factors, Isa::all(128.0f / 32700.0f)), Isa::div(offsets, Isa::all(16000.0f)));
+        unit = Isa::max(unit, enough);
+        // Weights that are not finite give a result that is not.
+        Isa::store_floats(scale + c, unit);
+        const auto inverse = Isa::div(Isa::all(1.0f), unit);
+        const auto per_unit = Isa::where_between(inverse, unit, Isa::all(1e-36f), Isa::all(1e36f));
         for (int i = 0; i < n_parts; i++) {
             const auto factor_up = Isa::mul(per_unit, Isa::all(128.0f));
             Isa::store(&f.factor16[i][c], Isa::twice(Isa::to_ints(Isa::mul(Isa::load_floats(&f.factor[i][c]), factor_up))));
@@ -405,8 +514,8 @@ inline void unpack_part(const char * const * blocks, const Factors<Isa> & f, int
     const Ints a = Isa::low16(rows[0], rows[1]), b = Isa::low16(rows[2], rows[3]);
     const Ints c = Isa::high16(rows[0], rows[1]), d = Isa::high16(rows[2], rows[3]);
     const Ints two[4] = {Isa::low32(a, b), Isa::high32(a, b), Isa::low32(c, d), Isa::high32(c, d)};
-    int16_t * to = pairs + (inner / 2 * strip_columns<Isa> + column) * 2;
     for (int i = 0; i < 4; i++) {
+        int16_t * const to = pairs + (Isa::place_of(inner + 4 * i) / 2 * strip_columns<Isa> + column) * 2;
         Ints even = Isa::scaled(Isa::low_bytes_up(two[i]), factor);
         Ints odd = Isa::scaled(Isa::high_bytes_up(two[i]), factor);
         if (Format::offset) {
@@ -414,8 +523,8 @@ inline void unpack_part(const char * const * blocks, const Factors<Isa> & f, int
             even = Isa::minus16(even, offset);
             odd = Isa::minus16(odd, offset);
         }
-        Isa::store(to + (2 * i) * strip_columns<Isa> * 2, even);
-        Isa::store(to + (2 * i + 1) * strip_columns<Isa> * 2, odd);
+        Isa::store(to, even);
+        Isa::store(to + strip_columns<Isa> * 2, odd);
     }
 }
 
@@ -425,28 +534,85 @@ inline void unpack_parts(const char * const * blocks, const Factors<Isa> & f, in
     if constexpr (inner + 16 < Format::values) unpack_parts<Isa, Format, inner + 16>(blocks, f, part, column, pairs);
 }
 
+// 32 inner values of one column.
+template <class Isa, class Format, int inner>
+inline void unpack_row(const char * block, const Factors<Isa> & f, int first_part, int column, int16_t * to) {
+    using Ints = typename Isa::Ints;
+    const auto of_parts = [&](const int32_t (&numbers)[max_parts][strip_columns<Isa>]) {
+        const int part = first_part + inner / Format::part_values;
+        if (Format::part_values == Isa::group) return Isa::all_ints(numbers[part][column]);
+        return Isa::halves(numbers[part][column], numbers[part + 1][column]);
+    };
+    const Ints bytes = Format::template row<inner>(block), factor = of_parts(f.factor16);
+    Ints low = Isa::scaled(Isa::low_bytes_up(bytes), factor), high = Isa::scaled(Isa::high_bytes_up(bytes), factor);
+    if (Format::offset) {
+        const Ints offset = of_parts(f.offset16);
+        low = Isa::minus16(low, offset);
+        high = Isa::minus16(high, offset);
+    }
+    Isa::store(to + inner, low);
+    Isa::store(to + inner + Isa::group / 2, high);
+    if constexpr (inner + Isa::group < Format::values) {
+        unpack_row<Isa, Format, inner + Isa::group>(block, f, first_part, column, to);
+    }
+}
+
 // `columns` point to the block's first byte; columns beyond the matrix repeat the last one.
-template <class Isa, class Format>
-void unpack(const char * const * columns, int64_t n_inner, Factors<Isa> & f, Strip<Isa> & strip) {
-    constexpr int parts_per_block = Format::values / Format::part_values;
-    const int n_blocks = static_cast<int>(n_inner / Format::values);
-    for (int c = 0; c < strip_columns<Isa>; c++) {
+template <class Isa, class Format> void read_scales(const char * const * columns, int n_blocks, Factors<Isa> & f) {
+    if constexpr (Format::half) {
+        for (int c = 0; c < strip_columns<Isa>; c += Isa::lanes) {
+            for (int i = 0; i < n_blocks; i++) {
+                Isa::store_floats(&f.factor[i][c], Isa::from_halves_of(columns + c, int64_t{i} * Format::bytes));
+            }
+        }
+    } else {
+        constexpr int parts = Format::values / Format::part_values;
+        static_assert(parts % Isa::lanes == 0);
         for (int i = 0; i < n_blocks; i++) {
-            float factor[parts_per_block], offset[parts_per_block];
-            Format::scales(columns[c] + i * Format::bytes, factor, offset);
-            for (int j = 0; j < parts_per_block; j++) {
-                f.factor[i * parts_per_block + j][c] = factor[j];
-                if (Format::offset) f.offset[i * parts_per_block + j][c] = offset[j];
+            for (int half = 0; half < strip_columns<Isa>; half += Isa::lanes) {
+                Scales scales[Isa::lanes];
+                for (int c = 0; c < Isa::lanes; c++) Format::scales(columns[half + c] + i * Format::bytes, scales[c]);
+                for (int j = 0; j < parts; j += Isa::lanes) {
+                    typename Isa::Floats v[Isa::lanes];
+                    const auto turned = [&](float (*to)[strip_columns<Isa>]) {
+                        Isa::transpose(v);
+                        for (int k = 0; k < Isa::lanes; k++) Isa::store_floats(&to[i * parts + j + k][half], v[k]);
+                    };
+                    for (int c = 0; c < Isa::lanes; c++) {
+                        v[c] = Isa::mul(Isa::all(scales[c].factor_unit), Isa::from_bytes(scales[c].factors + j));
+                    }
+                    turned(f.factor);
+                    if (!Format::offset) continue;
+                    for (int c = 0; c < Isa::lanes; c++) {
+                        v[c] = Isa::mul(Isa::all(scales[c].offset_unit), Isa::from_bytes(scales[c].offsets + j));
+                    }
+                    turned(f.offset);
+                }
             }
         }
     }
-    settle<Isa, Format>(f, n_blocks * parts_per_block, strip.scale);
+}
+
+template <class Isa, class Format>
+void unpack(const char * const * columns, int64_t n_inner, Factors<Isa> & f, Strip<Isa> & strip, Form form) {
+    constexpr int parts = Format::values / Format::part_values;
+    const int n_blocks = static_cast<int>(n_inner / Format::values);
+    read_scales<Isa, Format>(columns, n_blocks, f);
+    settle<Isa, Format>(f, n_blocks * parts, strip.scale);
+    if (form == Form::bytes) return;
+    if (form == Form::columns) {
+        for (int c = 0; c < strip_columns<Isa>; c++) {
+            for (int i = 0; i < n_blocks; i++) {
+                unpack_row<Isa, Format, 0>(columns[c] + i * Format::bytes, f, i * parts, c, strip.column(c) + i * Format::values);
+            }
+        }
+        return;
+    }
     for (int c = 0; c < strip_columns<Isa>; c += Isa::lanes) {
         for (int i = 0; i < n_blocks; i++) {
             const char * blocks[Isa::lanes];
             for (int j = 0; j < Isa::lanes; j++) blocks[j] = columns[c + j] + i * Format::bytes;
-            unpack_parts<Isa, Format, 0>(blocks, f, i * parts_per_block, c,
-                                         strip.pairs + int64_t{i} * Format::values * strip_columns<Isa>);
+            unpack_parts<Isa, Format, 0>(blocks, f, i * parts, c, strip.pairs + int64_t{i} * Format::values * strip_columns<Isa>);
         }
     }
 }
@@ -488,48 +654,57 @@ template <class Isa> float unit_of(const float * x, int64_t n, float & unit) {
     return unit > 1e-37f && unit < 1e37f ? 1.0f / unit : 0.0f;
 }
 
+// A group of int16 is whole: zeros follow the last number.
+template <class Isa> constexpr int64_t whole_groups(int64_t n) { return (n + Isa::group - 1) / Isa::group * Isa::group; }
+
 template <class Isa> void to_int16(const float * x, int64_t n, float per_unit, int16_t * out) {
     const auto factor = Isa::all(per_unit);
-    int64_t i = 0;
-    if (per_unit > 0) {
-        for (; i + 2 * Isa::lanes <= n; i += 2 * Isa::lanes) {
-            Isa::store_int16(out + i, Isa::to_ints(Isa::mul(Isa::load_floats(x + i), factor)),
-                             Isa::to_ints(Isa::mul(Isa::load_floats(x + i + Isa::lanes), factor)));
-        }
-        for (; i < n; i++) out[i] = static_cast<int16_t>(std::lrintf(x[i] * per_unit));
+    const auto store = [&](const float * from, int16_t * to) {
+        typename Isa::Ints numbers[4];
+        for (int i = 0; i < 4; i++) numbers[i] = Isa::to_ints(Isa::mul(Isa::load_floats(from + i * Isa::lanes), factor));
+        Isa::store_group(to, numbers);
+    };
+    if (!(per_unit > 0)) {
+        std::memset(out, 0, static_cast<size_t>(whole_groups<Isa>(n)) * sizeof *out);
+        return;
     }
-    for (; i < n; i++) out[i] = 0;
+    int64_t i = 0;
+    for (; i + Isa::group <= n; i += Isa::group) store(x + i, out + i);
+    if (i < n) {
+        alignas(64) float rest[Isa::group] = {};
+        std::memcpy(rest, x + i, static_cast<size_t>(n - i) * sizeof *x);
+        store(rest, out + i);
+    }
 }
 
 // Through floats, for a format without a kernel of its own.
 template <class Isa>
-void unpack_other(const char * const * columns, int n_columns, int64_t n_inner, ToFloat to_float, Strip<Isa> & strip) {
+void unpack_other(const char * const * columns, int n_columns, int64_t n_inner, ToFloat to_float, Strip<Isa> & strip, Form form) {
     alignas(64) float floats[max_block];
     alignas(64) int16_t ints[max_block];
+    const bool few = form == Form::columns;
     for (int c = 0; c < strip_columns<Isa>; c++) {
         if (c >= n_columns) {  // beyond the matrix
-            for (int64_t i = 0; i < n_inner; i++) strip.pairs[(i / 2 * strip_columns<Isa> + c) * 2 + i % 2] = 0;
+            for (int64_t i = 0; i < n_inner; i++) (few ? strip.column(c)[i] : strip.pairs[(i / 2 * strip_columns<Isa> + c) * 2 + i % 2]) = 0;
             strip.scale[c] = 0;
             continue;
         }
         to_float(columns[c], floats, n_inner);
-        to_int16<Isa>(floats, n_inner, unit_of<Isa>(floats, n_inner, strip.scale[c]), ints);
-        for (int64_t i = 0; i < n_inner; i += 2) {
+        to_int16<Isa>(floats, n_inner, unit_of<Isa>(floats, n_inner, strip.scale[c]), few ? strip.column(c) : ints);
+        for (int64_t i = 0; i < n_inner && !few; i += 2) {
             std::memcpy(&strip.pairs[(i / 2 * strip_columns<Isa> + c) * 2], ints + i, 4);
         }
     }
 }
 
-// Pairs of int16 are multiplied: an odd number of inner values gets a zero more.
-constexpr int64_t even(int64_t n) { return (n + 1) / 2 * 2; }
-
 // Columns of 16 bits a number: as floats, then as int16 with the scale of each column's own values,
 // then turned, so that the pairs of all columns lie side by side.
 template <class Isa, class Load>
-void unpack_halves(const char * const * columns, int64_t n_inner, Strip<Isa> & strip, Load load) {
+void unpack_halves(const char * const * columns, int64_t n_inner, Strip<Isa> & strip, Form form, Load load) {
     constexpr int step = 2 * Isa::lanes;  // inner values in a vector of int16
     alignas(64) float floats[max_block];
     alignas(64) int16_t ints[Isa::lanes][max_block];
+    const bool few = form == Form::columns;
     for (int half = 0; half < strip_columns<Isa>; half += Isa::lanes) {
         for (int c = 0; c < Isa::lanes; c++) {
             const char * const from = columns[half + c];
@@ -540,10 +715,10 @@ void unpack_halves(const char * const * columns, int64_t n_inner, Strip<Isa> & s
                 std::memcpy(part, from + 2 * i, static_cast<size_t>(2 * (n_inner - i)));
                 Isa::store_floats(floats + i, load(part));
             }
-            to_int16<Isa>(floats, n_inner, unit_of<Isa>(floats, n_inner, strip.scale[half + c]), ints[c]);
-            for (i = n_inner; i % step != 0; i++) ints[c][i] = 0;
+            int16_t * const to = few ? strip.column(half + c) : ints[c];
+            to_int16<Isa>(floats, n_inner, unit_of<Isa>(floats, n_inner, strip.scale[half + c]), to);
         }
-        for (int64_t i = 0; i < n_inner; i += step) {
+        for (int64_t i = 0; i < whole_groups<Isa>(n_inner) && !few; i += step) {
             typename Isa::Floats v[Isa::lanes];
 #pragma GCC unroll 16
             for (int c = 0; c < Isa::lanes; c++) v[c] = Isa::as_floats(Isa::load(ints[c] + i));
@@ -610,6 +785,56 @@ inline void integer_tile(const int16_t * strip, const int16_t * x, int64_t strid
     }
 }
 
+// R rows and one column: each lane has a sum of its own, kept in `lane_sums[row * lanes]`. Not
+// inlined: the registers of the caller would be taken from the pointers to the rows.
+template <class Isa, int R>
+__attribute__((noinline)) void column_tile(const int16_t * column, const int16_t * x, int64_t stride, int64_t n,
+                                           typename Isa::Ints * lane_sums) {
+    constexpr int step = 2 * Isa::lanes, together = 3;  // rows that share a pointer
+    typename Isa::Ints sums[R];
+#pragma GCC unroll 12
+    for (int r = 0; r < R; r++) sums[r] = Isa::zero();
+    const int16_t * rows[(R + together - 1) / together];
+#pragma GCC unroll 12
+    for (int r = 0; r < R; r += together) rows[r / together] = x + r * stride;
+    for (int64_t i = 0; i < n; i += step) {
+        auto weights = Isa::load(column + i);
+        Isa::pin(weights);
+#pragma GCC unroll 12
+        for (int r = 0; r < R; r++) Isa::dot(sums[r], weights, Isa::load(rows[r / together] + i + r % together * stride));
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < R; r++) lane_sums[r * Isa::lanes] = sums[r];
+}
+
+// The same straight from the bytes of Q8_0. `factors` are those of the column's parts.
+template <class Isa, int R>
+__attribute__((noinline)) void byte_tile(const char * bytes, const int32_t * factors, const int16_t * x, int64_t stride,
+                                         int64_t n, typename Isa::Ints * lane_sums) {
+    constexpr int half = Isa::group / 2, together = 3;
+    typename Isa::Ints sums[R];
+#pragma GCC unroll 12
+    for (int r = 0; r < R; r++) sums[r] = Isa::zero();
+    const int16_t * rows[(R + together - 1) / together];
+#pragma GCC unroll 12
+    for (int r = 0; r < R; r += together) rows[r / together] = x + r * stride;
+    for (int64_t i = 0; i < n; i += Isa::group) {
+        const auto whole = Q8_0<Isa>::template row<0>(bytes), factor = Isa::all_ints(*factors);
+        auto weights = Isa::scaled(Isa::low_bytes_up(whole), factor);
+        Isa::pin(weights);
+#pragma GCC unroll 12
+        for (int r = 0; r < R; r++) Isa::dot(sums[r], weights, Isa::load(rows[r / together] + i + r % together * stride));
+        weights = Isa::scaled(Isa::high_bytes_up(whole), factor);
+        Isa::pin(weights);
+#pragma GCC unroll 12
+        for (int r = 0; r < R; r++) Isa::dot(sums[r], weights, Isa::load(rows[r / together] + i + half + r % together * stride));
+        bytes += Q8_0<Isa>::bytes;
+        factors += strip_columns<Isa>;
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < R; r++) lane_sums[r * Isa::lanes] = sums[r];
+}
+
 // The sums go on from what they were: one order over all inner values.
 template <class Isa, int R>
 inline void float_tile(const float * strip, const float * x, int64_t stride, int64_t n, typename Isa::Floats (&sums)[R][2]) {
@@ -636,6 +861,7 @@ template <class Isa> struct Scratch {
     Strip<Isa> strip;
     Factors<Isa> factors;
     alignas(64) float floats[float_block * strip_columns<Isa>];  // of the float kernel: [inner][column]
+    typename Isa::Ints lane_sums[Isa::few_rows][Isa::lanes];  // of few rows: [row][column]
 };
 
 constexpr size_t aligned(size_t n) { return (n + 63) / 64 * 64; }
@@ -671,22 +897,52 @@ template <class Isa, Activation activation> void finish(const Product & p, int64
     }
 }
 
+// Adds the sums of a row and block, of one vector of columns.
+template <class Isa>
+inline void add_block(const Product & p, int64_t row, int64_t block, typename Isa::Ints whole, const float * scales, float * sums) {
+    const auto scale = Isa::all(p.scales[block * p.n_rows + row]);
+    const auto before = block > 0 ? Isa::load_floats(sums) : Isa::zero_floats();
+    Isa::store_floats(sums, Isa::fma(Isa::to_floats(whole), Isa::mul(Isa::load_floats(scales), scale), before));
+}
+
 template <class Isa, int R>
 void integer_rows(const Product & p, int64_t row, int64_t n_inner, int64_t block, const Strip<Isa> & strip, float * sums) {
     typename Isa::Ints whole[R][2];
-    const int64_t stride = even(n_inner);
+    const int64_t stride = whole_groups<Isa>(n_inner);
     const int16_t * x = p.quantized + block * p.block * p.n_rows + row * stride;
     integer_tile<Isa, R>(strip.pairs, x, stride, stride / 2, whole);
-    const auto left = Isa::load_floats(strip.scale), right = Isa::load_floats(strip.scale + Isa::lanes);
     for (int r = 0; r < R; r++) {
-        const auto scale = Isa::all(p.scales[block * p.n_rows + row + r]);
-        float * to = sums + (row + r) * strip_columns<Isa>;
-        const auto a0 = block > 0 ? Isa::load_floats(to) : Isa::zero_floats();
-        const auto b0 = block > 0 ? Isa::load_floats(to + Isa::lanes) : Isa::zero_floats();
-        const auto a = Isa::fma(Isa::to_floats(whole[r][0]), Isa::mul(left, scale), a0);
-        const auto b = Isa::fma(Isa::to_floats(whole[r][1]), Isa::mul(right, scale), b0);
-        Isa::store_floats(to, a);
-        Isa::store_floats(to + Isa::lanes, b);
+        float * const to = sums + (row + r) * strip_columns<Isa>;
+        add_block<Isa>(p, row + r, block, whole[r][0], strip.scale, to);
+        add_block<Isa>(p, row + r, block, whole[r][1], strip.scale + Isa::lanes, to + Isa::lanes);
+    }
+}
+
+// What is needed next is fetched from memory meanwhile.
+struct Ahead {
+    const char * const * columns;
+    int64_t bytes;  // of each
+};
+
+template <class Isa, int R>
+void few_rows(const Product & p, int64_t row, int64_t n_inner, int64_t block, const char * const * columns, Form form,
+              Scratch<Isa> & s, float * sums, Ahead ahead) {
+    const int64_t stride = whole_groups<Isa>(n_inner);
+    const int16_t * x = p.quantized + block * p.block * p.n_rows + row * stride;
+    for (int half = 0; half < strip_columns<Isa>; half += Isa::lanes) {
+        for (int c = 0; c < Isa::lanes; c++) {
+            for (int64_t i = 0; i < ahead.bytes; i += 64) Isa::prefetch(ahead.columns[half + c] + i);
+            const int column = half + c;
+            if (form == Form::bytes) {
+                byte_tile<Isa, R>(columns[column], &s.factors.factor16[0][column], x, stride, n_inner, &s.lane_sums[0][c]);
+            } else {
+                column_tile<Isa, R>(s.strip.column(column), x, stride, stride, &s.lane_sums[0][c]);
+            }
+        }
+        for (int r = 0; r < R; r++) {
+            float * const to = sums + (row + r) * strip_columns<Isa> + half;
+            add_block<Isa>(p, row + r, block, Isa::sums_of(s.lane_sums[r]), s.strip.scale + half, to);
+        }
     }
 }
 
@@ -706,7 +962,7 @@ void float_rows(const Product & p, int64_t row, int64_t first, int64_t n_inner, 
     }
 }
 
-// Calls `work(row, number)` with tiles of at most Isa::rows rows, as even as can be.
+// Calls `work(row, number)` with tiles of at most so many rows, as even as can be.
 template <class Isa, int R, class Work> inline void tile_of(int64_t rows, int64_t row, Work & work) {
     if constexpr (R > 1) {
         if (rows < R) return tile_of<Isa, R - 1>(rows, row, work);
@@ -714,11 +970,11 @@ template <class Isa, int R, class Work> inline void tile_of(int64_t rows, int64_
     work(row, std::integral_constant<int, R>{});
 }
 
-template <class Isa, class Work> void tiles(int64_t n_rows, Work work) {
-    int64_t n_tiles = (n_rows + Isa::rows - 1) / Isa::rows;
+template <class Isa, int most = Isa::rows, class Work> void tiles(int64_t n_rows, Work work) {
+    int64_t n_tiles = (n_rows + most - 1) / most;
     for (int64_t row = 0; row < n_rows; n_tiles--) {
         const int64_t rows = (n_rows - row + n_tiles - 1) / n_tiles;
-        tile_of<Isa, Isa::rows>(rows, row, work);
+        tile_of<Isa, most>(rows, row, work);
         row += rows;
     }
 }
@@ -753,9 +1009,7 @@ void quantize_rows(const float * x, int64_t stride, int64_t n_rows, int64_t n_in
             const int64_t n = smaller(block, n_inner - b * block);
             const float * from = x + row * stride + b * block;
             const float per_unit = unit_of<Isa>(from, n, scales[b * n_rows + row]);
-            int16_t * const to = quantized + b * block * n_rows + row * even(n);
-            to_int16<Isa>(from, n, per_unit, to);
-            if (n % 2) to[n] = 0;
+            to_int16<Isa>(from, n, per_unit, quantized + b * block * n_rows + row * whole_groups<Isa>(n));
         }
     }
 }
@@ -795,40 +1049,61 @@ template <class Isa> void unpack_floats(const char * const * columns, int64_t n_
 }
 
 template <class Isa>
-void unpack_block(const Product & p, const char * const * columns, int n_columns, int64_t n_inner, Scratch<Isa> & s) {
+void unpack_block(const Product & p, const char * const * columns, int n_columns, int64_t n_inner, Scratch<Isa> & s, Form form) {
     switch (p.type) {
         case Weight::f32:
             return unpack_floats<Isa>(columns, n_inner, s.floats);
         case Weight::f16:
-            return unpack_halves<Isa>(columns, n_inner, s.strip, [](const char * from) { return Isa::from_halves(from); });
+            return unpack_halves<Isa>(columns, n_inner, s.strip, form, [](const char * from) { return Isa::from_halves(from); });
         case Weight::bf16:
-            return unpack_halves<Isa>(columns, n_inner, s.strip, [](const char * from) { return Isa::from_brain(from); });
-        case Weight::q8_0: return unpack<Isa, Q8_0<Isa>>(columns, n_inner, s.factors, s.strip);
-        case Weight::q4_0: return unpack<Isa, Q4_0<Isa>>(columns, n_inner, s.factors, s.strip);
-        case Weight::q5_0: return unpack<Isa, Q5_0<Isa>>(columns, n_inner, s.factors, s.strip);
-        case Weight::q4_k: return unpack<Isa, Q4_k<Isa>>(columns, n_inner, s.factors, s.strip);
-        case Weight::q5_k: return unpack<Isa, Q5_k<Isa>>(columns, n_inner, s.factors, s.strip);
-        case Weight::q6_k: return unpack<Isa, Q6_k<Isa>>(columns, n_inner, s.factors, s.strip);
-        case Weight::iq4_nl: return unpack<Isa, Iq4_nl<Isa>>(columns, n_inner, s.factors, s.strip);
-        case Weight::iq4_xs: return unpack<Isa, Iq4_xs<Isa>>(columns, n_inner, s.factors, s.strip);
-        case Weight::other: return unpack_other<Isa>(columns, n_columns, n_inner, p.to_float, s.strip);
+            return unpack_halves<Isa>(columns, n_inner, s.strip, form, [](const char * from) { return Isa::from_brain(from); });
+        case Weight::q8_0: return unpack<Isa, Q8_0<Isa>>(columns, n_inner, s.factors, s.strip, form);
+        case Weight::q4_0: return unpack<Isa, Q4_0<Isa>>(columns, n_inner, s.factors, s.strip, form);
+        case Weight::q5_0: return unpack<Isa, Q5_0<Isa>>(columns, n_inner, s.factors, s.strip, form);
+        case Weight::q4_k: return unpack<Isa, Q4_k<Isa>>(columns, n_inner, s.factors, s.strip, form);
+        case Weight::q5_k: return unpack<Isa, Q5_k<Isa>>(columns, n_inner, s.factors, s.strip, form);
+        case Weight::q6_k: return unpack<Isa, Q6_k<Isa>>(columns, n_inner, s.factors, s.strip, form);
+        case Weight::iq4_nl: return unpack<Isa, Iq4_nl<Isa>>(columns, n_inner, s.factors, s.strip, form);
+        case Weight::iq4_xs: return unpack<Isa, Iq4_xs<Isa>>(columns, n_inner, s.factors, s.strip, form);
+        case Weight::other: return unpack_other<Isa>(columns, n_columns, n_inner, p.to_float, s.strip, form);
     }
 }
+
+// So many rows are few: turning the weights would cost more than summing lanes.
+constexpr int64_t most_few_rows = 32;
 
 template <class Isa> void product(const Product & p, int64_t strip, char * scratch) {
     auto & s = *reinterpret_cast<Scratch<Isa> *>(scratch);
     auto * sums = reinterpret_cast<float *>(scratch + aligned(sizeof(Scratch<Isa>)));
     const int64_t column = strip * strip_columns<Isa>;
     const int n = static_cast<int>(smaller(strip_columns<Isa>, p.n_columns - column));
-    for (int64_t first = 0; first < p.n_inner; first += p.block) {
-        const int64_t n_inner = smaller(p.block, p.n_inner - first);
-        const size_t offset = p.row_bytes * static_cast<size_t>(first) / static_cast<size_t>(p.n_inner);
-        const char * columns[strip_columns<Isa>];
+    const bool few = p.n_rows <= most_few_rows && is_integer(p.type);
+    const bool fewer = p.n_rows <= Isa::few_rows && p.type == Weight::q8_0;
+    const Form form = fewer ? Form::bytes : few ? Form::columns : Form::pairs;
+    const auto bytes_to = [&](int64_t inner) {
+        return static_cast<int64_t>(p.row_bytes * static_cast<size_t>(inner) / static_cast<size_t>(p.n_inner));
+    };
+    const auto columns_of = [&](int64_t first_column, int64_t inner, const char ** columns) {
         for (int c = 0; c < strip_columns<Isa>; c++) {
-            columns[c] = p.weights + static_cast<size_t>(column + smaller(c, n - 1)) * p.row_bytes + offset;
+            const auto number = static_cast<size_t>(smaller(first_column + c, p.n_columns - 1));
+            columns[c] = p.weights + number * p.row_bytes + bytes_to(inner);
         }
-        unpack_block<Isa>(p, columns, n, n_inner, s);
-        if (is_integer(p.type)) {
+    };
+    const char *columns[strip_columns<Isa>], *next[strip_columns<Isa>];
+    columns_of(column, 0, columns);
+    for (int64_t first = 0; first < p.n_inner; first += p.block) {
+        const int64_t n_inner = smaller(p.block, p.n_inner - first), end = first + n_inner;
+        unpack_block<Isa>(p, columns, n, n_inner, s, form);
+        const bool last = end == p.n_inner;
+        columns_of(last ? column + strip_columns<Isa> : column, last ? 0 : end, next);
+        if (few) {
+            const int64_t after = smaller(last ? p.block : end + p.block, p.n_inner);
+            Ahead ahead{next, bytes_to(after) - (last ? 0 : bytes_to(end))};
+            tiles<Isa, Isa::few_rows>(p.n_rows, [&](int64_t row, auto rows) {
+                few_rows<Isa, rows>(p, row, n_inner, first / p.block, columns, form, s, sums, ahead);
+                ahead.bytes = 0;
+            });
+        } else if (is_integer(p.type)) {
             tiles<Isa>(p.n_rows, [&](int64_t row, auto rows) {
                 integer_rows<Isa, rows>(p, row, n_inner, first / p.block, s.strip, sums);
             });
@@ -837,6 +1112,7 @@ template <class Isa> void product(const Product & p, int64_t strip, char * scrat
                 float_rows<Isa, rows>(p, row, first, n_inner, s.floats, sums);
             });
         }
+        std::memcpy(columns, next, sizeof columns);
     }
     if (p.activation == Activation::gelu) return finish<Isa, Activation::gelu>(p, column, n, sums);
     finish<Isa, Activation::none>(p, column, n, sums);
@@ -1065,7 +1341,7 @@ template <class Isa> void to_half(const float * x, void * out, int64_t n) {
 template <class Isa> const Kernels * kernels() {
     static const Kernels table = {
         Isa::name,           strip_columns<Isa>,  strip_columns<Isa>, Isa::supported,
-        block_of,            is_integer,          quantize_rows<Isa>, product_scratch<Isa>,
+        block_of,            is_integer,          Isa::group,         quantize_rows<Isa>, product_scratch<Isa>,
         attention_scratch<Isa>, product<Isa>,     gather_cells<Isa>,  attend<Isa>,
         norm<Isa>,           gelu_row<Isa>,       swiglu<Isa>,        add<Isa>,
         multiply<Isa>,       to_half<Isa>,

@@ -30,7 +30,7 @@ struct Product {
     int64_t n_columns;  // n
     int64_t n_inner;    // k
     int64_t block;      // inner values that share a scale
-    const int16_t * quantized;  // [block of k][row][block, made even], see `quantize_rows`
+    const int16_t * quantized;  // [block of k][row][block, in whole groups], see `quantize_rows`
     const float * scales;       // [block of k][row]
     const float * x;            // the float kernel reads the rows themselves
     int64_t x_stride;           // floats from row to row
@@ -73,6 +73,8 @@ struct Kernels {
     int64_t (*block_of)(Weight type, int64_t n_inner);
     // Whether the type is multiplied as integers.
     bool (*is_integer)(Weight type);
+    // Inner values whose int16 lie together, in an order of their own; zeros fill the last group.
+    int group;
     // Rows [first, last) of x as int16 with a scale for each row and block.
     void (*quantize_rows)(const float * x, int64_t stride, int64_t n_rows, int64_t n_inner, int64_t block,
                           int64_t first, int64_t last, int16_t * quantized, float * scales);

@@ -1,5 +1,5 @@
 // Tests and measures the kernels without a model: `test_kernels` checks them against float64,
-// `test_kernels rate` prints their speed as JSON lines. ggml's own functions make the weights and
+// `test_kernels rate [TYPE]` prints their speed as JSON lines. ggml's own functions make the weights and
 // read them back.
 
 #include "kernels.h"
@@ -90,19 +90,20 @@ Matrix matrix(const Format & format, int64_t n_rows, int64_t n, std::mt19937 & r
 struct Job {
     Matrix weights;
     std::vector<float> x, scales, out, bias, residual;
-    std::vector<int16_t> quantized;
-    std::vector<char> scratch;
+    std::vector<char> quantized, scratch;
     Product product{};
 
-    char * aligned_scratch() {
-        return scratch.data() + (64 - reinterpret_cast<uintptr_t>(scratch.data()) % 64) % 64;
-    }
+    int16_t * aligned_rows() { return reinterpret_cast<int16_t *>(aligned(quantized)); }
+    char * aligned_scratch() { return aligned(scratch); }
+
+  private:
+    static char * aligned(std::vector<char> & v) { return v.data() + (64 - reinterpret_cast<uintptr_t>(v.data()) % 64) % 64; }
 };
 
 void quantize(Job & job, const Kernels & kernels) {
     auto & p = job.product;
     if (!kernels.is_integer(p.type)) return;
-    kernels.quantize_rows(p.x, p.x_stride, p.n_rows, p.n_inner, p.block, 0, p.n_rows, job.quantized.data(), job.scales.data());
+    kernels.quantize_rows(p.x, p.x_stride, p.n_rows, p.n_inner, p.block, 0, p.n_rows, job.aligned_rows(), job.scales.data());
 }
 
 void multiply(Job & job, const Kernels & kernels) {
@@ -127,10 +128,10 @@ Job job(const Format & format, int64_t n_rows, int64_t n_columns, int64_t n_inne
     p.x = j.x.data();
     p.x_stride = n_inner;
     const auto n_blocks = (n_inner + p.block - 1) / p.block;
-    j.quantized.resize(static_cast<size_t>(n_rows * (n_inner + 1)));
+    j.quantized.resize(static_cast<size_t>(n_rows * (n_inner + kernels.group)) * sizeof(int16_t) + 64);
     j.scales.resize(static_cast<size_t>(n_rows * n_blocks));
     j.out.resize(static_cast<size_t>(n_rows * n_columns));
-    p.quantized = j.quantized.data();
+    p.quantized = j.aligned_rows();
     p.scales = j.scales.data();
     p.out = j.out.data();
     p.out_stride = n_columns;
@@ -356,10 +357,12 @@ template <class Work> double seconds_of(Work work) {
     return best;
 }
 
-void rates(const Kernels & kernels) {
+void rates(const Kernels & kernels, const std::string & only) {
     std::mt19937 random(1);
+    const auto left_out = [&](const Format & format) { return !only.empty() && only != ggml_type_name(format.type); };
     for (const auto & format : formats) {
-        for (const int64_t n_rows : {12, 32, 128, 512}) {
+        if (left_out(format)) continue;
+        for (const int64_t n_rows : {1, 2, 4, 8, 12, 16, 24, 32, 64, 128, 512}) {
             Job j = job(format, n_rows, 1024, 1024, kernels, random);
             const double quantizing = seconds_of([&] { quantize(j, kernels); });
             const double seconds = seconds_of([&] { multiply(j, kernels); });
@@ -367,6 +370,28 @@ void rates(const Kernels & kernels) {
             std::printf("{\"kernel\": \"%s\", \"type\": \"%s\", \"rows\": %ld, \"gmac_per_s\": %.1f, \"with_quantizing\": %.1f}\n",
                         kernels.name, ggml_type_name(format.type), n_rows, macs / seconds * 1e-9,
                         macs / (seconds + quantizing) * 1e-9);
+        }
+    }
+    // Weights that come from memory, whose speed limits few rows.
+    for (const size_t number : {1, 3, 6, 8}) {
+        const auto & format = formats[number];
+        if (left_out(format)) continue;
+        for (const int64_t n_rows : {1, 2, 4, 8, 12, 16, 24, 32, 64}) {
+            Job j = job(format, n_rows, 1024, 1024, kernels, random);
+            const int64_t copies = (int64_t{128} << 20) / static_cast<int64_t>(j.weights.bytes.size());
+            std::vector<char> one = j.weights.bytes;
+            j.weights.bytes.clear();
+            for (int64_t i = 0; i < copies; i++) j.weights.bytes.insert(j.weights.bytes.end(), one.begin(), one.end());
+            j.product.weights = j.weights.bytes.data();
+            quantize(j, kernels);
+            int64_t copy = 0;
+            const double seconds = seconds_of([&] {
+                j.product.weights = j.weights.bytes.data() + static_cast<size_t>(copy++ % copies) * one.size();
+                multiply(j, kernels);
+            });
+            std::printf("{\"kernel\": \"%s\", \"type\": \"%s\", \"rows\": %ld, \"from_memory_gmac_per_s\": %.1f, \"gb_per_s\": %.1f}\n",
+                        kernels.name, ggml_type_name(format.type), n_rows, static_cast<double>(n_rows) * 1024 * 1024 / seconds * 1e-9,
+                        static_cast<double>(one.size()) / seconds * 1e-9);
         }
     }
     // One strip against rows that stay in the first level cache: the unpacking counts little.
@@ -386,7 +411,7 @@ int main(int argc, char ** argv) {
     }
     ggml_free(ggml_init({16, nullptr, true}));  // fills ggml's tables
     if (argc > 1 && std::string(argv[1]) == "rate") {
-        rates(kernels);
+        rates(kernels, argc > 2 ? argv[2] : "");
         return 0;
     }
     for (const auto & format : formats) {
@@ -395,6 +420,7 @@ int main(int argc, char ** argv) {
         test_product(kernels, format, 3, 1, unit);
         test_product(kernels, format, 3, 17, 3 * unit);
         test_product(kernels, format, 8, 40, 1024 + unit);
+        test_product(kernels, format, 50, 9, 512 + unit);  // so many rows that weights are turned
     }
     test_product(kernels, formats[0], 4, 20, 77);
     test_product(kernels, formats[1], 4, 20, 301);
