@@ -8,15 +8,13 @@ BIN := .venv/bin
 # What the tests need; `make check` leaves it to be installed once.
 EXTRAS := arrow,cli,dev,mcp,pdf,plots,server,watch
 
-OTHERS := network or slow or minutes or reference or mteb or clients
-QUICK := not native and not ($(OTHERS))
+# Not part of `make test`, each with the reason in pyproject.toml.
+ELSEWHERE := reference or mteb or minutes or clients
+QUICK := not native and not (network or slow or $(ELSEWHERE))
 
-# Tracing branches doubles the time of a test. So the tests that reach most of them, the pure ones
-# and those that say so, run once more under it, with few examples; but not those of UNTRACED, which
-# take a third of the time and reach hardly a branch that the others do not.
-TRACED := (not native or branches) and not ($(OTHERS))
-UNTRACED := agents bar bench cli_index compare docs files fingerprint hardware held index late life \
-  safe_names sentence_transformers server spread testing tokenizer
+# Tracing branches doubles the time of a test. So tests/conftest.py marks those that reach most of
+# them; they run under it once, and those with random examples a second time with all examples.
+AS_THEY_ARE := (hypothesis or not traced) and not ($(ELSEWHERE))
 
 # More at a time than there are cores, since many tests wait for a process. The tests of a file stay
 # together, for they share what they build. In the order of the files: those of few tests, which
@@ -47,7 +45,8 @@ check:
 # A process for each half collects its own files alone, as pytest-xdist would not. The tests that look
 # at the sources (faults, files, layers, quants) are in one of them, which parses them once.
 quick-a-eg-j quick-fk-z: quick-%:
-	HYPOTHESIS_PROFILE=quick $(BIN)/pytest -m "$(QUICK)" tests/test_[$*]*.py
+	HYPOTHESIS_PROFILE=quick GGUF_EMBED_RANDOM_CALLS=1000 \
+	  $(BIN)/pytest -m "$(QUICK)" tests/test_[$*]*.py
 
 types:
 	$(BIN)/python tests/changed_types.py
@@ -59,15 +58,13 @@ test:
 	@$(MAKE) --no-print-directory -j3 -O all-tests all-types branches
 
 all-tests:
-	$(BIN)/pytest $(SIDE_BY_SIDE)
+	$(BIN)/pytest -m "$(AS_THEY_ARE)" $(SIDE_BY_SIDE)
 
-# The next two take the time that the tests leave.
 all-types:
-	nice $(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 branches:
-	HYPOTHESIS_PROFILE=quick nice $(BIN)/pytest -m "$(TRACED)" \
-	  $(UNTRACED:%=--ignore=tests/test_%.py) --cov --cov-report=json:build/coverage.json
+	HYPOTHESIS_PROFILE=quick $(BIN)/pytest -m traced --cov --cov-report=json:build/coverage.json
 	$(BIN)/python tests/coverage_floor.py build/coverage.json $(FLOOR)
 
 # The golden vectors, compared live with transformers and sentence-transformers (needs PyTorch).

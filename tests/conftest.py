@@ -93,9 +93,30 @@ def _quiet_machine() -> Iterator[None]:
 # These load llama.cpp.
 NATIVE_FIXTURES = frozenset({"tiny_model", "minilm_f16", "real"})
 
+# Tests under which branches are traced: the pure ones, and those that say so. Not those of these
+# files, which take a third of the time and reach hardly a branch that the others do not.
+UNTRACED_FILES = {
+    *("agents", "bar", "bench", "cli_index", "compare", "docs", "files", "fingerprint"),
+    *("hardware", "held", "index", "late", "life", "safe_names", "sentence_transformers"),
+    *("server", "spread", "testing", "tokenizer"),
+}
+UNTRACED_MARKS = {"network", "slow", "minutes", "reference", "mteb", "clients"}
 
+
+def is_traced(item: pytest.Item) -> bool:
+    marks = {mark.name for mark in item.iter_markers()}
+    return (
+        ("native" not in marks or "branches" in marks)
+        and not marks & UNTRACED_MARKS
+        and item.path.stem.removeprefix("test_") not in UNTRACED_FILES
+    )
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs llama.cpp by its fixtures, and what may fetch 84 MB: the original weights."""
+    """Mark what needs llama.cpp by its fixtures, what may fetch 84 MB (the original weights), and
+    what is traced.
+    """
     for item in items:
         if isinstance(item, pytest.Function):
             fixtures = {*item.fixturenames}
@@ -103,6 +124,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker("network")
             if fixtures & NATIVE_FIXTURES:
                 item.add_marker("native")
+        if is_traced(item):
+            item.add_marker("traced")
 
 
 def pytest_collection_finish() -> None:

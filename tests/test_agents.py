@@ -31,7 +31,9 @@ sys.exit(cli.main())
 def place(tmp_path: Path) -> Path:
     folder = tmp_path / "handbook"
     folder.mkdir()
-    (folder / "refunds.md").write_text("# Refunds\n\nWe refund late parcels.\n\nAt once.\n")
+    matter = "---\ntags: [money]\n---\n"
+    text = "# Refunds\n\nWe refund late parcels.\n\nAt once.\n"
+    (folder / "refunds.md").write_text(matter + text)
     (folder / "travel.md").write_text("# Travel\n\nTrains are booked by the office.\n")
     place = tmp_path / "made.index"
     with FakeEmbedder.open() as embedder:
@@ -65,7 +67,7 @@ def test_a_client_of_the_sdk(place: Path):
     assert "house rules" in said["tools"]["search"].description
     (hit,) = said["found"].structured_content["results"]
     assert hit["file"].endswith("handbook/refunds.md")
-    assert (hit["first_line"], hit["headings"], hit["about"]) == (1, ["Refunds"], "house rules")
+    assert (hit["last_line"], hit["about"]) == (8, "house rules")
     assert json.loads(said["found"].content[0].text) == said["found"].structured_content
     assert said["unknown"].is_error
     assert "search has no parameter 'colour'" in said["unknown"].content[0].text
@@ -84,6 +86,8 @@ def test_a_client_of_the_sdk(place: Path):
         ("search", {"query": "x", "limit": 99}, "limit=99: give 1 to 50"),
         ("search", {"query": "x", "by": "luck"}, "by='luck': choose one of"),
         ("search", {"query": "x", "paths": [1]}, "give a JSON array"),
+        ("search", {"query": "x", "where": "lang=en"}, "where='lang=en': give a JSON array"),
+        ("search", {"query": "x", "where": ["lang"]}, "--where 'lang': write KEY=VALUE"),
         ("search", {"query": "x", "rerank": True}, "no parameter 'rerank'"),
         ("get", {}, "takes an id, or a file"),
         ("get", {"id": "aaaa", "file": "x"}, "takes an id, or a file"),
@@ -95,6 +99,16 @@ def test_what_is_refused(place: Path, name: str, arguments: dict[str, object], m
         tools = AgentTools(index, FakeEmbedder.open)
         with pytest.raises(BadOption, match=message):
             tools.call(name, arguments)
+
+
+def test_metadata_chooses(place: Path):
+    with Index.open(place) as index:
+        tools = AgentTools(index, FakeEmbedder.open)
+        search, _, status = tools.tools
+        assert "keys: ext, modified, tags" in str(search.parameters["where"]["description"])
+        found = tools.call("search", {"query": "x", "where": ["ext=md", "tags=money"]})["results"]
+        assert [Path(hit["file"]).name for hit in found] == ["refunds.md"]
+        assert tools.call(status.name, {})["metadata_keys"] == ["ext", "modified", "tags"]
 
 
 def test_a_reranker_judges_anew(place: Path):

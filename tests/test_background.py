@@ -7,17 +7,28 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import psutil
 import pytest
 from commands import run_command
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gguf_embed.cli import options
+from gguf_embed.cli import manners, options
 from gguf_embed.machine import background
-from gguf_embed.machine.background import Pace, Strain, over_limit, reason_to_wait, stalled_percent
+from gguf_embed.machine.background import (
+    Pace,
+    Strain,
+    over_limit,
+    read_strain,
+    reason_to_wait,
+    stalled_percent,
+)
 from gguf_embed.testing import FakeEmbedder
 
 EASY = Strain(battery_percent=None, stalled_percent=0.0, free_share=0.5, over_limit_degrees=-20)
@@ -91,7 +102,7 @@ def test_work_goes_on_exactly_while_nothing_speaks_against_it(seen: list[Strain]
 def test_who_waits_is_let_go_at_the_end():
     said: list[str] = []
     pace = Pace(say=said.append, strain=lambda: Strain(battery_percent=3.0))
-    thread = threading.Thread(target=pace.wait)
+    thread = threading.Thread(target=pace.wait, daemon=True)
     thread.start()
     pace.end()
     thread.join(10)
@@ -108,12 +119,137 @@ def test_sensors_without_a_sane_limit_say_nothing(tmp_path: Path):
     nonsense = [sensor(90, None, None), sensor(50, 0, 0), sensor(30, 65261.0, None)]
     assert over_limit(nonsense) is None
     assert over_limit([*nonsense, sensor(70, 100, 105), sensor(60, None, 75)]) == -15
+    assert over_limit([sensor(70, 100, 105)]) == -30
+    assert over_limit([sensor(None, 100, None), sensor(101, 60, 120)]) == 41
     assert over_limit([]) is None
     assert stalled_percent(tmp_path / "none") is None
     (tmp_path / "memory").write_text("some avg10=12.50 avg60=0.00 total=1\nfull avg10=1.00\n")
     assert stalled_percent(tmp_path / "memory") == 12.5
     (tmp_path / "memory").write_text("nothing of that kind\n")
     assert stalled_percent(tmp_path / "memory") is None
+
+
+@pytest.fixture
+def sensors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+    """What the system's sensors say, to be changed: psutil's answers and the kernel's file."""
+    said: dict[str, Any] = {
+        "sensors_battery": SimpleNamespace(percent=80, power_plugged=True),
+        "sensors_temperatures": {"cpu": [sensor(50, 100, 110)], "disk": [sensor(40, 70, None)]},
+        "virtual_memory": SimpleNamespace(available=1, total=4),
+    }
+
+    def ask(name: str) -> object:
+        if isinstance(said[name], Exception):
+            raise said[name]
+        return said[name]
+
+    for name in said:
+        monkeypatch.setattr(psutil, name, lambda name=name: ask(name), raising=False)
+    monkeypatch.setattr(background, "_PRESSURE", tmp_path / "memory")
+    (tmp_path / "memory").write_text("some avg10=2.50 avg60=0.00 avg300=0.00 total=1\n")
+    return said
+
+
+def test_what_the_sensors_say(sensors: dict[str, Any], tmp_path: Path):
+    assert read_strain() == Strain(
+        battery_percent=None, stalled_percent=2.5, free_share=0.25, over_limit_degrees=-30
+    )
+    sensors["sensors_battery"] = SimpleNamespace(percent=29.4, power_plugged=False)
+    sensors["sensors_temperatures"]["disk"] = [sensor(71, 70, None)]
+    (tmp_path / "memory").unlink()
+    now = read_strain()
+    assert (now.battery_percent, now.over_limit_degrees, now.stalled_percent) == (29.4, 1, None)
+
+
+@pytest.mark.parametrize("plugged", [True, None])  # None: the system does not know
+def test_a_battery_counts_only_while_it_is_surely_used(sensors: dict[str, Any], plugged: object):
+    sensors["sensors_battery"] = SimpleNamespace(percent=5, power_plugged=plugged)
+    assert read_strain().battery_percent is None
+
+
+@pytest.mark.parametrize("name", ["sensors_battery", "sensors_temperatures"])
+def test_sensors_that_are_not_there_say_nothing(
+    sensors: dict[str, Any], name: str, monkeypatch: pytest.MonkeyPatch
+):
+    field = "battery_percent" if name == "sensors_battery" else "over_limit_degrees"
+    for answer in (None, RuntimeError("a driver"), NotImplementedError()):
+        sensors[name] = answer
+        assert getattr(read_strain(), field) is None
+    monkeypatch.delattr(psutil, name)  # as on systems of which psutil knows none
+    assert getattr(read_strain(), field) is None
+
+
+@pytest.mark.parametrize(
+    ("sensor_name", "bad", "good", "reason"),
+    [
+        (
+            "sensors_battery",
+            SimpleNamespace(percent=20, power_plugged=False),
+            SimpleNamespace(percent=20, power_plugged=True),
+            "the battery is at 20 %",
+        ),
+        ("sensors_temperatures", {"cpu": [sensor(101, 100, 110)]}, {}, "the machine is hot"),
+        ("memory", "some avg10=50.0 total=1\n", "some avg10=0.0 total=1\n", "memory is short"),
+    ],
+    ids=["battery", "heat", "memory"],
+)
+def test_work_stops_and_goes_on_by_the_sensors(
+    sensors: dict[str, Any], sensor_name: str, bad: Any, good: Any, reason: str, tmp_path: Path
+):
+    """From the system's answers to the lines that a person reads."""
+
+    def set_to(answer: Any) -> None:
+        if sensor_name == "memory":
+            (tmp_path / "memory").write_text(answer)
+        else:
+            sensors[sensor_name] = answer
+
+    said, slept = list[str](), list[float]()
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 2:
+            set_to(good)
+
+    set_to(bad)
+    pace = Pace(say=said.append, clock=lambda: sum(slept), sleep=sleep)
+    pace.wait()
+    assert said == [f"paused: {reason}; it goes on by itself", "goes on, after 10 s"]
+    pace.wait()
+    assert len(slept) == 2
+
+
+def test_one_thread_looks_for_all():
+    said, both, met = list[str](), threading.Barrier(2), list[int]()
+
+    def look() -> Strain:
+        with suppress(threading.BrokenBarrierError):  # nobody else comes
+            met.append(both.wait(timeout=0.2))
+        return EASY
+
+    pace = Pace(say=said.append, strain=look, clock=lambda: 0.0)
+    threads = [threading.Thread(target=pace.wait) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert (said, met) == ([], [])
+
+
+def test_nothing_waits_once_the_command_is_at_its_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    waits: list[Callable[[], None]] = []
+    embedder = nullcontext(SimpleNamespace(meter=SimpleNamespace(pace=waits.append)))
+    monkeypatch.setattr(background, "step_back", lambda *, threads: "")
+    monkeypatch.setattr(Pace, "__init__", _with(lambda: Strain(battery_percent=3.0)))
+    args = SimpleNamespace(background=True, threads=None, quiet=True)
+    with pytest.raises(KeyboardInterrupt), manners.opened(args, lambda: embedder):  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+    thread = threading.Thread(target=waits[0], daemon=True)
+    thread.start()
+    thread.join(5)
+    assert (thread.is_alive(), capsys.readouterr().err) == (False, "")
 
 
 @pytest.mark.slow

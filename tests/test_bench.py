@@ -647,8 +647,6 @@ def test_how_long_it_will_take():
     seconds = estimate.forecast_s([10, 20], n_in_round=40, n_rounds=3, n_vectors=1000)
     assert seconds == pytest.approx(1120 / 10 + 1120 / 20 + 2 * 4 * estimate.TURN_S)
     assert estimate.forecast_s([10], n_in_round=40, n_rounds=1, n_vectors=0) == 4 + estimate.TURN_S
-    assert estimate.shown_time(89) == "about 89 s"
-    assert estimate.shown_time(95) == "about 2 min"
 
 
 # -- the command -----------------------------------------------------------------------------

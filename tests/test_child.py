@@ -73,6 +73,31 @@ def test_a_bad_end_is_explained(module, body: str, reason: str, crashed: bool):
     assert not running.ending.ok
 
 
+AUTOGROUP = Path("/proc/self/autogroup")
+
+
+@pytest.mark.skipif(not AUTOGROUP.exists(), reason="no autogroups here")
+def test_a_child_of_least_priority_has_a_session_of_least_priority(module):
+    """Between sessions Linux asks for no priority of a process."""
+    name = module(
+        "from pathlib import Path\ntake_job()\n"
+        "tell({'group': Path('/proc/self/autogroup').read_text(), 'alone': os.getsid(0)})"
+    )
+    code = (
+        f"import os, sys, time; sys.path.insert(0, {sys.path[0]!r})\n"
+        "from gguf_embed.system.child import Child\n"
+        "running = Child(NAME)\nrunning.send(None)\nprint(next(running.answers()))\n"
+        "os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))\n"
+        "running = Child(NAME)\nrunning.send(None)\n"
+        "print(next(running.answers()), running.pid)"
+    ).replace("NAME", repr(name))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, after = done.stdout.splitlines()
+    assert f"'alone': {os.getsid(0)}" in before
+    assert "nice 19" in after
+    assert after.endswith(f"'alone': {after.split()[-1]}}} {after.split()[-1]}")
+
+
 def test_a_slow_one_is_ended(module):
     name = module("take_job()\ntell({'begun': 1})\ntime.sleep(60)")
     with Child(name, None) as running:

@@ -156,6 +156,54 @@ def test_dedupe_names_groups(run: Run, handbook: Path):
     assert (code, "--above 1.5: a cosine" in err) == (2, True)
 
 
+def test_which_files_are_taken_is_kept(run: Run, handbook: Path):
+    (handbook / "tool.py").write_text("late = 'parcels'\n")
+    (handbook / ".gitignore").write_text("refunds.md\n")
+
+    def files(*options: str) -> set[str]:
+        code, _, err = run("index", "-o", "hb", *options)
+        assert code == 0, err
+        out = run("search", "parcels trains", "--index", "hb", "--all", "--files")[1]
+        return {Path(line.split()[2]).name for line in out.splitlines()}
+
+    assert files("--include", "*.py", "--exclude", "travel*") == {"tool.py"}
+    assert files() == {"tool.py"}
+    assert files("--no-gitignore") == {"tool.py", "refunds.md"}
+    out = run("index", "list", "hb")[1]
+    for row in (r"include +\*\.py", r"exclude +travel\*", r"gitignore +not regarded"):
+        assert re.search(row, out)
+    assert json.loads(run("index", "list", "--json")[1])["indexes"][0]["gitignore"] is False
+    assert files("--exclude", "") == {"tool.py", "refunds.md", "travel.md"}
+    assert files("--include", "", "--gitignore") == {"travel.md"}
+    said = json.loads(run("index", "-o", "hb", "--exclude", "travel.md", "--json")[1])
+    assert (said["n_passages"], said["n_ignored"], said["passed_over"]) == (0, 1, {".py": 1})
+    assert "1 name left out by .gitignore; --no-git" in run("index", "-o", "hb")[2]
+    assert "--include 'a', '': is" not in run("index", "-o", "hb", "--include", "a")[2]
+    assert "--include '': is no pattern" in run("index", "-o", "hb", *["--include", ""] * 2)[2]
+
+
+def test_metadata_chooses(run: Run, handbook: Path):
+    text = (handbook / "travel.md").read_text()
+    (handbook / "travel.md").write_text(f"---\nlang: en\ndate: 2024-05-01\n---\n{text}")
+    (handbook / "refunds.md").write_text("---\nlang: [en\n---\n# Refunds\n\nAlways.\n")
+    code, _, err = run("index", "-o", "hb")
+    assert (code, "handbook/refunds.md: line 3: its front matter is no YAML" in err) == (0, True)
+    found = json.loads(run("index", "-o", "hb", "--rebuild", "--json")[1])
+    assert [each["source"] for each in found["no_metadata"]] == [str(handbook / "refunds.md")]
+    for where, there in [
+        (["lang=en"], True),
+        (["lang=en", "--where", "date<=2024-04"], False),
+        (["date>=2024-05", "--where", "ext=md"], True),
+    ]:
+        code, out, err = run("search", "parcels", "--index", "hb", "--where", *where)
+        assert (code, "travel.md" in out, "refunds.md" in out) == (0, there, False)
+        assert ("no passage in hb" in err) == (not there)
+    out = run("index", "list", "hb")[1]
+    assert re.search(r"metadata +date, ext, lang, modified", out)
+    (row,) = json.loads(run("index", "list", "--json")[1])["indexes"]
+    assert row["metadata_keys"] == ["date", "ext", "lang", "modified"]
+
+
 def test_search_shows_places(run: Run, handbook: Path):
     code, out, err = run("search", "late parcels", "--index", "hb", "--top", 1)
     assert (code, err) == (0, "")
@@ -283,6 +331,9 @@ def test_another_model(run: Run, handbook: Path):
         (["search", "x", "handbook", "--by", "words"], "--by: is for a search with --index"),
         (["search", "w " * 50, "--index", "hb"], "the question has 53 tokens, fake takes 32"),
         (["search", "x", "--index", "hb", "--path", "none"], "matches no file"),
+        (["search", "x", "--index", "hb", "--where", "a=b"], "--where a: no file of the index has"),
+        (["search", "x", "--index", "hb", "--where", "a"], "--where 'a': write KEY=VALUE"),
+        (["search", "x", "handbook", "--where", "a=b"], "--where: is for a search with --index"),
         (["search", "a\udcff", "--index", "hb"], "lone surrogate"),
         (["show", "ffffffff"], "no passage has this id"),
         (["show", "none.md:1", "--index", "hb"], "no such file in the index"),

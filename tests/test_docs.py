@@ -127,6 +127,7 @@ def test_there_are_commands_to_parse():
 def test_the_page_of_the_command_line_is_current():
     made, kept = reference.reference(), (ROOT / "docs" / "cli.md").read_text("utf-8")
     assert made == kept, "run: python -m gguf_embed.cli.reference > docs/cli.md"
+    assert "None" not in made, "an argument without a name, or a default that is none"
 
 
 def test_every_command_option_exit_code_and_error_is_documented():

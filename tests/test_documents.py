@@ -124,6 +124,13 @@ def test_gitignore_is_read_as_git_reads_it(top: list[str], inner: list[str], rep
     listed = subprocess.run(command, cwd=repository, check=True, capture_output=True, text=True)
     found = {name for name in listed.stdout.split("\0") if name and ".gitignore" not in name}
     assert ours(repository) == found
+    # A folder inside, of which the repository's own rules hold as well.
+    levels = [("", parse_ignore("\n".join(top)))]
+    for folder in ("docs", "a"):
+        if not is_ignored(folder, is_folder=True, levels=levels):
+            listing = list_folder(repository / folder, Choice(include=compile_globs("", ["*"])))
+            inside = {name for name in found if name.startswith(f"{folder}/")}
+            assert {f"{folder}/{each.name}" for each in listing.files} == inside
 
 
 # -- folders -----------------------------------------------------------------------------------
@@ -143,6 +150,32 @@ def test_a_folder_is_listed(tmp_path: Path):
         list_folder(tmp_path / "none", Choice())
     with pytest.raises(BadInput, match="is no file and no folder"):
         list_folder(Path(os.devnull), Choice())
+
+
+def test_rules_above_a_folder_count_up_to_the_top_of_its_repository(tmp_path: Path):
+    for name in ("docs/a.md", "docs/drafts/b.md", "docs/deep/c.md", "docs/deep/log.md"):
+        (tmp_path / "repository" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "repository" / name).touch()
+    (tmp_path / ".gitignore").write_text("a.md\n")
+    (tmp_path / "repository" / ".gitignore").write_text("docs/drafts\nlog.md\n")
+    (tmp_path / "repository" / "docs" / ".gitignore").write_text("/c.md\n!deep/log.md\n")
+    docs = tmp_path / "repository" / "docs"
+
+    def listed(root: Path, **choice: bool) -> set[str]:
+        return {each.name for each in list_folder(root, Choice(**choice)).files}
+
+    everything = {"a.md", "drafts/b.md", "deep/c.md", "deep/log.md"}
+    assert listed(docs) == everything  # no repository yet: only its own
+    (tmp_path / "repository" / ".git").mkdir()
+    assert listed(docs) == everything - {"drafts/b.md"}
+    assert listed(docs / "deep") == {"c.md", "log.md"}
+    assert listed(docs / "drafts") == {"b.md"}  # somebody has named it
+    (tmp_path / "link").symlink_to(docs)
+    assert listed(tmp_path / "link") == everything - {"drafts/b.md"}
+    assert listed(docs, gitignore=False) == everything
+    assert list_folder(docs, Choice()).n_ignored == 1
+    (docs / ".git").touch()  # a submodule
+    assert listed(docs) == everything
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path):

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from test_vector_cache import Failing
 
 from gguf_embed.cli import console, options
-from gguf_embed.errors import BadInput, BadOption, OutputFailed
+from gguf_embed.errors import BadInput, BadOption, OutputFailed, duration
 from gguf_embed.io.record import Record, UnreadableRow
 from gguf_embed.io.shards import ArrayShards
 from gguf_embed.jobs import manifest
@@ -633,7 +633,8 @@ def test_progress_in_a_log_tells_the_time_left(
     assert capsys.readouterr().err == (
         "gguf-embed: embed: 100 texts, 25 tokens/s, 20%, about 5 min left\n"
     )
-    assert [console.duration(s) for s in (5.4, 600, 7200)] == ["5 s", "10 min", "2.0 h"]
+    seconds = (5.4, 89, 95, 600, 7200)
+    assert [duration(s) for s in seconds] == ["5 s", "89 s", "2 min", "10 min", "2.0 h"]
 
 
 SLOW_COMMAND = """

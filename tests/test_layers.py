@@ -45,6 +45,7 @@ ONLY_IN = {
     "orjson": "server/",
     "prometheus_client": "server/meters.py",
     "pypdf": "io/documents.py",
+    "yaml": "io/front_matter.py",
     "watchfiles": "index/watch.py",
     "mcp": "server/agents.py",
     "mcp_types": "server/agents.py",

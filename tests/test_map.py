@@ -155,6 +155,21 @@ def test_a_map_as_a_table(index: Path, tmp_path: Path, capsys: pytest.CaptureFix
             assert -1 <= row["projection_x"] <= 1
 
 
+@pytest.mark.parametrize(
+    "command", [["map", "-o", "x.html"], ["cluster"]], ids=lambda each: each[0]
+)
+def test_an_index_without_passages_says_how_to_fill_it(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "texts").mkdir()
+    place = tmp_path / "empty.index"
+    with FakeEmbedder.open() as embedder:
+        make_index(place, embedder, Wanted(folders={tmp_path / "texts": None}), model="fake")
+    code, out, err = run_command(capsys, *command, "--index", str(place))
+    assert (code, out) == (2, "")
+    assert "empty.index: has no passages yet; fill it: gguf-embed index -o " in err
+
+
 def test_groups_of_an_index(index: Path, capsys: pytest.CaptureFixture[str]):
     code, out, _ = run_command(capsys, "cluster", "--index", index, "--groups", 3)
     assert code == 0

@@ -625,6 +625,7 @@ def test_an_index_is_searched(searched: Callable[..., Served]):
     (listed,) = client.get("/gguf-embed/v1/indexes").json()["indexes"]
     assert (listed["name"], listed["model"], listed["n_files"]) == ("handbook", "fake", 2)
     assert listed["folders"] == ["rules"]
+    assert listed["metadata_keys"] == ["ext", "modified"]
 
     def asked(**body: object) -> list[dict[str, Any]]:
         answer = client.post("/gguf-embed/v1/search", json=body)
@@ -641,6 +642,8 @@ def test_an_index_is_searched(searched: Callable[..., Served]):
     (late,) = asked(query="parcel", by="words")
     assert (late["headings"], late["similarity"]) == (["Refunds"], None)
     assert asked(query="trains", paths=["refunds*"], by="words") == []
+    assert len(asked(query="trains", where=["ext=md", "modified>=2000"], by="words")) == 1
+    assert asked(query="trains", where=["modified<=2000"]) == []
     judged = asked(query="refund order late parcel", rerank=True, top=2)
     assert judged[0]["score"] > judged[1]["score"]
 
@@ -654,6 +657,8 @@ def test_an_index_is_searched(searched: Callable[..., Served]):
         ({"query": "x", "by": "feeling"}, 400, "by"),
         ({"query": "x " * 600_000}, 413, "characters"),
         ({"query": "x", "rerank": True}, 501, "no reranker"),
+        ({"query": "x", "where": ["lang=en"]}, 400, "there are ext, modified"),
+        ({"query": "x", "where": ["lang"]}, 400, "KEY=VALUE"),
     ],
 )
 def test_questions_that_are_refused(
@@ -686,9 +691,11 @@ def ask_as_agent(served: Served, path: str, headers: dict[str, str]) -> dict[str
         http = httpx2.AsyncClient(transport=transport, base_url="http://localhost", headers=headers)
         place = streamable_http_client(f"http://localhost{path}", http_client=http)
         async with mcp.Client(place) as client:
+            tools = (await client.list_tools()).tools
             return {
                 "server": client.server_info.name,
-                "tools": [tool.name for tool in (await client.list_tools()).tools],
+                "tools": [tool.name for tool in tools],
+                "read_only": [tool.annotations.read_only_hint for tool in tools],
                 "found": await client.call_tool("search", {"query": "late parcel", "limit": 1}),
                 "words": await client.call_tool("search", {"query": "trains", "by": "words"}),
                 "unknown": await client.call_tool("search", {"query": "x", "colour": "red"}),
@@ -706,6 +713,7 @@ def test_an_agent_asks_over_http(searched: Callable[..., Served], path: str):
     served = searched(keys=(KEY,), hosts=hosts_for("127.0.0.1", ()))
     said = ask_as_agent(served, path, {"authorization": f"Bearer {KEY}"})
     assert (said["server"], said["tools"]) == ("gguf-embed", ["search", "get", "status"])
+    assert said["read_only"] == [True] * 3
     (hit,) = said["found"].structured_content["results"]
     assert (hit["file"].endswith("texts/refunds.md"), hit["about"]) == (True, "rules")
     assert said["words"].structured_content["results"][0]["file"].endswith("travel.md")
@@ -741,6 +749,67 @@ def test_who_may_not_ask_as_an_agent(
     answer = served.client.post(path, json=body, headers=accepted)
     assert (answer.status_code, message in answer.text) == (status, True), answer.text
     assert served.client.get("/mcp", headers=key).status_code in (401, 405)
+
+
+def rpc(method: str, **params: object) -> dict[str, object]:
+    return {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+
+
+JSON_OR_EVENTS = {"accept": "application/json, text/event-stream"}
+
+
+def test_words_open_no_model_for_an_agent(searched: Callable[..., Served]):
+    pytest.importorskip("mcp")
+    served = searched(hosts=hosts_for("127.0.0.1", ()))
+
+    def search(**arguments: object) -> dict[str, Any]:
+        body = rpc("tools/call", name="search", arguments=arguments)
+        answer = served.client.post("/mcp", json=body, headers=JSON_OR_EVENTS)
+        assert answer.headers["content-length"] == str(len(answer.content))
+        return answer.json()["result"]
+
+    assert not search(query="trains", by="words")["isError"]
+    assert served.opened == []
+    refused = search(query="trains", by="words", where=["colour=red"])
+    assert refused["isError"]
+    assert "there are ext, modified" in refused["content"][0]["text"]
+    assert not search(query="trains")["isError"]
+    assert served.opened == ["fake"]
+
+
+def test_any_page_may_ask_as_an_agent_where_all_are_allowed(searched: Callable[..., Served]):
+    pytest.importorskip("mcp")
+    served = searched(hosts=hosts_for("127.0.0.1", ()), origins=("*",))
+    headers = {**JSON_OR_EVENTS, "origin": "http://evil.example"}
+    assert served.client.post("/mcp", json=rpc("tools/list"), headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "content", "status"),
+    [
+        (JSON_OR_EVENTS, b"{", 400),
+        ({"accept": "text/html"}, b"{}", 406),
+        ({**JSON_OR_EVENTS, "content-type": "text/plain"}, b"{}", (400, 415)),
+    ],
+)
+def test_what_is_no_message_of_the_protocol(
+    searched: Callable[..., Served], headers: dict[str, str], content: bytes, status: object
+):
+    pytest.importorskip("mcp")
+    served = searched(hosts=hosts_for("127.0.0.1", ()))
+    given = {"content-type": "application/json", **headers}
+    answer = served.client.post("/mcp", content=content, headers=given)
+    assert answer.status_code in (status if isinstance(status, tuple) else (status,)), answer.text
+
+
+def test_a_message_that_is_too_long_is_refused(searched: Callable[..., Served]):
+    pytest.importorskip("mcp")
+    most = 5 << 20  # more than the SDK takes where nobody says so
+    served = searched(hosts=hosts_for("127.0.0.1", ()), limits=Limits(max_body_bytes=most))
+    for text, status in (("x" * (most - 1000), 200), ("x" * most, 413)):
+        body = rpc("tools/call", name="search", arguments={"query": text, "by": "words"})
+        answer = served.client.post("/mcp", json=body, headers=JSON_OR_EVENTS)
+        assert answer.status_code == status, answer.text
 
 
 def test_without_an_index_a_search_says_how_to_have_one(serve: Callable[..., Served]):

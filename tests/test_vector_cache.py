@@ -147,6 +147,13 @@ def test_moving_takes_all_of_it_along(tmp_path: Path, monkeypatch: pytest.Monkey
     with VectorCache.open() as cache:
         assert cache.path == tmp_path / "new.sqlite"
         assert found(cache, "x") == [0]
+        (tmp_path / "disk").mkdir()
+        assert cache.move(tmp_path / "disk") == tmp_path / "disk" / "new.sqlite"
+    with VectorCache.open() as cache:
+        assert (cache.path, found(cache, "x")) == (tmp_path / "disk" / "new.sqlite", [0])
+        with pytest.raises(OutputFailed, match=r"disk/new\.sqlite: is there already"):
+            cache.move(tmp_path / "disk")
+        assert found(cache, "x") == [0]
 
 
 def test_a_file_of_something_else_is_left_alone(tmp_path: Path):
@@ -305,6 +312,10 @@ def test_the_command_shows_prunes_and_moves(
     assert "0 vectors forgotten" in shown("prune", "--unused-days", 5)[2]
     target = tmp_path / "moved.sqlite"
     assert shown("move", target)[0] == 0
+    assert json.loads(shown("--json")[1])["file"] == str(target)
+    (tmp_path / "disk").mkdir()
+    target = tmp_path / "disk" / target.name
+    assert f"is {target} from now on" in shown("move", tmp_path / "disk")[2]
     assert json.loads(shown("--json")[1])["file"] == str(target)
     assert "100 vectors forgotten" in shown("prune", "--to", 0)[2]
     for wrong in (["prune"], ["--to", 5], ["limit"], ["show", "x"], ["limit", "much"]):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gguf_embed.cli import console
+from gguf_embed.errors import duration
 from gguf_embed.system.files import printable
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def print_forecast(seen: Forecast, args: argparse.Namespace, embedder: Embedder)
             ("too long", f"{seen.n_too_long:,} (more than {embedder.n_ctx:,} tokens)"),
             ("unusable", f"{seen.n_unusable:,}"),
             ("speed", f"{seen.tokens_per_s:,.0f} tokens/s, measured on a sample"),
-            ("time", console.duration(seen.seconds)),
+            ("time", duration(seen.seconds)),
             ("memory", f"{seen.memory_bytes / mib:,.0f} MiB"),
             ("result", f"{seen.result_bytes / mib:,.1f} MiB"),
         ]

@@ -32,7 +32,7 @@ examples:
   gguf-embed cache prune --unused-days 90
   gguf-embed cache prune --space 0123456789abcdef
   gguf-embed cache prune --to 0
-  gguf-embed cache move /data/vectors.sqlite"""
+  gguf-embed cache move /data/"""
 
 
 def add(commands: Any) -> None:
@@ -50,7 +50,9 @@ def add(commands: Any) -> None:
         default="show",
         help="show what is in it (default), set its limit, prune it, or move it",
     )
-    parser.add_argument("value", nargs="?", help="of limit: a SIZE; of move: the new FILE")
+    parser.add_argument(
+        "value", nargs="?", help="of limit: a SIZE; of move: the new FILE or FOLDER"
+    )
     group = parser.add_argument_group("prune")
     group.add_argument("--to", type=options.size, metavar="SIZE", help="the oldest beyond it go")
     group.add_argument(
@@ -69,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     if pruning != (args.action == "prune"):
         raise BadOption("prune takes --to, --unused-days or --space, and nothing else does")
     if (args.value is not None) != (args.action in ("limit", "move")):
-        raise BadOption("limit takes a SIZE and move a FILE, and nothing else does")
+        raise BadOption("limit takes a SIZE and move a FILE or FOLDER, and nothing else does")
     with VectorCache.open() as cache:
         if args.action == "limit":
             try:
@@ -85,8 +87,8 @@ def run(args: argparse.Namespace) -> int:
             )
             console.say(f"{console.counted(n, 'vector')} forgotten")
         elif args.action == "move":
-            cache.move(Path(args.value))
-            console.say(f"the cache of vectors is {args.value} from now on")
+            moved = cache.move(Path(args.value))
+            console.say(f"the cache of vectors is {console.plain(str(moved))} from now on")
             return 0
         _show(cache.use(), as_json=args.json)
     return 0

@@ -8,8 +8,8 @@ from typing import Any, Final
 from gguf_embed.cli import console, options
 from gguf_embed.cli.commands import COMMANDS
 from gguf_embed.cli.hits import near
-from gguf_embed.cli.show import add_passages, only_index
-from gguf_embed.errors import BadInput, counted
+from gguf_embed.cli.show import add_passages, check_filled, only_index
+from gguf_embed.errors import counted
 
 _NEAREST: Final = 3  # passages that are printed of each group
 
@@ -55,8 +55,7 @@ def run(args: argparse.Namespace) -> int:
     name: str = args.index or only_index()
     with Index.open(name) as index:
         hits, vectors = index.passages(paths=args.path)
-    if not hits:
-        raise BadInput(f"{name}: has no passages yet; fill it: gguf-embed index -o {name}")
+    check_filled(name, hits)
     clusters = clusters_of(vectors, args.groups)
     names = names_of([hit.passage.text for hit in hits], clusters.numbers, clusters.n)
     groups: list[dict[str, object]] = []

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from gguf_embed.cli import layout
-from gguf_embed.errors import BadOption, OutputFailed
+from gguf_embed.errors import BadOption, OutputFailed, duration
 from gguf_embed.errors import counted as counted
 
 if TYPE_CHECKING:
@@ -177,15 +177,6 @@ class ProgressLines(ProgressBar):
                 left = (self._total_bytes - self._n_bytes) / new_bytes * seconds
                 line += f", about {duration(left)} left"
         return line
-
-
-def duration(seconds: float) -> str:
-    """A time for people."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 @contextmanager

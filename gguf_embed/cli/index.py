@@ -82,13 +82,15 @@ def add(commands: Any) -> None:
         "--include",
         action="append",
         metavar="GLOB",
-        help="read such files too, as text: '*.py', 'src/*.c'; may be repeated",
+        help="read such files too, as text: '*.py', 'src/*.c'; may be repeated; '' alone: no "
+        "others any more",
     )
     group.add_argument(
         "--exclude",
         action="append",
         metavar="GLOB",
-        help="leave such files and folders out: drafts, '*.log'; may be repeated",
+        help="leave such files and folders out: drafts, '*.log'; may be repeated; '' alone: none "
+        "any more",
     )
     group.add_argument(
         "--gitignore",
@@ -200,13 +202,18 @@ def _wanted(args: argparse.Namespace) -> Wanted:
     return Wanted(
         folders=folders,
         remove=[Path(name).absolute() for name in args.remove],
-        include=args.include,
-        exclude=args.exclude,
+        include=_patterns(args.include),
+        exclude=_patterns(args.exclude),
         gitignore=args.gitignore,
         chunk_tokens=args.chunk_tokens,
         overlap=args.overlap,
         rebuild=args.rebuild,
     )
+
+
+def _patterns(given: list[str] | None) -> list[str] | None:
+    """What is kept from now on; None: what was kept before."""
+    return [] if given == [""] else given
 
 
 def _about(text: str, inputs: list[str]) -> tuple[str, str]:
@@ -282,7 +289,12 @@ def _print_report(
                 ],
                 "absent": [printable(path) for path in report.absent],
                 "passed_over": dict(sorted(report.passed_over.items())),
+                "n_ignored": report.n_ignored,
                 "no_vector": report.no_vector,
+                "no_metadata": [
+                    {"source": printable(path), "reason": reason}
+                    for path, reason in report.no_metadata
+                ],
             },
         )
         return
@@ -300,10 +312,14 @@ def _print_report(
         console.say(f"{near(path)}: not there; what is known of it stays; --remove takes it out")
     _say_some([f"not read: {near(path)}: {reason}" for path, reason in report.unread])
     _say_some(report.no_vector)
+    _say_some([f"{near(path)}: {reason}" for path, reason in report.no_metadata])
     if report.passed_over:
         shown = ", ".join(ending for ending, _ in report.passed_over.most_common(5))
         n = report.passed_over.total()
         console.say(f"{counted(n, 'other file')} passed over ({shown}); --include takes such files")
+    if report.n_ignored and not report.n_passages:
+        n = counted(report.n_ignored, "name")
+        console.say(f"{n} left out by .gitignore; --no-gitignore takes such files and folders")
 
 
 def _say_some(lines: list[str]) -> None:

@@ -62,6 +62,7 @@ def _print_status(name: str, status: IndexStatus) -> None:
         ("files", f"{status.n_files:,}"),
         ("size", f"{status.n_bytes / 2**20:,.1f} MiB"),
         ("updated", status.updated_at or "not finished"),
+        ("metadata", ", ".join(status.metadata_keys) or "none: bring it up to date"),
     ]
     if status.unfinished:
         rows.append(("missing", f"{counted(status.unfinished, 'file')}: run it again"))
@@ -73,6 +74,8 @@ def _print_status(name: str, status: IndexStatus) -> None:
         rows.append(("include", pattern))
     for pattern in status.selection.exclude:
         rows.append(("exclude", pattern))
+    if not status.selection.gitignore:
+        rows.append(("gitignore", "not regarded"))
     paths = {folder.id: folder.path for folder in status.folders}
     for each in status.unread:
         rows.append(("not read", f"{near(paths[each.folder] / each.name)}: {each.reason}"))
@@ -99,8 +102,10 @@ def as_dict(status: IndexStatus) -> Mapping[str, object]:
         "n_bytes": status.n_bytes,
         "updated_at": status.updated_at,
         "n_unfinished": status.unfinished,
+        "metadata_keys": list(status.metadata_keys),
         "include": list(status.selection.include),
         "exclude": list(status.selection.exclude),
+        "gitignore": status.selection.gitignore,
         "folders": [
             {
                 "folder": printable(folder.path),

@@ -36,6 +36,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="rank by meaning and words together (default), or by one of them; words need no model",
     )
     options.add_path(group)
+    group.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="in files with such metadata only: lang=en, 'date>=2024-05', 'date<=2024'; may be "
+        "repeated, and all must hold",
+    )
     group.add_argument("--all", action="store_true", help="all results, not --top of them")
     group.add_argument(
         "--min-score", type=float, metavar="X", help="only results with at least this score"
@@ -60,7 +68,7 @@ def check(args: argparse.Namespace) -> None:
             raise BadOption(
                 "the following arguments are required: INPUT; see gguf-embed search --help"
             )
-        given = [name for name in ("path", "all", "files", "open") if getattr(args, name)]
+        given = [name for name in ("path", "where", "all", "files", "open") if getattr(args, name)]
         given += ["min_score"] if args.min_score is not None else []
         given += ["context"] if args.context is not None else []
         given += ["by"] if args.by != "both" else []
@@ -146,6 +154,7 @@ def _found(
         top=None if args.files else top,
         by=args.by,
         paths=args.path,
+        where=args.where,
         min_score=None if reranked else args.min_score,
     )
     if args.files:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gguf_embed.cli import console, options
 from gguf_embed.cli.commands import COMMANDS
-from gguf_embed.cli.show import add_passages, only_index
-from gguf_embed.errors import BadInput, BadOption, counted
+from gguf_embed.cli.show import add_passages, check_filled, only_index
+from gguf_embed.errors import BadOption, counted
 
 if TYPE_CHECKING:
     from gguf_embed.index.map_page import MappedPassages
@@ -74,8 +74,7 @@ def run(args: argparse.Namespace) -> int:
         hits, vectors = index.passages(paths=args.path, most=args.most)
         n_all = index.status().n_passages
         space = index.facts.space
-    if not hits:
-        raise BadInput(f"{name}: has no passages yet; fill it: gguf-embed index -o {name}")
+    check_filled(name, hits)
     clusters = clusters_of(vectors, args.groups)
     numbers: list[int] = clusters.numbers.tolist()
     names = names_of([hit.passage.text for hit in hits], clusters.numbers, clusters.n)

@@ -204,10 +204,9 @@ def add_reranker(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
-        default=RERANKER,
         metavar="NAME|PATH",
         help="a reranker of `gguf-embed models`, owner/repo on the Hub, or any .gguf file of one "
-        "(default: %(default)s)",
+        f"(default: {RERANKER})",
     )
     _add_how(parser, group.add_argument)
 

@@ -95,11 +95,16 @@ def _title(title: str | None) -> str:
 
 
 def _spelled(action: argparse.Action) -> str:
-    value = action.metavar or (
-        "{" + ",".join(map(str, action.choices)) + "}" if action.choices else action.dest.upper()
+    value = str(
+        action.metavar
+        or (
+            "{" + ",".join(map(str, action.choices)) + "}"
+            if action.choices
+            else action.dest.upper()
+        )
     )
     if not action.option_strings:
-        return str(action.metavar)
+        return value.replace("|", "\\|")
     names = ", ".join(action.option_strings)
     return names if action.nargs == 0 else f"{names} {value}".replace("|", "\\|")
 

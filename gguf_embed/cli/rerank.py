@@ -59,7 +59,6 @@ def add(commands: Any) -> None:
         "names every such text",
     )
     options.add_reranker(parser)
-    parser.set_defaults(model=None)
     parser.add_argument(
         "--server",
         metavar="URL",

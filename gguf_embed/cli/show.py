@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gguf_embed.cli import console, options
@@ -13,7 +14,7 @@ from gguf_embed.cli.indexed import open_in_editor
 from gguf_embed.errors import BadInput, BadOption
 
 if TYPE_CHECKING:
-    from gguf_embed.index.index import Excerpt
+    from gguf_embed.index.index import Excerpt, Hit
 
 AROUND = 10  # lines, of a passage
 _MOST = 2**31 - 1
@@ -103,6 +104,12 @@ def only_index() -> str:
         shown = f"there are {', '.join(names)}" if names else "none has a name here"
         raise BadOption(f"which index? say it with --index NAME; {shown}")
     return names[0]
+
+
+def check_filled(name: str, hits: Sequence[Hit]) -> None:
+    """Raise BadInput for an index that has no passages."""
+    if not hits:
+        raise BadInput(f"{name}: has no passages yet; fill it: gguf-embed index -o {name}")
 
 
 def lines_of(what: str) -> tuple[str, int, int]:

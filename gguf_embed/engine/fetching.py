@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from gguf_embed.errors import duration
 from gguf_embed.plan import speed
 from gguf_embed.plan.plan import Plan
 from gguf_embed.store.download import OnDownload
@@ -58,7 +59,7 @@ def in_one_line(
     parts: list[str] = []
     left_s = left_bytes / bytes_per_s if bytes_per_s > 0 else 0.0
     if left_s > SHORT_S:
-        parts.append(f"about {_duration(left_s)} at {bytes_per_s / 2**20:,.1f} MiB/s")
+        parts.append(f"about {duration(left_s)} at {bytes_per_s / 2**20:,.1f} MiB/s")
     free = free_bytes(at.cache)
     if free is not None:
         parts.append(f"{mib(free)} of disk free")
@@ -69,7 +70,3 @@ def in_one_line(
             then = f"about {speed.in_words(plan.chosen.tokens_per_s)}, in {then}"
         parts.append(f"then {then}")
     return f"fetching {source.label_with_size}, once: {'; '.join(parts)}"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:,.0f} min"

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 MOST_HITS: Final = 50
 CANDIDATES: Final = 50  # that a reranker judges
 MOST_LINES: Final = 2000
+MOST_KEYS: Final = 40  # that a description names
 _TYPES: Final[Mapping[str, tuple[type, ...]]] = {
     "string": (str,),
     "integer": (int,),
@@ -116,6 +117,7 @@ class AgentTools:
             top=max(limit, CANDIDATES) if reranks else limit,
             by=by,
             paths=given.get("paths", ()),
+            where=given.get("where", ()),
             min_score=None if reranks else given.get("min_score"),
         )
         scores = [hit.score for hit in found]
@@ -151,6 +153,7 @@ class AgentTools:
             "updated_at": status.updated_at,
             "n_unfinished": status.unfinished,
             "n_unread": len(status.unread),
+            "metadata_keys": list(status.metadata_keys),
             "folders": [
                 {
                     "folder": printable(folder.path),
@@ -191,7 +194,8 @@ def excerpt_dict(excerpt: Excerpt) -> dict[str, object]:
 
 
 def _tools(index: Index, *, reranks: bool) -> tuple[AgentTool, ...]:
-    folders = index.status().folders
+    status = index.status()
+    folders, keys = status.folders, ", ".join(status.metadata_keys[:MOST_KEYS])
     about = "; ".join(f"{folder.path.name}: {folder.about}" for folder in folders if folder.about)
     lines = {"type": "integer", "minimum": 1, "maximum": 2**31 - 1}
     parameters: dict[str, Mapping[str, object]] = {
@@ -207,6 +211,13 @@ def _tools(index: Index, *, reranks: bool) -> tuple[AgentTool, ...]:
             "type": "array",
             "items": {"type": "string"},
             "description": "only files that match one of these patterns, such as docs/*.md",
+        },
+        "where": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "only files of which all of these hold: KEY=VALUE, or KEY>=VALUE and "
+            "KEY<=VALUE for numbers and dates, such as date>=2024-05"
+            + (f"; keys: {keys}" if keys else ""),
         },
         "min_score": {"type": "number", "description": "only results with at least this score"},
     }

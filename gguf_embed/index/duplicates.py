@@ -39,18 +39,20 @@ def near_groups(vectors: Vectors, above: float, *, block: int = BLOCK) -> list[l
 
 def _join(parents: npt.NDArray[np.intp], a: npt.NDArray[np.intp], b: npt.NDArray[np.intp]) -> None:
     """Have each pair in one tree, whose root is its least row."""
-    while True:
+    for _ in range(len(parents) + 1):  # each time one row at least is no root any more
         a, b = _roots(parents, a), _roots(parents, b)
         apart = a != b
         if not apart.any():
             return
         a, b = a[apart], b[apart]
         np.minimum.at(parents, np.maximum(a, b), np.minimum(a, b))
+    raise AssertionError("a pair stays apart")
 
 
 def _roots(parents: npt.NDArray[np.intp], rows: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-    while True:
+    for _ in range(len(parents) + 1):  # a parent is a lesser row: no way up is longer
         above = parents[rows]
         if (above == rows).all():
             return rows
         rows = above
+    raise AssertionError("a parent is not the lesser row")

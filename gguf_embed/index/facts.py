@@ -135,3 +135,4 @@ class IndexStatus:
     updated_at: str  # ISO 8601, UTC; "" before the first update
     unfinished: int  # files that an update which was cut off has left; 0: it is complete
     unread: tuple[Unread, ...]
+    metadata_keys: tuple[str, ...]  # that questions may be limited by

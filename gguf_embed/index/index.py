@@ -36,6 +36,7 @@ from gguf_embed.index.generations import (
     read_pointer,
     vectors_of,
 )
+from gguf_embed.index.metadata import files_that_hold, parse_conditions
 from gguf_embed.index.passages import lines_of
 from gguf_embed.index.places import existing
 from gguf_embed.index.ranking import Scored, bonus_of, by_meaning, by_words, fused
@@ -120,12 +121,14 @@ class Index(Closes):
         top: int | None = 10,
         by: Ranking = "both",
         paths: Sequence[str] = (),
+        where: Sequence[str] = (),
         min_score: float | None = None,
     ) -> list[Hit]:
         """The passages that answer best, the best first; `top` None: all of them.
 
         `by` meaning, words or both; words need no embedder. `paths` are patterns of file names, as
-        of `index --include`. Raises BadInput for an embedder of another vector space.
+        of `index --include`, `where` conditions on metadata, which must all hold: "lang=en",
+        "date>=2024-05". Raises BadInput for an embedder of another vector space.
         """
         if not question.strip():
             raise BadOption("the question is empty; say what to look for")
@@ -133,7 +136,7 @@ class Index(Closes):
         if by not in RANKINGS:
             raise BadOption(f"by={by!r}: choose {', '.join(RANKINGS)}")
         with self._now() as now:
-            files = now.chosen(paths)
+            files = self._chosen(now, paths, where)
             ranges = now.ranges
             if files is not None:
                 chosen = [now.files[id] for id in files]
@@ -143,6 +146,21 @@ class Index(Closes):
             if min_score is not None:
                 scored = [each for each in scored if each.score >= min_score]
             return self._hits(now, scored)
+
+    def _chosen(
+        self, now: Snapshot, paths: Sequence[str], where: Sequence[str]
+    ) -> list[int] | None:
+        """The ids of the files that may answer; None: all. Raises BadInput, BadOption."""
+        conditions = parse_conditions(where)
+        files = now.chosen(paths)
+        if not conditions:
+            return files
+        keys = self._tables.metadata_keys()
+        for each in conditions:
+            if each.key not in keys:
+                raise BadInput(_no_key(each.key, keys, self.place.name))
+        holding = files_that_hold(conditions, self._tables.values_of)
+        return [id for id in (now.files if files is None else files) if id in holding]
 
     def _scored(
         self,
@@ -324,6 +342,7 @@ class Index(Closes):
                 updated_at=self._tables.fact("updated_at") or "",
                 unfinished=int(self._tables.fact("unfinished") or 0),
                 unread=tuple(self._tables.unread()),
+                metadata_keys=tuple(self._tables.metadata_keys()),
             )
 
     @contextmanager
@@ -352,6 +371,15 @@ class Index(Closes):
             self._tables, self.facts, self._generation = tables, facts, pointer.generation
             self._snapshot = None
             self._checked.clear()
+
+
+def _no_key(key: str, keys: Sequence[str], name: str) -> str:
+    if not keys:
+        return (
+            f"--where {key}: the index {name} has no metadata, since an earlier version made it; "
+            f"bring it up to date, which embeds nothing again: gguf-embed index -o {name}"
+        )
+    return f"--where {key}: no file of the index has it; there are {', '.join(keys[:20])}"
 
 
 def _is_stale(path: Path, file: KnownFile) -> bool:

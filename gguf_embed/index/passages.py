@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from gguf_embed.errors import BadInput
 from gguf_embed.index.facts import IndexFacts, Passage
-from gguf_embed.io.documents import read_document
+from gguf_embed.io.documents import Document
 from gguf_embed.io.folder import FileStamp, stamp_of
 from gguf_embed.io.split import split
 
@@ -27,7 +27,8 @@ class ReadFile:
 
     data: bytes
     digest: bytes
-    stamp: FileStamp
+    stamp: FileStamp  # without a time while the file may change within it
+    mtime_ns: int
 
 
 def read_file(path: Path, *, now_ns: int) -> ReadFile:
@@ -43,7 +44,7 @@ def read_file(path: Path, *, now_ns: int) -> ReadFile:
     stamp = stamp_of(status)
     if now_ns - stamp.mtime_ns < _UNSETTLED_NS:
         stamp = replace(stamp, mtime_ns=-1)  # looked at again next time
-    return ReadFile(data=data, digest=digest_of(data), stamp=stamp)
+    return ReadFile(data=data, digest=digest_of(data), stamp=stamp, mtime_ns=status.st_mtime_ns)
 
 
 def digest_of(data: bytes) -> bytes:
@@ -51,12 +52,9 @@ def digest_of(data: bytes) -> bytes:
     return blake2b(data, digest_size=16).digest()
 
 
-def passages_of(
-    path: Path, data: bytes, embedder: Embedder, facts: IndexFacts
-) -> Iterator[Passage]:
-    """The passages of a file without blank ones. Raises BadInput with the reason."""
+def passages_of(document: Document, embedder: Embedder, facts: IndexFacts) -> Iterator[Passage]:
+    """The passages of a document without blank ones."""
     prompt = facts.space.prompt
-    document = read_document(path, data)
     for chunk in split(
         document.text,
         count_tokens=lambda texts: embedder.count_tokens([prompt + text for text in texts]),

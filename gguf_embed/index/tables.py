@@ -17,6 +17,7 @@ from gguf_embed.index.rows import FILE_COLUMNS, PASSAGE_COLUMNS, known_file, sto
 from gguf_embed.index.word_tables import TOKENIZER
 from gguf_embed.index.words import searchable
 from gguf_embed.io.folder import FileStamp
+from gguf_embed.io.front_matter import Metadata
 
 _SCHEMA: Final = f"""
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -38,10 +39,27 @@ CREATE VIRTUAL TABLE words USING fts5 (
     name, headings, text, content='', tokenize="{TOKENIZER}"
 );
 """
+# Indexes of the first days have none of these; whoever writes to one adds them. The trigger is for
+# versions that know nothing of them.
+_METADATA: Final = (
+    "CREATE TABLE metadata (key TEXT NOT NULL, value TEXT NOT NULL, file INTEGER NOT NULL)",
+    "CREATE INDEX metadata_key ON metadata (key)",
+    "CREATE INDEX metadata_file ON metadata (file)",
+    "CREATE TRIGGER metadata_gone AFTER DELETE ON files "
+    "BEGIN DELETE FROM metadata WHERE file = old.id; END",
+)
 
 
 class Tables(Database):
     """The tables of one generation of an index."""
+
+    def __init__(self, path: Path, *, writable: bool) -> None:
+        """Open what `create` has made, or an earlier version. Raises BadInput."""
+        super().__init__(path, writable=writable)
+        if writable and not self._has_metadata():
+            with self.writing():
+                for statement in _METADATA:
+                    self.do(statement)
 
     @classmethod
     def create(cls, path: Path) -> Tables:
@@ -108,8 +126,8 @@ class Tables(Database):
         rows = self.rows(f"SELECT {FILE_COLUMNS} FROM files ORDER BY folder, name")
         return [known_file(row) for row in rows]
 
-    def add_file(self, file: KnownFile, passages: Sequence[Passage]) -> None:
-        """A file, whose own id does not count, with its passages."""
+    def add_file(self, file: KnownFile, passages: Sequence[Passage]) -> int:
+        """A file, whose own id does not count, with its passages; returns its id here."""
         stamp = file.stamp
         id = self.do(
             "INSERT INTO files (folder, name, digest, n_bytes, mtime_ns, ctime_ns, first_row, "
@@ -128,6 +146,7 @@ class Tables(Database):
                 "INSERT INTO words (rowid, name, headings, text) VALUES (?, ?, ?, ?)",
                 *(row, *_words(file.name, each)),
             )
+        return id
 
     def remove_file(self, file: int) -> None:
         """Forget a file and its passages; its vectors stay where they are, unused."""
@@ -173,6 +192,34 @@ class Tables(Database):
         self.do("DELETE FROM unread WHERE folder = ?", folder)
         for each in unread:
             self.do("INSERT INTO unread VALUES (?, ?, ?)", folder, each.name, each.reason)
+
+    # -- metadata ----------------------------------------------------------------------------------
+
+    def set_metadata(self, file: int, metadata: Metadata) -> None:
+        """Say anew what is known of a file beside its text."""
+        self.do("DELETE FROM metadata WHERE file = ?", file)
+        for key, values in metadata.items():
+            for value in values:
+                self.do("INSERT INTO metadata VALUES (?, ?, ?)", key, value, file)
+
+    def values_of(self, key: str) -> list[tuple[int, str]]:
+        """(file, value) of a key."""
+        return self.rows("SELECT file, value FROM metadata WHERE key = ?", key)
+
+    def metadata_keys(self) -> list[str]:
+        """All of them, sorted; none where an earlier version has made the index."""
+        if not self._has_metadata():
+            return []
+        rows = self.rows("SELECT DISTINCT key FROM metadata ORDER BY key")
+        return [cast(str, key) for (key,) in rows]
+
+    def files_without_metadata(self) -> set[int]:
+        """Their ids: what an earlier version has made, and not touched since."""
+        rows = self.rows("SELECT id FROM files WHERE id NOT IN (SELECT file FROM metadata)")
+        return {id for (id,) in rows}
+
+    def _has_metadata(self) -> bool:
+        return bool(self.rows("SELECT 1 FROM sqlite_master WHERE name = 'metadata'"))
 
     # -- passages ----------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ list        io/folder.py      the files of each folder
 digest      index/passages.py those whose stamp has changed
 compare     index/changes.py  new, changed, moved, touched, deleted
 then batch by batch, each whole or not at all:
-cut         index/passages.py into passages
+cut         index/passages.py into passages; index/metadata.py is what a file says of itself
 embed       engine            those whose text has no vector yet, here or in the cache of vectors
 append      index/vector_file.py, then index/tables.py tells of it
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,11 +25,14 @@ import numpy as np
 from gguf_embed.errors import BadInput
 from gguf_embed.index.changes import Changes, SeenFile, changes_between
 from gguf_embed.index.facts import Folder, IndexFacts, KnownFile, Passage, Selection, Unread
+from gguf_embed.index.metadata import has_front_matter, metadata_of, own_metadata
 from gguf_embed.index.passages import passages_of, read_file
 from gguf_embed.index.tables import Tables
 from gguf_embed.index.vector_file import VectorFile
+from gguf_embed.io.documents import read_document
 from gguf_embed.io.flow import Progress
 from gguf_embed.io.folder import Choice, list_folder
+from gguf_embed.io.front_matter import Metadata
 from gguf_embed.io.globs import compile_globs
 from gguf_embed.jobs.cached import Entry, Known, Space, space_of
 from gguf_embed.vectors import Vectors
@@ -59,7 +63,9 @@ class UpdateReport:
     unread: list[tuple[Path, str]] = field(default_factory=list[tuple[Path, str]])
     absent: list[Path] = field(default_factory=list[Path])  # folders; what is known of them stays
     passed_over: Counter[str] = field(default_factory=Counter[str])  # by ending
+    n_ignored: int = 0  # files and folders that .gitignore files leave out
     no_vector: list[str] = field(default_factory=list[str])  # place and reason
+    no_metadata: list[tuple[Path, str]] = field(default_factory=list[tuple[Path, str]])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +75,7 @@ class _Cut:
     old: KnownFile | None
     seen: SeenFile
     passages: list[Passage]
+    metadata: Metadata
 
 
 class Update:
@@ -110,11 +117,14 @@ class Update:
         todo.sort(key=lambda each: (each[1].folder, each[1].name))
         if self._begun is not None:
             self._progress = self._begun(sum(seen.stamp.n_bytes for _, seen in todo))
+        metadata = self._metadata_again(changes)
         with self._tables.writing():
             for file in changes.deleted:
                 self._tables.remove_file(file.id)
             for file, seen in (*changes.moved, *changes.touched):
                 self._tables.move_file(file.id, seen.folder, seen.name, seen.stamp)
+            for id, values in metadata.items():
+                self._tables.set_metadata(id, values)
             self._tables.set_fact("unfinished", str(len(todo)))
         self._write_all(todo)
         with self._tables.writing():
@@ -156,6 +166,7 @@ class Update:
     ) -> Iterator[SeenFile]:
         listing = list_folder(folder.path, choice)
         self._report.passed_over.update(listing.passed_over)
+        self._report.n_ignored += listing.n_ignored
         self._unread[folder.id] = [
             Unread(folder=folder.id, name=name, reason=reason)
             for name, reason in listing.unreadable
@@ -180,6 +191,33 @@ class Update:
         unread = Unread(folder=folder, name=name, reason=str(error))
         self._unread.setdefault(folder, []).append(unread)
 
+    # -- what files say of themselves ----------------------------------------------------------
+
+    def _metadata_again(self, changes: Changes) -> dict[int, Metadata]:
+        """By id, of files that keep their vectors: moved, touched, and those without any."""
+        places = {old.id: seen.path for old, seen in (*changes.moved, *changes.touched)}
+        unknown = self._tables.files_without_metadata()
+        for file in changes.unchanged:
+            if file.id in unknown:
+                places[file.id] = self._folders[file.folder].path / file.name
+        found: dict[int, Metadata] = {}
+        for id, path in places.items():
+            with suppress(OSError, BadInput):  # it has gone since it was listed
+                text = ""
+                if has_front_matter(path.name):
+                    data = read_file(path, now_ns=time.time_ns()).data
+                    text = read_document(path, data).text
+                found[id] = self._metadata(path, path.stat().st_mtime_ns, text)
+        return found
+
+    def _metadata(self, path: Path, mtime_ns: int, text: str) -> Metadata:
+        metadata = metadata_of(path, mtime_ns)
+        try:
+            return {**metadata, **own_metadata(path, text)}
+        except BadInput as error:
+            self._report.no_metadata.append((path, str(error)))
+            return metadata
+
     # -- doing it ------------------------------------------------------------------------------
 
     def _write_all(self, todo: Sequence[tuple[KnownFile | None, SeenFile]]) -> None:
@@ -188,7 +226,8 @@ class Update:
         for old, seen in todo:
             try:
                 now = read_file(seen.path, now_ns=time.time_ns())
-                passages = list(passages_of(seen.path, now.data, self._embedder, self._facts))
+                document = read_document(seen.path, now.data)
+                passages = list(passages_of(document, self._embedder, self._facts))
             except BadInput as error:
                 self._cannot(seen.folder, seen.name, error)
                 if old is None:
@@ -206,7 +245,8 @@ class Update:
                 stamp=now.stamp,
                 digest=now.digest,
             )
-            batch.append(_Cut(old=old, seen=seen, passages=passages))
+            metadata = self._metadata(seen.path, now.mtime_ns, document.text)
+            batch.append(_Cut(old=old, seen=seen, passages=passages, metadata=metadata))
             if sum(len(each.passages) for each in batch) >= size:
                 self._write(batch)
                 seconds = time.monotonic() - begin
@@ -233,7 +273,8 @@ class Update:
                     first_row=n_rows,
                     n_rows=len(cut.passages),
                 )
-                self._tables.add_file(file, cut.passages)
+                id = self._tables.add_file(file, cut.passages)
+                self._tables.set_metadata(id, cut.metadata)
                 n_rows += len(cut.passages)
             self._tables.set_fact("n_rows", str(n_rows))
 

@@ -6,14 +6,18 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 from gguf_embed.errors import BadInput
 from gguf_embed.io.documents import ENDINGS
 from gguf_embed.io.globs import IgnoreRule, is_ignored, matches, parse_ignore
 from gguf_embed.io.sources import readable
 from gguf_embed.system.files import printable
+
+Levels: TypeAlias = Sequence[tuple[str, Sequence[IgnoreRule]]]  # as of `is_ignored`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,20 +55,23 @@ class Listing:
     files: list[Listed] = field(default_factory=list[Listed])
     passed_over: list[str] = field(default_factory=list[str])  # ending of each other file
     unreadable: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])  # name, reason
+    n_ignored: int = 0  # files and folders that .gitignore files leave out
 
 
 def list_folder(root: Path, choice: Choice) -> Listing:
     """The documents of a folder and below, sorted; a file is a folder of one.
 
     Names that begin with a dot, what .gitignore files leave out and links to folders are passed
-    over without a word; a folder that cannot be read is named. Raises BadInput where the root
-    itself is not there.
+    over without a word; a folder that cannot be read is named. As for git, the .gitignore files of
+    the folders above count, up to the top of the repository; but a root that they leave out is
+    wanted, since somebody has named it. Raises BadInput where the root itself is not there.
     """
     listing = Listing()
     with readable(printable(root)):
         status = root.stat()
     if stat.S_ISDIR(status.st_mode):
-        for name, path in _walk(root, "", [], choice, listing):
+        above, levels = _rules_above(root) if choice.gitignore else ("", ())
+        for name, path in _walk(root, "", above, levels, choice, listing):
             _add(name, path, choice, listing)
     elif stat.S_ISREG(status.st_mode):
         listing.files.append(Listed(name="", path=root, stamp=stamp_of(status)))
@@ -80,19 +87,32 @@ def stamp_of(status: os.stat_result) -> FileStamp:
     )
 
 
+def _rules_above(root: Path) -> tuple[str, Levels]:
+    """("path/from/the/repository/to/root/", rules on the way); nothing outside of a repository."""
+    root = root.resolve()
+    top = next((each for each in (root, *root.parents) if (each / ".git").exists()), root)
+    levels: list[tuple[str, Sequence[IgnoreRule]]] = []
+    for folder in reversed(root.parents):
+        if folder.is_relative_to(top):
+            with suppress(OSError):  # most have none
+                text = (folder / ".gitignore").read_text("utf-8", "replace")
+                levels.append((_relative(folder, top), parse_ignore(text)))
+    return (f"{_relative(root, top)}/" if root != top else ""), levels
+
+
+def _relative(folder: Path, top: Path) -> str:
+    return "" if folder == top else folder.relative_to(top).as_posix()
+
+
 def _walk(
-    folder: Path,
-    name: str,
-    levels: Sequence[tuple[str, Sequence[IgnoreRule]]],
-    choice: Choice,
-    listing: Listing,
+    folder: Path, name: str, above: str, levels: Levels, choice: Choice, listing: Listing
 ) -> Iterator[tuple[str, Path]]:
-    """(name, path) of each file that is not left out."""
+    """(name, path) of each file that is not left out; `above` is the root's place for the rules."""
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         if choice.gitignore and any(entry.name == ".gitignore" for entry in entries):
             text = (folder / ".gitignore").read_text("utf-8", "replace")
-            levels = [*levels, (name, parse_ignore(text))]
+            levels = [*levels, (f"{above}{name}".rstrip("/"), parse_ignore(text))]
     except OSError as error:
         if not name:
             raise BadInput(f"{printable(folder)}: cannot be read: {error.strerror}") from error
@@ -103,13 +123,14 @@ def _walk(
         if entry.name.startswith(".") or matches(own, choice.exclude):
             continue
         is_folder = entry.is_dir(follow_symlinks=False)
-        if is_ignored(own, is_folder=is_folder, levels=levels):
+        if is_ignored(above + own, is_folder=is_folder, levels=levels):
+            listing.n_ignored += 1
             continue
         path = folder / entry.name
         if is_folder and path in choice.skip:
             continue
         if is_folder:
-            yield from _walk(path, own, levels, choice, listing)
+            yield from _walk(path, own, above, levels, choice, listing)
         else:
             yield own, path
 

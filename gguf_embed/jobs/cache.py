@@ -173,12 +173,15 @@ class VectorCache(Closes):
             self._give_back()
             return before - self._n_vectors()
 
-    def move(self, target: Path) -> None:
-        """Copy it to another file, use that from now on, and remove this one; closes it.
+    def move(self, target: Path) -> Path:
+        """Copy it to another file, which is used from now on; remove this one, and close it.
 
-        Raises OutputFailed, BadInput; then the old one stays in use.
+        In a folder that is there it keeps its name; returns where it is. Raises OutputFailed,
+        BadInput; then the old one stays in use.
         """
         target = target.absolute()
+        if target.is_dir():
+            target /= self.path.name
         shown = printable(target)
         if target.exists():
             raise OutputFailed(f"{shown}: is there already; name a file that is not")
@@ -196,6 +199,7 @@ class VectorCache(Closes):
             raise
         self.close()
         _remove(self.path)
+        return target
 
     def _give_up(self, error: sqlite3.Error) -> None:
         """A cache that fails is no reason to end the work."""

@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 
 from gguf_embed import __version__
-from gguf_embed.errors import NativeFailed
+from gguf_embed.errors import NativeFailed, duration
 from gguf_embed.lab import ROUNDS, worker
-from gguf_embed.lab.estimate import forecast_s, shown_time
+from gguf_embed.lab.estimate import forecast_s
 from gguf_embed.lab.levels import Level, Status, Subject
 from gguf_embed.lab.parallel import parallel_sentences
 from gguf_embed.lab.quality import LevelVectors, Quality, QualityMeter, dims_of
@@ -213,7 +213,7 @@ class _Bench:
                 to_open = (len(levels) - 1) * (time.monotonic() - began)
                 speeds = [float(about[level.name]["texts_per_s"])] * len(levels)
                 self.say(
-                    f"this will take {shown_time(to_open + self._seconds(speeds))}; shorter: "
+                    f"this will take about {duration(to_open + self._seconds(speeds))}; shorter: "
                     "fewer --quants, a lower --limit, --rounds 1, --no-quality"
                 )
         return about
@@ -243,7 +243,7 @@ class _Bench:
             n_left = self.options.rounds - number
             self.say(
                 f"speed: round {number + 1} of {self.options.rounds}, {n_texts} texts per level, "
-                f"{shown_time(self._seconds(speeds, n_left))} left"
+                f"about {duration(self._seconds(speeds, n_left))} left"
             )
             order = [*about] if number % 2 == 0 else [*about][::-1]
             # Other single texts in each round: a cache must not look like speed.

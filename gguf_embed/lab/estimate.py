@@ -14,8 +14,3 @@ def forecast_s(
     n_texts = n_rounds * n_in_round + n_vectors
     n_turns = n_rounds + bool(n_vectors)
     return sum(n_turns * TURN_S + n_texts / speed for speed in texts_per_s)
-
-
-def shown_time(seconds: float) -> str:
-    """A rough time for people."""
-    return f"about {seconds / 60:.0f} min" if seconds >= 90 else f"about {seconds:.0f} s"

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
+from gguf_embed.system.child import lower_session
+
 CHECK_S: Final = 2.0  # looking takes a millisecond
 WAIT_S: Final = 5.0
 # Work stops beyond the first value, and goes on once the second is reached.
@@ -101,12 +103,9 @@ def _asked(name: str) -> object:
     """What psutil says, which is not everywhere the same."""
     import psutil
 
-    ask = cast("Callable[[], object] | None", getattr(psutil, name, None))
-    if ask is None:
-        return None
     try:
-        return ask()
-    except Exception:  # drivers answer what psutil does not expect
+        return cast("Callable[[], object]", getattr(psutil, name))()
+    except Exception:  # not on this system, or a driver answers what psutil does not expect
         return None
 
 
@@ -137,6 +136,8 @@ def _lower_priority() -> str:
     if sys.platform == "linux":
         with suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+            if os.getsid(0) == os.getpid():  # else it is also that of the user's shell
+                lower_session(os.getpid())
             return "when no other program wants them"
     with suppress(Exception):
         lowest = getattr(psutil, "IDLE_PRIORITY_CLASS", 19)

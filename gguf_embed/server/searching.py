@@ -27,6 +27,7 @@ class Search(msgspec.Struct, kw_only=True):
     top: Annotated[int, msgspec.Meta(ge=1, le=MOST_HITS)] = 10
     by: Literal["both", "meaning", "words"] = "both"
     paths: list[str] = []  # patterns of file names
+    where: list[str] = []  # on metadata: "lang=en", "date>=2024-05"; all must hold
     min_score: float | None = None
     rerank: bool = False  # judged anew by a reranker that is served
     reranker: str | None = None  # which; None: the first
@@ -46,6 +47,7 @@ async def search(call: Call) -> Answer:
             top=max(body.top, CANDIDATES) if body.rerank else body.top,
             by=body.by,
             paths=body.paths,
+            where=body.where,
             min_score=None if body.rerank else body.min_score,
         )
 
@@ -88,6 +90,7 @@ async def indexes(call: Call) -> Answer:
                     "n_passages": status.n_passages,
                     "updated_at": status.updated_at,
                     "n_unfinished": status.unfinished,
+                    "metadata_keys": list(status.metadata_keys),
                     "folders": [folder.about or folder.path.name for folder in status.folders],
                 }
             )
