@@ -24,6 +24,7 @@ import sys
 import venv
 import zipfile
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from gguf_embed.system.paths import home, portable_wheels  # needs nothing installed
 
@@ -94,7 +95,16 @@ def install_from(pip: list[str], wheelhouse: str, extras: str) -> None:
 
     Where that lacks a package, gguf_embed is this checkout, and pip's index has the rest.
     """
+    address = urlsplit(wheelhouse)
+    if address.scheme not in ("http", "https", "file") and not any(Path(wheelhouse).glob(PATTERN)):
+        sys.exit(
+            f"{wheelhouse} has no {PATTERN}; name a folder that `install.py --wheels` has filled, "
+            "or its URL"
+        )
     install = [*pip, "install", "--quiet", "--find-links", wheelhouse]
+    if address.scheme == "http":  # which pip passes over in silence, but for this machine's own
+        print(f"{wheelhouse}: http, so nothing proves who sends it", flush=True)
+        install += ["--trusted-host", address.netloc.rpartition("@")[2]]
     llama = ["--only-binary", "llama-cpp-python", f"llama-cpp-python=={LLAMA_CPP_PYTHON}"]
     whole = [*install, *llama, "--no-index", f"gguf-embed[{extras}]"]
     if subprocess.run(whole, capture_output=True, check=False).returncode:

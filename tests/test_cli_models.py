@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import gguf
 import numpy as np
@@ -17,7 +20,8 @@ from test_choice import LAPTOP, MODEL, REPO, World, file_of, files, verdicts, wo
 
 from gguf_embed.catalog import catalog
 from gguf_embed.catalog.catalog import BUILTIN, builtin_path
-from gguf_embed.cli import main
+from gguf_embed.cli import console, main
+from gguf_embed.engine import fetching
 from gguf_embed.engine.embedder import Embedder
 from gguf_embed.gguf.header import read_header
 from gguf_embed.lab import making
@@ -74,6 +78,87 @@ def test_pull_shows_a_licence_before_anything_moves(
     assert "no commercial use" in told
     assert "--accept-licence" in told
     assert not (tmp_path / "cache").exists()
+
+
+class Person(io.StringIO):
+    """Somebody at a terminal, who answers once."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+CUT_AT = 50_000  # bytes: the connection breaks, so that there is a place to ask at
+
+
+@pytest.fixture
+def large_files(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the clock runs fast, files are large and come in two parts."""
+    clock = count(0, 2)
+    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("time.sleep", lambda _: None)  # before the connection is made again
+    world.fake.faults.cut_after.append(CUT_AT)
+    monkeypatch.setattr(console, "ASK_ABOVE_BYTES", 0)
+    monkeypatch.setattr(fetching, "FIRST_S", 0)
+
+
+QUESTION = "go on? [y/N]"
+
+
+@pytest.mark.usefixtures("large_files")
+@pytest.mark.parametrize("answer", ["y", "Yes", "n", ""])
+def test_pull_asks_a_person_before_a_large_file(
+    world: World, answer: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """When size, time and free disk were told; what had come by then is kept."""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr("sys.stdin", Person(f"{answer}\n"))
+    code, out, err = run_command(capsys, "pull", MODEL, "--quant", "F16")
+    told = re.search(rf"fetching {MODEL} F16 \(.* MiB\), once: .* MiB of disk free", err)
+    assert told is not None
+    assert told.end() < err.index(QUESTION)
+    assert err.count(QUESTION) == 1
+    (blob,) = (world.at.cache / f"models--{REPO.replace('/', '--')}" / "blobs").iterdir()
+    if answer in ("y", "Yes"):
+        assert (code, out.strip()) == (0, str(names.resolve(MODEL, "F16").path))
+        return
+    assert code == 2
+    assert "stopped: the answer was no" in err
+    assert blob.name.endswith("incomplete")
+    n_kept = blob.stat().st_size
+    assert 0 < n_kept <= CUT_AT  # as much as had come in one piece
+    world.fake.requests.clear()
+    code, _, err = run_command(capsys, "pull", MODEL, "--quant", "F16", "--yes")
+    assert (code, QUESTION in err) == (0, False)
+    assert f"bytes={n_kept}-" in [request.byte_range for request in world.fake.requests]
+
+
+@pytest.mark.usefixtures("large_files")
+def test_pull_in_a_script_is_not_asked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    code, _, err = run_command(capsys, "pull", MODEL, "--quant", "F16")
+    assert (code, QUESTION in err) == (0, False)
+
+
+def test_the_line_before_a_fetch_tells_time_speed_and_memory(world: World):
+    chosen = world.choose(quant="F16")
+    total = 100 << 20
+    said: list[str] = []
+    clock = iter((0.0, 0.0, 1.0, 2.0, 3.0, 4.0))
+    moved = fetching.announced(
+        chosen.source, chosen.plan, world.at, on_status=said.append, clock=lambda: next(clock)
+    )
+    moved(0, total)
+    moved(1 << 20, total)
+    assert said == []
+    moved(2 << 20, total)
+    moved(3 << 20, total)
+    (line,) = said
+    assert "; about" not in line.partition(": ")[0]
+    assert "once: about 98 s at 1.0 MiB/s; " in line.replace("2 min", "98 s")
+    assert re.search(r"MiB of disk free; then (about .* texts/s, in )?[\d,]+ MiB of RAM$", line)
 
 
 # ---------------------------------------------------------------------- what is on the disk

@@ -137,6 +137,18 @@ def test_a_program_compares_levels(
     assert shown.count(" MiB") == 2
 
 
+def test_a_program_makes_the_level_that_it_compares(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Called without files: the built-in model, and the same in fewer bits."""
+    shown = program("compare_levels", monkeypatch, capsys)
+    cosines, sizes = shown.splitlines()
+    mean, least = (float(number) for number in re.findall(r"0\.\d{4}", cosines))
+    assert 0.9 < least <= mean < 1
+    whole, made = (float(number) for number in re.findall(r"[\d.]+(?= MiB)", sizes))
+    assert made < whole
+
+
 def test_there_are_five_programs_and_each_says_how_it_is_called():
     programs = sorted(PROGRAMS.glob("*.py"))
     assert len(programs) == 5

@@ -72,6 +72,17 @@ time.sleep(60)
     assert [path.name for path in tmp_path.iterdir()] == ["log"]
 
 
+def test_a_step_that_lacks_a_package_is_left_out(tmp_path: Path):
+    code = f"import sys; print('no torch here', file=sys.stderr); sys.exit({steps.NOT_HERE})"
+    result = run.run_step([sys.executable, "-c", code], dict(os.environ), tmp_path / "log", 10)
+    assert result["outcome"] == "left out: no torch here"
+    assert "error" not in result
+    assert run.outcome(1, "") == "failed (1)"
+    with pytest.raises(SystemExit) as end:
+        steps.need("json", "no_such_package")
+    assert end.value.code == run.NOT_HERE
+
+
 def test_the_report_is_whole_after_each_step(tmp_path: Path):
     report = run.Report(tmp_path / "gpu.json", budget_s=1)
     for name in ("facts", "doctor"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import zipfile
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -52,7 +53,16 @@ def test_the_second_copy_of_the_libraries_goes(tmp_path: Path, install: Any):
     assert [path.name for path in thin.parent.iterdir()] == [wheel.name]
 
 
-def test_from_a_wheelhouse_nothing_is_compiled(install: Any, monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture
+def wheels(tmp_path: Path) -> str:
+    """A folder of wheels, as far as its names tell."""
+    (tmp_path / "llama_cpp_python-0.3.36-py3-none-any.whl").touch()
+    return str(tmp_path)
+
+
+def test_from_a_wheelhouse_nothing_is_compiled(
+    install: Any, wheels: str, monkeypatch: pytest.MonkeyPatch
+):
     """Of a whole one without the index; else what is missing comes from there."""
     asked: list[list[str]] = []
 
@@ -62,7 +72,7 @@ def test_from_a_wheelhouse_nothing_is_compiled(install: Any, monkeypatch: pytest
 
     monkeypatch.setattr(install.subprocess, "run", call)
     complete = False
-    install.install_from(["python", "-m", "pip"], "wheels", "cli")
+    install.install_from(["python", "-m", "pip"], wheels, "cli")
     (command,) = asked
     assert command[-2:] == ["--no-index", "gguf-embed[cli]"]
     assert command[command.index("--only-binary") + 1] == "llama-cpp-python"
@@ -72,9 +82,41 @@ def test_from_a_wheelhouse_nothing_is_compiled(install: Any, monkeypatch: pytest
         return SimpleNamespace(returncode=len(asked) == 2)
 
     monkeypatch.setattr(install.subprocess, "run", refuse)
-    install.install_from(["python", "-m", "pip"], "wheels", "cli")
+    install.install_from(["python", "-m", "pip"], wheels, "cli")
     assert asked[-1][-2:] == ["--editable", f"{ROOT}[cli]"]
-    assert asked[-1][asked[-1].index("--find-links") + 1] == "wheels"
+    assert asked[-1][asked[-1].index("--find-links") + 1] == wheels
+
+
+@pytest.mark.parametrize(
+    ("url", "trusted"),
+    [
+        ("http://wheels.lan:8000/portable/", "wheels.lan:8000"),
+        ("http://me:secret@[fd00::2]/", "[fd00::2]"),
+        ("https://wheels.lan/", None),  # whose certificate says who it is
+        ("file:///srv/wheels", None),
+    ],
+)
+def test_a_wheelhouse_at_a_url(
+    url: str, trusted: str | None, install: Any, monkeypatch: pytest.MonkeyPatch
+):
+    """pip takes nothing by plain http from another machine, unless it is told to."""
+    asked: list[list[str]] = []
+
+    def call(command: list[str], **_: object) -> SimpleNamespace:
+        asked.append(command)
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(install.subprocess, "run", call)
+    install.install_from(["python", "-m", "pip"], url, "cli")
+    (command,) = asked
+    assert command[command.index("--find-links") + 1] == url
+    after = dict(pairwise(command))
+    assert after.get("--trusted-host") == trusted
+
+
+def test_a_folder_without_llama_cpp_is_no_wheelhouse(install: Any, tmp_path: Path):
+    with pytest.raises(SystemExit, match=r"has no llama_cpp_python-.*; name a folder"):
+        install.install_from(["python", "-m", "pip"], str(tmp_path), "cli")
 
 
 def test_a_portable_wheel_is_made_once(install: Any, tmp_path: Path, monkeypatch: Any):
