@@ -25,7 +25,7 @@ SIDE_BY_SIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # Least share of branches, in per cent, that the tests reach in each room without side effects.
 FLOOR := 95
 
-.PHONY: demo wheels check quick-a-eg-j quick-fk-z types test all-tests all-types branches reference clean
+.PHONY: demo wheels check quick-a-eh-j quick-fgk-z types test all-tests all-types branches reference clean
 
 demo:
 	$(PYTHON) install.py
@@ -40,11 +40,11 @@ wheels:
 check:
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	@$(MAKE) --no-print-directory -j2 -O types quick-a-eg-j quick-fk-z
+	@$(MAKE) --no-print-directory -j2 -O types quick-a-eh-j quick-fgk-z
 
 # A process for each half collects its own files alone, as pytest-xdist would not. The tests that look
 # at the sources (faults, files, layers, quants) are in one of them, which parses them once.
-quick-a-eg-j quick-fk-z: quick-%:
+quick-a-eh-j quick-fgk-z: quick-%:
 	HYPOTHESIS_PROFILE=quick GGUF_EMBED_RANDOM_CALLS=1000 \
 	  $(BIN)/pytest -m "$(QUICK)" tests/test_[$*]*.py
 
