@@ -32,7 +32,9 @@ WAYS = ("folder", "listing", "page")
 def own_address() -> str:
     """This machine's, as others see it; the loopback where that is all there is."""
     try:
-        return socket.gethostbyname(socket.gethostname())
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect(("192.0.2.1", 9))  # an address of examples: nothing is sent
+            return probe.getsockname()[0]
     except OSError:
         return "127.0.0.1"
 
