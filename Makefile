@@ -40,7 +40,7 @@ wheels:
 check:
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	@$(MAKE) --no-print-directory -j2 -O types quick-a-eh-j quick-fgk-z
+	@$(MAKE) --no-print-directory -j3 -O types quick-a-eh-j quick-fgk-z
 
 # A process for each half collects its own files alone, as pytest-xdist would not. The tests that look
 # at the sources (faults, files, layers, quants) are in one of them, which parses them once.

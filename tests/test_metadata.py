@@ -54,7 +54,7 @@ def test_front_matter(text: str, expected: dict[str, tuple[str, ...]]):
         ("---\nlang: en\ntags: [a, b\n---\n", "line 4: its front matter is no YAML: "),
         ("---\n{{ a }}: x\n---\n", "line 2: its front matter is no YAML: "),
         ("---\na: \x07\n---\n", "its front matter is no YAML"),
-        ("---\na: " + "[" * 20_000 + "\n---\n", "line 2: its front matter is no YAML: exceeded"),
+        ("---\na: " + "[" * 2_000 + "\n---\n", "line 2: its front matter is no YAML: exceeded"),
     ],
 )
 def test_front_matter_that_is_none(text: str, reason: str):
@@ -68,7 +68,7 @@ def test_it_is_read_without_the_parser_in_c(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delattr(yaml, "CBaseLoader", raising=False)
     assert front_matter("---\nlang: no\n---\n") == {"lang": ("no",)}
     with pytest.raises(BadInput, match="nested too deeply"):
-        front_matter("---\na: " + "[" * 20_000 + "\n---\n")
+        front_matter("---\na: " + "[" * 2_000 + "\n---\n")
 
 
 @given(st.text(max_size=200))
