@@ -2,9 +2,9 @@
 
     python benchmarks/background.py [--seconds 6] [--rounds 7] [--out background.json]
 
-The foreground is a loop of work on every core (sums), as many processes as there
-are cores, each counting what it does in a span, and one that wakes up every 10 ms and notes how
-late it was. Spans are interleaved, in another order each round:
+The foreground is a loop of sums on every core, each counting what it does in a span, and a process
+that wakes up every 10 ms and notes how late it was. Spans are interleaved, in another order each
+round:
 
 alone       nothing beside it
 background  `index --background` beside it

@@ -807,7 +807,8 @@ __attribute__((noinline)) void column_tile(const int16_t * column, const int16_t
     for (int r = 0; r < R; r++) lane_sums[r * Isa::lanes] = sums[r];
 }
 
-// The same straight from the bytes of Q8_0. `factors` are those of the column's parts.
+// The same straight from the bytes of Q8_0. `factors` are those of the column's parts. One loop for
+// both, with the column as an argument, was a sixth slower at 8 and 12 rows.
 template <class Isa, int R>
 __attribute__((noinline)) void byte_tile(const char * bytes, const int32_t * factors, const int16_t * x, int64_t stride,
                                          int64_t n, typename Isa::Ints * lane_sums) {
