@@ -460,8 +460,8 @@ def test_levels_are_compared_run_after_run(
     monkeypatch.setattr(bench, "N_LATENCIES", 2)
     texts, out = tmp_path / "t.txt", tmp_path / "out"
     texts.write_text("\n".join(f"the {word} sat" for word in ("cat", "dog", "mat", "sun")))
-    args = [str(tiny_model("bert")), "--quants", "Q8_0", "--texts", str(texts), "--no-tune"]
-    args += ["--rounds", "1", "--out", str(out)]
+    files = [str(tiny_model("bert")), str(tiny_model("bert", "Q8_0"))]
+    args = [*files, "--texts", str(texts), "--no-tune", "--rounds", "1", "--out", str(out)]
     with monkeypatch.context() as patch:
         patch.setattr(plots, "draw", lambda *_: [])  # drawn in the next run
         quant_levels.main(args)
