@@ -181,6 +181,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if raw and name.startswith("llama-server"):
                 found = {query: 1 / (1 + np.exp(-scores)) for query, scores in found.items()}
             apart[name] = max(float(np.abs(found[q] - expected[q]).max()) for q in queries)
+            print(f"{name}: scores differ from ours by up to {apart[name]:.4f}", flush=True)
         seconds: dict[str, list[float]] = {name: [] for name in entries}
         order = list(entries)
         for index in range(args.rounds):

@@ -97,8 +97,8 @@ NATIVE_FIXTURES = frozenset({"tiny_model", "minilm_f16", "real"})
 # files, which take a third of the time and reach hardly a branch that the others do not.
 UNTRACED_FILES = {
     *("agents", "bar", "bench", "cli_index", "compare", "docs", "files", "fingerprint"),
-    *("hardware", "held", "index", "late", "life", "safe_names", "sentence_transformers"),
-    *("server", "spread", "testing", "tokenizer"),
+    *("hardware", "held", "index", "late", "layers", "life", "safe_names"),
+    *("sentence_transformers", "server", "spread", "testing", "tokenizer"),
 }
 UNTRACED_MARKS = {"network", "slow", "minutes", "reference", "mteb", "clients"}
 
