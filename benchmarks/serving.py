@@ -36,7 +36,8 @@ from gguf_embed import Embedder, Settings
 from gguf_embed.server.offers import offer_of
 
 CONNECTIONS = (1, 8, 64)
-LOADS = ("1 query", "32 documents")
+# The workload, how many of its texts, and how many of them in one request.
+LOADS = {"1 query": ("single", 512, 1), "32 documents": ("mixed", 32 * 16, 32)}
 # Slots and microbatch: as it comes, and what its documentation says for embeddings.
 LLAMA_SERVER = {
     "llama-server": [],
@@ -115,7 +116,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--connections", type=int, nargs="+", default=CONNECTIONS)
-    parser.add_argument("--loads", nargs="+", default=LOADS, choices=LOADS)
+    parser.add_argument("--loads", nargs="+", default=[*LOADS], choices=LOADS)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
 
@@ -127,14 +128,11 @@ def main() -> None:
             return len(embedder.tokenize(text))
 
         served = offer_of(str(args.model)).id  # llama-server answers to any name
-        queries = workloads.make("single", 512, count)
-        documents = workloads.make("mixed", 32 * 16, count)
-        loads: dict[str, list[Ask]] = {load: [] for load in LOADS}
+        loads: dict[str, list[Ask]] = {load: [] for load in args.loads}
         texts_of: dict[int, list[str]] = {}
-        for name, size, texts in (
-            ("1 query", 1, queries.texts),
-            ("32 documents", 32, documents.texts),
-        ):
+        for name in args.loads:
+            kind, n_texts, size = LOADS[name]
+            texts = workloads.make(kind, n_texts, count).texts
             for start in range(0, len(texts), size):
                 part = list(texts[start : start + size])
                 n_tokens = int(embedder.count_tokens(part).sum())
@@ -142,7 +140,7 @@ def main() -> None:
                 loads[name].append(made)
                 texts_of[id(made)] = part
 
-        first = loads["1 query"][0]
+        first = loads[args.loads[0]][0]
         ours, contenders = free_port(), dict[str, Driver]()
         command = [sys.executable, "-m", "gguf_embed", "serve", "--model", str(args.model)]
         command += ["--port", str(ours), "--preload", "--quiet", "--threads", str(args.threads)]
