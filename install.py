@@ -152,12 +152,18 @@ def made_by_pip(pip: list[str], folder: Path, flags: list[str]) -> Path:
 
 
 def build_portable(pip: list[str]) -> Path:
-    """The wheel for every CPU of this platform, from the cache or compiled now."""
-    if wheel := next(portable_wheels().glob(PATTERN), None):
+    """The wheel for every CPU of this platform, from the cache or compiled now.
+
+    One with flags of the user, as for a GPU, is kept apart: `bundle` carries that without.
+    """
+    folder = portable_wheels()
+    if flags := os.environ.get("CMAKE_ARGS"):
+        folder /= hashlib.sha256(flags.encode()).hexdigest()[:16]
+    if wheel := next(folder.glob(PATTERN), None):
         return wheel
     check_compiler()
     print("compiling llama.cpp for all kinds of CPUs, once: ten minutes and more", flush=True)
-    return make_wheel(pip, portable_wheels(), []) or sys.exit("no portable wheel was made")
+    return make_wheel(pip, folder, []) or sys.exit("no portable wheel was made")
 
 
 def make_wheel(pip: list[str], folder: Path, words: list[str], **environment: str) -> Path | None:

@@ -17,12 +17,22 @@ from gguf_embed.index.making import Wanted, make_index
 from gguf_embed.testing import FakeEmbedder, FakeReranker
 
 COMMAND = """
-import sys
+import sys, time
 from gguf_embed import cli
 from gguf_embed.cli import options
+from gguf_embed.errors import BadOption
 from gguf_embed.testing import FakeEmbedder
 
-options.open_embedder = lambda model, settings=None, **how: FakeEmbedder.open(model)
+opened = []
+
+def open_embedder(model, settings=None, **how):
+    opened.append(model)
+    time.sleep(0.1)  # a second question would come in meanwhile
+    if len(opened) > 1:
+        raise BadOption("opened twice")
+    return FakeEmbedder.open(model)
+
+options.open_embedder = open_embedder
 sys.exit(cli.main())
 """
 
@@ -51,7 +61,16 @@ def test_a_client_of_the_sdk(place: Path):
     async def talk() -> dict[str, Any]:
         async with mcp.Client(command) as client:
             listed = await client.list_tools()
+            at_once: list[Any] = []
+
+            async def ask() -> None:
+                at_once.append(await client.call_tool("search", {"query": "late parcels"}))
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(ask)
+                group.start_soon(ask)
             return {
+                "at once": at_once,
                 "server": client.server_info.name,
                 "tools": {tool.name: tool for tool in listed.tools},
                 "found": await client.call_tool("search", {"query": "late parcels", "limit": 1}),
@@ -62,6 +81,7 @@ def test_a_client_of_the_sdk(place: Path):
 
     said = anyio.run(talk)
     assert said["server"] == "gguf-embed"
+    assert [answer.is_error for answer in said["at once"]] == [False, False]
     assert said["tools"].keys() == {"search", "get", "status"}
     assert said["tools"]["search"].input_schema["additionalProperties"] is False
     assert "house rules" in said["tools"]["search"].description

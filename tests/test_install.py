@@ -121,6 +121,7 @@ def test_a_folder_without_llama_cpp_is_no_wheelhouse(install: Any, tmp_path: Pat
 
 def test_a_portable_wheel_is_made_once(install: Any, tmp_path: Path, monkeypatch: Any):
     monkeypatch.setenv("GGUF_EMBED_HOME", str(tmp_path))
+    monkeypatch.delenv("CMAKE_ARGS", raising=False)
     made: list[list[str]] = []
 
     def make(command: list[str], **_: object) -> int:
@@ -137,6 +138,10 @@ def test_a_portable_wheel_is_made_once(install: Any, tmp_path: Path, monkeypatch
     assert first.read_text() == "made"
     assert len(made) == 1
     assert [path.name for path in first.parent.parent.iterdir()] == ["portable"]
+    monkeypatch.setenv("CMAKE_ARGS", "-DGGML_VULKAN=on")
+    other = install.build_portable(["python", "-m", "pip"])
+    assert len(made) == 2
+    assert other.parent.parent == first.parent
 
 
 def test_where_our_own_build_fails_pip_makes_the_wheel(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -252,6 +253,21 @@ def test_what_is_loaded_ahead_is_taken_or_freed(tiny_model: Write, alive: list[o
     with Ahead() as ahead:
         ahead.begin(path.with_name("none.gguf"), read_header(path))
         assert ahead.take(n_gpu_layers=0, repack=False) is None  # whoever loads it says why
+
+
+def test_what_is_loaded_ahead_of_a_proof_that_fails_is_freed(
+    tiny_model: Write, alive: list[object], monkeypatch: pytest.MonkeyPatch
+):
+    def prove(*_: object, on_safe: Callable[[], None], **__: object) -> None:
+        on_safe()
+        while not alive:  # the weights are loaded by another thread
+            time.sleep(0.01)
+        raise Planted
+
+    monkeypatch.setattr(proof, "prove", prove)
+    with pytest.raises(Planted):
+        Embedder.open(tiny_model("qwen3"), settings=QUICK)
+    assert alive == []
 
 
 @pytest.mark.native

@@ -8,6 +8,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -257,6 +258,22 @@ def test_failed_rows_have_reasons_and_are_not_kept(cache: VectorCache):
             assert np.isnan(encoded.vectors[1:4]).all()
             assert not np.isnan(encoded.vectors[[0, 4, 5]]).any()
             assert encoded.n_cached == n_cached
+
+
+def test_rows_that_are_refused_together_but_not_alone_are_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    with FakeEmbedder.open() as embedder:
+        prepare = embedder.prepare
+
+        def refuse(texts: Sequence[str], **options: Any) -> object:
+            if len(texts) > 1:
+                raise BadText(1, "is refused in company")
+            return prepare(texts, **options)
+
+        monkeypatch.setattr(embedder, "prepare", refuse)
+        with pytest.raises(BadText, match="row 1: is refused in company"):
+            encode(embedder, TEXTS, {"on_error": "skip"})
 
 
 def test_rows_of_an_error_are_those_of_all_texts(cache: VectorCache):

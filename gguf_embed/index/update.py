@@ -103,6 +103,7 @@ class Update:
         self._begun = begun
         self._cache = cache
         self._report = UpdateReport()
+        self._n_left = 0  # files to do
         self._unread: dict[int, list[Unread]] = {}
         self._folders = {folder.id: folder for folder in tables.folders()}
 
@@ -115,6 +116,7 @@ class Update:
         report.n_unchanged = len(changes.unchanged) + len(changes.touched)
         todo = [*((None, seen) for seen in changes.new), *changes.changed]
         todo.sort(key=lambda each: (each[1].folder, each[1].name))
+        self._n_left = len(todo)
         if self._begun is not None:
             self._progress = self._begun(sum(seen.stamp.n_bytes for _, seen in todo))
         metadata = self._metadata_again(changes)
@@ -125,7 +127,7 @@ class Update:
                 self._tables.move_file(file.id, seen.folder, seen.name, seen.stamp)
             for id, values in metadata.items():
                 self._tables.set_metadata(id, values)
-            self._tables.set_fact("unfinished", str(len(todo)))
+            self._tables.set_fact("unfinished", str(self._n_left))
         self._write_all(todo)
         with self._tables.writing():
             for folder, unread in self._unread.items():
@@ -230,6 +232,7 @@ class Update:
                 passages = list(passages_of(document, self._embedder, self._facts))
             except BadInput as error:
                 self._cannot(seen.folder, seen.name, error)
+                self._n_left -= 1
                 if old is None:
                     self._report.n_new -= 1
                 else:
@@ -260,6 +263,7 @@ class Update:
         n_rows = self._tables.n_rows()
         vectors = self._vectors_of(batch, n_rows)
         self._vectors.append(vectors, n_rows)
+        self._n_left -= len(batch)
         with self._tables.writing():
             for cut in batch:
                 if cut.old is not None:
@@ -277,6 +281,7 @@ class Update:
                 self._tables.set_metadata(id, cut.metadata)
                 n_rows += len(cut.passages)
             self._tables.set_fact("n_rows", str(n_rows))
+            self._tables.set_fact("unfinished", str(self._n_left))
 
     def _vectors_of(self, batch: Sequence[_Cut], n_rows: int) -> Vectors:
         """A row for each passage: of the same text where there is one, else embedded."""

@@ -206,11 +206,13 @@ def _prepared(
 ) -> tuple[Pending[Block], list[int], list[FailedRow]]:
     """Those of the rows that can be computed, ready; and why the others cannot."""
     failed: list[FailedRow] = []
-    while True:
+    # The first error is of rows that are no text, the second of those that are too long: each time
+    # all of the kind go. What is still refused then is refused.
+    for last in (False, False, True):
         try:
             return embedder.prepare([texts[row] for row in rows], **options), rows, failed
         except (BadText, TextTooLong) as error:
-            if options.get("on_error") != "skip":
+            if last or options.get("on_error") != "skip":
                 raise _renumbered(error, rows) from error
             if isinstance(error, TextTooLong):
                 reasons = {
@@ -223,6 +225,7 @@ def _prepared(
             FailedRow(row=row, n_tokens=n, reason=reason) for row, (n, reason) in reasons.items()
         ]
         rows = [row for row in rows if row not in reasons]
+    raise AssertionError("the last try has returned or raised")
 
 
 def _unusable(

@@ -32,7 +32,7 @@ def serve_stdio(tools: AgentTools) -> None:
     import anyio
     from mcp.server.stdio import stdio_server
 
-    one_at_a_time = anyio.CapacityLimiter(1)
+    one_at_a_time = anyio.CapacityLimiter(1)  # tools open models when they are first asked
 
     async def call(name: str, arguments: Mapping[str, object]) -> dict[str, object]:
         answer = partial(tools.call, name, arguments)
