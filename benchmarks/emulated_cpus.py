@@ -28,6 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -69,7 +70,9 @@ def main() -> None:
             sys.exit(f"{file} is missing: install the package {package}")
     with tempfile.TemporaryDirectory() as folder:
         disc = make_disc(args.kernel, Path(folder))
-        verdicts = [run(model, disc, args) for model in args.cpus if is_known(model, args.bochs)]
+        models = [model for model in args.cpus if is_known(model, args.bochs)]
+        with ThreadPoolExecutor(os.cpu_count()) as workers:
+            verdicts = list(workers.map(lambda model: run(model, disc, args), models))
     digests = {bits: {d for b, d in verdicts if b == bits and d} for bits, _ in verdicts}
     for bits, different in digests.items():
         if len(different) > 1:
@@ -152,7 +155,7 @@ def make_disc(kernel: Path, folder: Path) -> Path:
     program = folder / "test_kernels"
     with gzip.open(tree / "initrd", "wb", compresslevel=1) as file:
         file.write(b"".join(archive(program)))
-    words = "console=ttyS0 nokaslr mitigations=off rdinit=/test_kernels -- fastest"
+    words = "console=ttyS0 quiet nokaslr mitigations=off lsm=capability idle=halt rdinit=/test_kernels -- fastest"
     (tree / "isolinux.cfg").write_text(f"default linux initrd=initrd {words}\nprompt 0\n")
     command = ["genisoimage", "-quiet", "-o", str(folder / "disc.iso"), "-b", "isolinux.bin"]
     command += ["-c", "boot.cat", "-no-emul-boot", "-boot-load-size", "4", "-boot-info-table"]

@@ -24,7 +24,6 @@ struct Avx512 {
     static constexpr int few_rows = 12;  // of a register tile that is one column wide
     static constexpr const char * name = "AVX-512";
 
-    // Whether the operating system keeps the registers is part of the question.
     static bool supported() {
         return Avx2::supported() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
