@@ -1,5 +1,6 @@
 // Tests and measures the kernels without a model: `test_kernels` checks those of each instruction set
-// that this processor has against float64, `test_kernels fastest` only those that would be taken.
+// that this processor has against float64, `test_kernels only SET` those of one, for which it does not
+// ask the processor (a space in the name is a _ there).
 // `test_kernels rate [TYPE]` prints their speed as JSON lines. ggml's own functions make the weights and
 // read them back.
 
@@ -10,6 +11,7 @@
 #include <termios.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -457,7 +459,11 @@ int main(int argc, char ** argv) {
     const std::string what = argc > 1 ? argv[1] : "", argument = argc > 2 ? argv[2] : "";
     int failed = 0;
     for (int number = 0; const Kernels * kernels = kernels_at(number); number++) {
-        if (!kernels->supported()) {
+        if (what == "only") {
+            std::string name = kernels->name;
+            std::replace(name.begin(), name.end(), ' ', '_');
+            if (argument != name) continue;
+        } else if (!kernels->supported()) {
             if (what != "rate") std::printf("%s: not tested, this processor does not have it\n", kernels->name);
             continue;
         }
@@ -467,7 +473,6 @@ int main(int argc, char ** argv) {
         }
         test(*kernels);
         failed += failures != 0;
-        if (what == "fastest") break;
     }
     std::fflush(stdout);
     tcdrain(STDOUT_FILENO);  // of an emulated machine the program is all: it halts when this ends
