@@ -20,16 +20,17 @@
 namespace gguf_embed {
 namespace {
 
-// The best kernels that this processor runs, or null.
-const Kernels * best_kernels() {
-    static const Kernels * const best = [] {
-        const Kernels * const all[] = {avx2_kernels()};
-        for (const Kernels * kernels : all) {
-            if (kernels != nullptr && kernels->supported()) return kernels;
-        }
-        return static_cast<const Kernels *>(nullptr);
-    }();
-    return best;
+// The first kernels that this processor runs, and that have this name if there is one; or null.
+const Kernels * supported_kernels(const char * name = nullptr) {
+    for (int number = 0; const Kernels * kernels = kernels_at(number); number++) {
+        if (kernels->supported() && (name == nullptr || std::strcmp(kernels->name, name) == 0)) return kernels;
+    }
+    return nullptr;
+}
+
+const Kernels *& chosen_kernels() {
+    static const Kernels * chosen = supported_kernels();
+    return chosen;
 }
 
 // --------------------------------------------------------------------------- what is supported
@@ -104,7 +105,7 @@ bool takes_attention(const ggml_tensor * t) {
     return float_rows(q) && cells(k) && cells(v) && packed_floats(t) && params[1] == 0 && params[2] == 0 &&
            (precision == GGML_PREC_UNDEFINED || precision == GGML_PREC_F32) && no_sources_from(t, 4) && q->ne[3] == 1 &&
            k->ne[3] == 1 && v->ne[3] == 1 && k->ne[0] == q->ne[0] && k->ne[1] == v->ne[1] && k->ne[2] == v->ne[2] &&
-           q->ne[2] % k->ne[2] == 0 && v->ne[0] % best_kernels()->columns == 0 && mask != nullptr &&
+           q->ne[2] % k->ne[2] == 0 && v->ne[0] % attention_values == 0 && mask != nullptr &&
            mask->type == GGML_TYPE_F16 && ggml_is_contiguous(mask) && is_matrix(mask) && mask->ne[0] == k->ne[1] &&
            mask->ne[1] >= q->ne[1] && k->ne[1] <= INT32_MAX;
 }
@@ -284,7 +285,7 @@ struct Step {
 };
 
 struct Engine {
-    const Kernels * kernels = best_kernels();
+    const Kernels * kernels = chosen_kernels();
     int n_threads = GGML_DEFAULT_N_THREADS;
     std::vector<Step> steps;
     Room quantized, scales;
@@ -701,7 +702,7 @@ void set_n_threads(ggml_backend_t backend, int n_threads) { static_cast<Engine *
 
 const char * device_name(ggml_backend_dev_t) { return plugin_name; }
 
-const char * device_description(ggml_backend_dev_t) { return best_kernels()->name; }
+const char * device_description(ggml_backend_dev_t) { return chosen_kernels()->name; }
 
 void device_memory(ggml_backend_dev_t, size_t * free, size_t * total) { *free = *total = 0; }
 
@@ -776,6 +777,7 @@ extern "C" {
 GGML_BACKEND_API ggml_backend_reg_t ggml_backend_init(void);
 GGML_BACKEND_API int ggml_backend_score(void);
 GGML_BACKEND_API void gguf_embed_offer(int);
+GGML_BACKEND_API int gguf_embed_choose(const char *);
 
 ggml_backend_reg_t ggml_backend_init(void) {
     using namespace gguf_embed;
@@ -784,9 +786,18 @@ ggml_backend_reg_t ggml_backend_init(void) {
 }
 
 // 0 where this processor has none of our instruction sets: ggml then does not load us.
-int ggml_backend_score(void) { return gguf_embed::best_kernels() != nullptr; }
+int ggml_backend_score(void) { return gguf_embed::chosen_kernels() != nullptr; }
 
 // Whether contexts that this thread makes from now on get the accelerator.
 void gguf_embed_offer(int whether) { gguf_embed::offered = whether != 0; }
+
+// Takes the kernels of this name instead of the fastest, for tests, before anything is computed;
+// 0 where this processor does not run them.
+int gguf_embed_choose(const char * name) {
+    const auto * const kernels = gguf_embed::supported_kernels(name);
+    if (kernels == nullptr) return 0;
+    gguf_embed::chosen_kernels() = kernels;
+    return 1;
+}
 
 }  // extern "C"

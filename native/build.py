@@ -3,9 +3,11 @@
     python native/build.py                       # into gguf_embed/native, for this Python
     python native/build.py --test [--sanitize]   # also the kernels' test program, which is run
     python native/build.py --rate                # the kernels' speed, in JSON lines
+    python native/build.py --program DIR         # the test program alone, not run
 
 Run it with the Python whose llama-cpp-python is to be accelerated; `install.py` does. It needs
-the C++ compiler that llama-cpp-python was compiled with, and some seconds.
+the C++ compiler that llama-cpp-python was compiled with, and some seconds. An instruction set that
+the compiler does not know is left out.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,7 +30,16 @@ TARGET = HERE.parent / "gguf_embed" / "native"
 # ggml checks neither the layout of its tensors nor its operation numbers: exactly this version.
 LLAMA_CPP_PYTHON = "0.3.36"
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wconversion"]
-KERNELS = {"avx2": ["-mavx2", "-mfma", "-mf16c"]}  # instruction set: flags
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
+# Struct of the instruction set: function of its kernels, the flag by which Linux says that a CPU
+# has it, flags of the compiler. A CPU takes the first that it has.
+KERNELS = {
+    "Avx512Vnni": ("avx512_vnni_kernels", "avx512_vnni", [*AVX512, "-mavx512vnni"]),
+    "Avx512": ("avx512_kernels", "avx512dq", AVX512),
+    "AvxVnni": ("avx_vnni_kernels", "avx_vnni", [*AVX2, "-mavxvnni"]),
+    "Avx2": ("avx2_kernels", "avx2", AVX2),
+}
 # Contracting is the compiler's whim: a row's result would depend on its place in a tile.
 COMMON = ["-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", "-g0"]
 # What is inlined is checked wherever it is: that alone trebles the compiler's time.
@@ -43,12 +56,16 @@ def main() -> None:
     parser.add_argument("--test", action="store_true", help="build and run the test program")
     parser.add_argument("--sanitize", action="store_true", help="the test program with sanitizers")
     parser.add_argument("--rate", action="store_true", help="measure the kernels")
+    parser.add_argument("--program", type=Path, help="folder for the test program; not run")
     parser.add_argument("--target", type=Path, default=TARGET, help="folder for the library")
     args = parser.parse_args()
     try:
-        if args.test or args.rate:
+        if args.program:
+            print(build_test_program(args.program))
+        elif args.test or args.rate:
             sys.exit(run_test_program(sanitize=args.sanitize, rate=args.rate))
-        print(build(args.target))
+        else:
+            print(build(args.target))
     except NotBuilt as reason:
         sys.exit(str(reason))
 
@@ -69,10 +86,9 @@ def build(target: Path, *, headers: Path | None = None, libraries: Path | None =
     else:
         compiler = _compiler()
     with tempfile.TemporaryDirectory() as scratch:
-        objects = _kernels(compiler, Path(scratch), [])
-        objects.append(Path(scratch) / "accelerator.o")
-        source = [str(HERE / "accelerator.cpp"), "-isystem", str(headers), "-fopenmp"]
-        _run([compiler, *COMMON, *WARNINGS, *_exported(), "-c", *source, "-o", str(objects[-1])])
+        flags = ["-isystem", str(headers), "-fopenmp", *_exported()]
+        units = [*_kernels(compiler), ("accelerator", flags)]
+        objects = _compiled(compiler, Path(scratch), units)
         made = Path(scratch) / library_name()
         command = [compiler, "-shared", "-s", "-fopenmp", "-o", str(made)]
         command += ["-Wl,-rpath,$ORIGIN", *map(str, objects)]
@@ -90,36 +106,65 @@ def run_test_program(
 ) -> int:
     """Compile the kernels' test program and run it; returns its exit code. Raises NotBuilt.
 
-    It tests the kernels of the library in the folder `kernels`; those for the sanitizers, or where
-    there is no library, are compiled anew.
+    It tests the kernels of the library in the folder `kernels`; where there is no library they are
+    compiled anew, and so are those for the sanitizers, of this CPU's instruction sets.
     """
-    compiler, packages = check_requirements()
-    extra = SANITIZERS if sanitize else []
     with tempfile.TemporaryDirectory() as scratch:
-        program = Path(scratch) / "test_kernels"
         made = (kernels or TARGET) / library_name()
-        shipped = made.exists() and not extra
-        objects = [made] if shipped else _kernels(compiler, Path(scratch), extra)
-        command = [compiler, *COMMON, "-O1", *WARNINGS, *extra, *_includes(packages)]
-        command += [str(HERE / "test_kernels.cpp"), *map(str, objects), "-o", str(program)]
-        _run(
-            [
-                *command,
-                *_ggml(packages / "llama_cpp" / "lib"),
-                f"-Wl,-rpath,{packages / 'llama_cpp' / 'lib'}",
-            ]
-        )
+        objects = [made] if made.exists() and not sanitize else []
+        program = build_test_program(Path(scratch), objects, sanitize=sanitize)
         return subprocess.run([program, *(["rate"] if rate else [])], check=False).returncode
 
 
-def _kernels(compiler: str, scratch: Path, extra: list[str]) -> list[Path]:
-    """Object files of the kernels, one for each instruction set."""
-    objects: list[Path] = []
-    for name, flags in KERNELS.items():
-        objects.append(scratch / f"{name}.o")
-        command = [compiler, *COMMON, *WARNINGS, *extra, *flags, f"-DKERNELS_{name.upper()}"]
-        _run([*command, "-c", str(HERE / "kernels.cpp"), "-o", str(objects[-1])])
-    return objects
+def build_test_program(
+    target: Path, objects: Sequence[Path] = (), *, sanitize: bool = False
+) -> Path:
+    """Compile the kernels' test program into the folder `target`; returns its path.
+
+    Raises NotBuilt. With the kernels of `objects`, else with all of them, compiled anew.
+    """
+    compiler, packages = check_requirements()
+    extra = SANITIZERS if sanitize else []
+    if not objects:
+        objects = _compiled(compiler, target, _kernels(compiler, only_here=sanitize), extra)
+    program, libraries = target / "test_kernels", packages / "llama_cpp" / "lib"
+    command = [compiler, *COMMON, "-O1", *WARNINGS, *extra, *_includes(packages)]
+    command += [str(HERE / "test_kernels.cpp"), *map(str, objects), "-o", str(program)]
+    _run([*command, *_ggml(libraries), f"-Wl,-rpath,{libraries}"])
+    return program
+
+
+def _kernels(compiler: str, *, only_here: bool = False) -> list[tuple[str, list[str]]]:
+    """Sources of the kernels and their flags: all instruction sets, or those that this CPU has."""
+    here = set(Path("/proc/cpuinfo").read_text().split()) if only_here else set()
+    functions: list[str] = []
+    units: list[tuple[str, list[str]]] = []
+    for isa, (function, name, flags) in KERNELS.items():
+        if (name in here or not only_here) and _knows(compiler, flags):
+            functions.append(function)
+            units.append(("kernels", [*flags, f"-DISA={isa}", f"-DKERNELS={function}"]))
+    return [*units, ("instruction_sets", [f"-DSETS={','.join(functions)}"])]
+
+
+def _knows(compiler: str, flags: list[str]) -> bool:
+    command = [compiler, *flags, "-fsyntax-only", "-x", "c++", os.devnull]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def _compiled(
+    compiler: str, scratch: Path, units: list[tuple[str, list[str]]], extra: Sequence[str] = ()
+) -> list[Path]:
+    """Object files of sources with their flags; as many compilers at a time as there are CPUs."""
+
+    def compiled(number: int) -> Path:
+        source, flags = units[number]
+        made = scratch / f"{number}-{source}.o"
+        command = [compiler, *COMMON, *WARNINGS, *extra, *flags, "-c", str(HERE / f"{source}.cpp")]
+        _run([*command, "-o", str(made)])
+        return made
+
+    with ThreadPoolExecutor(os.cpu_count()) as workers:
+        return list(workers.map(compiled, range(len(units))))
 
 
 def check_requirements() -> tuple[str, Path]:

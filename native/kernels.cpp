@@ -1,5 +1,6 @@
-// The kernels. Compiled once for each instruction set; `Isa` names its vectors and the few
-// instructions that differ.
+// The kernels. Compiled once for each instruction set (native/build.py says with which flags): `ISA`
+// is its struct, which names its vectors and the few instructions that differ, and `KERNELS` is the
+// function that gives its table.
 //
 // A product works on a strip of columns: one block of their weights is unpacked into the first
 // level cache, as pairs of int16 (or as floats), and used for all rows. The rows are int16 with a
@@ -9,212 +10,25 @@
 //
 // Compile with -ffp-contract=off: a compiler that turns some multiplications and additions into
 // one, and others not, gives a row another result in another tile.
+//
+// Nothing in here may be shared between the units, as inline functions of a library are: the linker
+// keeps one of them, perhaps the one with instructions that the processor does not have.
 
 #include "kernels.h"
 
-#include <immintrin.h>
+#ifdef __AVX512F__
+#include "avx512.h"
+#else
+#include "avx2.h"
+#endif
 
-#include <cmath>
+#include <math.h>
+
 #include <cstring>
 #include <type_traits>
 
 namespace gguf_embed {
 namespace {
-
-// ------------------------------------------------------------------------------ instruction sets
-
-struct Avx2 {
-    using Ints = __m256i;
-    using Floats = __m256;
-    static constexpr int lanes = 8;         // of 32 bits
-    static constexpr int rows = 6;          // of a register tile, two vectors wide
-    static constexpr int few_rows = 12;     // of a register tile that is one column wide
-    static constexpr const char * name = "AVX2";
-
-    static bool supported() {
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-    }
-
-    // Keeps a number in its register: GCC would load a weight anew for each use.
-    static void pin(Ints & x) { __asm__("" : "+x"(x)); }
-    static void pin(Floats & x) { __asm__("" : "+x"(x)); }
-
-    static Ints load(const void * p) { return _mm256_loadu_si256(static_cast<const Ints *>(p)); }
-    static void store(void * p, Ints x) { _mm256_storeu_si256(static_cast<Ints *>(p), x); }
-    static Floats load_floats(const float * p) { return _mm256_loadu_ps(p); }
-    static void store_floats(float * p, Floats x) { _mm256_storeu_ps(p, x); }
-    static Ints zero() { return _mm256_setzero_si256(); }
-    static Floats zero_floats() { return _mm256_setzero_ps(); }
-    static Floats all(float x) { return _mm256_set1_ps(x); }
-    static Ints all_ints(int32_t x) { return _mm256_set1_epi32(x); }
-    static Ints all_bytes(int x) { return _mm256_set1_epi8(static_cast<char>(x)); }
-    static Ints pair(const int16_t * p) {
-        int32_t bits;
-        std::memcpy(&bits, p, sizeof bits);
-        return _mm256_set1_epi32(bits);
-    }
-    // sum += the products of int16 pairs. GCC would add the sums in another order and move them
-    // from register to register.
-    static void dot(Ints & sum, Ints weights, Ints pairs) {
-        const Ints products = _mm256_madd_epi16(weights, pairs);
-        __asm__("vpaddd %1, %0, %0" : "+x"(sum) : "x"(products));
-    }
-    static Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
-    static Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
-    static Floats sub(Floats a, Floats b) { return _mm256_sub_ps(a, b); }
-    static Floats mul(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
-    static Floats div(Floats a, Floats b) { return _mm256_div_ps(a, b); }
-    static Floats max(Floats a, Floats b) { return _mm256_max_ps(a, b); }
-    static Floats min(Floats a, Floats b) { return _mm256_min_ps(a, b); }
-    static Floats root(Floats a) { return _mm256_sqrt_ps(a); }
-    static Floats magnitude(Floats a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
-    static Floats to_floats(Ints a) { return _mm256_cvtepi32_ps(a); }
-    static Ints to_ints(Floats a) { return _mm256_cvtps_epi32(a); }
-    // 2^n, n an integer within the exponents of normal numbers
-    static Floats power_of_two(Floats n) {
-        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
-    }
-    static Floats round(Floats a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-    static Floats from_halves(const void * p) { return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i *>(p))); }
-    static Floats from_bytes(const int8_t * p) {
-        return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p))));
-    }
-    // The half at `at` of each pointer's memory.
-    static Floats from_halves_of(const char * const * p, int64_t at) {
-        const auto half = [&](int i) {
-            uint16_t bits;
-            std::memcpy(&bits, p[i] + at, sizeof bits);
-            return static_cast<short>(bits);
-        };
-        __m128i halves = _mm_cvtsi32_si128(static_cast<uint16_t>(half(0)));
-        halves = _mm_insert_epi16(halves, half(1), 1);
-        halves = _mm_insert_epi16(halves, half(2), 2);
-        halves = _mm_insert_epi16(halves, half(3), 3);
-        halves = _mm_insert_epi16(halves, half(4), 4);
-        halves = _mm_insert_epi16(halves, half(5), 5);
-        halves = _mm_insert_epi16(halves, half(6), 6);
-        halves = _mm_insert_epi16(halves, half(7), 7);
-        return _mm256_cvtph_ps(halves);
-    }
-    static void to_halves(void * p, Floats x) {
-        _mm_storeu_si128(static_cast<__m128i *>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
-    }
-    static Floats from_brain(const void * p) {
-        const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i *>(p)));
-        return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
-    }
-    // Both halves of each 32 bits get the number.
-    static Ints twice(Ints x) { return _mm256_or_si256(_mm256_slli_epi32(x, 16), _mm256_and_si256(x, _mm256_set1_epi32(0xffff))); }
-    // The int16 of 32 numbers lie in the order in which `low_bytes_up` and `high_bytes_up` make
-    // them of 32 bytes: 0-7, 16-23, 8-15, 24-31. A sum does not mind.
-    static constexpr int group = 32;
-    static constexpr int place_of(int number) {
-        return (number & ~24) | (number & 8) << 1 | (number & 16) >> 1;
-    }
-    static void store_group(int16_t * p, const Ints (&numbers)[4]) {
-        for (int i = 0; i < 2; i++) {
-            store(p + 16 * i, _mm256_permute4x64_epi64(_mm256_packs_epi32(numbers[i], numbers[i + 2]), 0xd8));
-        }
-    }
-    // The sum of the 32-bit numbers of each of eight vectors.
-    static Ints sums_of(const Ints (&v)[lanes]) {
-        const __m256i low = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
-        const __m256i high = _mm256_hadd_epi32(_mm256_hadd_epi32(v[4], v[5]), _mm256_hadd_epi32(v[6], v[7]));
-        return _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31));
-    }
-    static void prefetch(const char * p) { _mm_prefetch(p, _MM_HINT_T0); }
-
-    // Lane by lane, as every instruction below.
-    static Ints low16(Ints a, Ints b) { return _mm256_unpacklo_epi16(a, b); }
-    static Ints high16(Ints a, Ints b) { return _mm256_unpackhi_epi16(a, b); }
-    static Ints low32(Ints a, Ints b) { return _mm256_unpacklo_epi32(a, b); }
-    static Ints high32(Ints a, Ints b) { return _mm256_unpackhi_epi32(a, b); }
-    static Ints low64(Ints a, Ints b) { return _mm256_unpacklo_epi64(a, b); }
-    static Ints high64(Ints a, Ints b) { return _mm256_unpackhi_epi64(a, b); }
-    static Ints low_bytes_up(Ints a) { return _mm256_unpacklo_epi8(_mm256_setzero_si256(), a); }
-    static Ints high_bytes_up(Ints a) { return _mm256_unpackhi_epi8(_mm256_setzero_si256(), a); }
-    static Ints scaled(Ints a, Ints factor) { return _mm256_mulhrs_epi16(a, factor); }
-    static Ints minus16(Ints a, Ints b) { return _mm256_sub_epi16(a, b); }
-    static Ints minus8(Ints a, Ints b) { return _mm256_sub_epi8(a, b); }
-    static Ints both(Ints a, Ints b) { return _mm256_and_si256(a, b); }
-    static Ints either(Ints a, Ints b) { return _mm256_or_si256(a, b); }
-    static Ints equal8(Ints a, Ints b) { return _mm256_cmpeq_epi8(a, b); }
-    template <int bits> static Ints down16(Ints a) { return _mm256_srli_epi16(a, bits); }
-    template <int bits> static Ints up16(Ints a) { return _mm256_slli_epi16(a, bits); }
-    static Ints looked_up(Ints table, Ints index) { return _mm256_shuffle_epi8(table, index); }
-    static Ints table(const int8_t * t) {
-        return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i *>(t)));
-    }
-    // 16 bytes of the columns 0, 4, ... in a lane each.
-    static Ints lanes_of(const char * const * p) {
-        const __m256i first = _mm256_castsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p[0])));
-        return _mm256_inserti128_si256(first, _mm_loadu_si128(reinterpret_cast<const __m128i *>(p[4])), 1);
-    }
-    // 8 bytes of each, twice.
-    static Ints lanes_of_8(const char * const * p) {
-        const __m128i first = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(p[0]));
-        const __m128i second = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(p[4]));
-        return _mm256_inserti128_si256(_mm256_castsi128_si256(first), second, 1);
-    }
-    static Ints lanes_of_bits(const uint32_t * p) {  // 32 bits of each column, everywhere in its lane
-        return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_set1_epi32(static_cast<int>(p[0]))),
-                                       _mm_set1_epi32(static_cast<int>(p[4])), 1);
-    }
-    // The same bits in the lower half, others in the upper one.
-    static Ints halves(int32_t low, int32_t high) {
-        return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_set1_epi32(low)), _mm_set1_epi32(high), 1);
-    }
-    // 32 numbers of four bits: the low ones of 16 bytes, then the high ones.
-    static Ints nibbles_of(const char * p) {
-        const __m256i both = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
-        return _mm256_and_si256(_mm256_srlv_epi32(both, _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4)), _mm256_set1_epi8(15));
-    }
-    // All bits of a byte where the bit of its number is set.
-    static Ints bytes_of_bits(uint32_t bits) {
-        const __m256i which = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
-        const __m256i bit = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201));
-        const __m256i spread = _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int>(bits)), which);
-        return _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit);
-    }
-    static float sum(Floats x) {
-        __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
-        s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-        return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
-    }
-    static float largest(Floats x) {
-        __m128 s = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
-        s = _mm_max_ps(s, _mm_movehl_ps(s, s));
-        return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
-    }
-    // a, but 0 where x is not between the limits
-    static Floats where_between(Floats a, Floats x, Floats low, Floats high) {
-        const Floats above = _mm256_cmp_ps(x, low, _CMP_GT_OQ);
-        return _mm256_and_ps(_mm256_and_ps(above, _mm256_cmp_ps(x, high, _CMP_LT_OQ)), a);
-    }
-    // a, but 0 where x is below the limit; not where x is not a number
-    static Floats as_floats(Ints x) { return _mm256_castsi256_ps(x); }
-    static Ints as_ints(Floats x) { return _mm256_castps_si256(x); }
-    static Floats unless_below(Floats a, Floats x, Floats limit) {
-        return _mm256_andnot_ps(_mm256_cmp_ps(x, limit, _CMP_LT_OQ), a);
-    }
-    static void transpose(Floats (&v)[lanes]) {
-        Floats t[lanes], u[lanes];
-        _Pragma("GCC unroll 8") for (int i = 0; i < lanes; i += 2) {
-            t[i] = _mm256_unpacklo_ps(v[i], v[i + 1]);
-            t[i + 1] = _mm256_unpackhi_ps(v[i], v[i + 1]);
-        }
-        _Pragma("GCC unroll 8") for (int i = 0; i < lanes; i += 4) {
-            u[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
-            u[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
-            u[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
-            u[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
-        }
-        for (int i = 0; i < 4; i++) {
-            v[i] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x20);
-            v[i + 4] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x31);
-        }
-    }
-};
 
 float half_to_float(const void * p) {
     uint16_t bits;
@@ -249,7 +63,8 @@ struct Scales {
 // A format has: `values` and `bytes` of its own block; `largest` magnitude of a byte; whether it
 // has an `offset`; `scales`, which reads factor and offset of each part of a block, or a `half` that
 // is the only factor; `part`, which loads four rows of bytes, each with 16 values of the
-// columns c, c + 4, ... in its lanes; and `row`, which loads 32 values of one column.
+// columns c, c + 4, ... in its lanes; and `row`, which loads 32 values of one column, and is called
+// of the format for `Isa::Bytes`, whose vectors are so long.
 template <class Isa> struct Q8_0 {
     static constexpr int values = 32, bytes = 34, lowest = -128, highest = 127, part_values = 32;
     static constexpr bool offset = false;
@@ -543,15 +358,14 @@ inline void unpack_row(const char * block, const Factors<Isa> & f, int first_par
         if (Format::part_values == Isa::group) return Isa::all_ints(numbers[part][column]);
         return Isa::halves(numbers[part][column], numbers[part + 1][column]);
     };
-    const Ints bytes = Format::template row<inner>(block), factor = of_parts(f.factor16);
-    Ints low = Isa::scaled(Isa::low_bytes_up(bytes), factor), high = Isa::scaled(Isa::high_bytes_up(bytes), factor);
-    if (Format::offset) {
-        const Ints offset = of_parts(f.offset16);
-        low = Isa::minus16(low, offset);
-        high = Isa::minus16(high, offset);
+    const auto bytes = Format::template row<inner>(block);
+    const Ints factor = of_parts(f.factor16);
+#pragma GCC unroll 2
+    for (int i = 0; i < Isa::group_vectors; i++) {
+        Ints numbers = Isa::scaled(Isa::bytes_up(bytes, i), factor);
+        if (Format::offset) numbers = Isa::minus16(numbers, of_parts(f.offset16));
+        Isa::store(to + inner + i * 2 * Isa::lanes, numbers);
     }
-    Isa::store(to + inner, low);
-    Isa::store(to + inner + Isa::group / 2, high);
     if constexpr (inner + Isa::group < Format::values) {
         unpack_row<Isa, Format, inner + Isa::group>(block, f, first_part, column, to);
     }
@@ -567,24 +381,24 @@ template <class Isa, class Format> void read_scales(const char * const * columns
         }
     } else {
         constexpr int parts = Format::values / Format::part_values;
-        static_assert(parts % Isa::lanes == 0);
+        static_assert(parts % 8 == 0);
         for (int i = 0; i < n_blocks; i++) {
             for (int half = 0; half < strip_columns<Isa>; half += Isa::lanes) {
                 Scales scales[Isa::lanes];
                 for (int c = 0; c < Isa::lanes; c++) Format::scales(columns[half + c] + i * Format::bytes, scales[c]);
-                for (int j = 0; j < parts; j += Isa::lanes) {
-                    typename Isa::Floats v[Isa::lanes];
+                for (int j = 0; j < parts; j += 8) {
+                    typename Isa::Floats v[8];
                     const auto turned = [&](float (*to)[strip_columns<Isa>]) {
-                        Isa::transpose(v);
-                        for (int k = 0; k < Isa::lanes; k++) Isa::store_floats(&to[i * parts + j + k][half], v[k]);
+                        Isa::turn_eight(v);
+                        for (int k = 0; k < 8; k++) Isa::store_floats(&to[i * parts + j + k][half], v[k]);
                     };
-                    for (int c = 0; c < Isa::lanes; c++) {
-                        v[c] = Isa::mul(Isa::all(scales[c].factor_unit), Isa::from_bytes(scales[c].factors + j));
+                    for (int c = 0; c < 8; c++) {
+                        v[c] = Isa::eight_of([&](int of) { return scales[of].factor_unit; }, [&](int of) { return scales[of].factors + j; }, c);
                     }
                     turned(f.factor);
                     if (!Format::offset) continue;
-                    for (int c = 0; c < Isa::lanes; c++) {
-                        v[c] = Isa::mul(Isa::all(scales[c].offset_unit), Isa::from_bytes(scales[c].offsets + j));
+                    for (int c = 0; c < 8; c++) {
+                        v[c] = Isa::eight_of([&](int of) { return scales[of].offset_unit; }, [&](int of) { return scales[of].offsets + j; }, c);
                     }
                     turned(f.offset);
                 }
@@ -593,8 +407,9 @@ template <class Isa, class Format> void read_scales(const char * const * columns
     }
 }
 
-template <class Isa, class Format>
+template <class Isa, template <class> class FormatOf>
 void unpack(const char * const * columns, int64_t n_inner, Factors<Isa> & f, Strip<Isa> & strip, Form form) {
+    using Format = FormatOf<Isa>;
     constexpr int parts = Format::values / Format::part_values;
     const int n_blocks = static_cast<int>(n_inner / Format::values);
     read_scales<Isa, Format>(columns, n_blocks, f);
@@ -603,7 +418,7 @@ void unpack(const char * const * columns, int64_t n_inner, Factors<Isa> & f, Str
     if (form == Form::columns) {
         for (int c = 0; c < strip_columns<Isa>; c++) {
             for (int i = 0; i < n_blocks; i++) {
-                unpack_row<Isa, Format, 0>(columns[c] + i * Format::bytes, f, i * parts, c, strip.column(c) + i * Format::values);
+                unpack_row<Isa, FormatOf<typename Isa::Bytes>, 0>(columns[c] + i * Format::bytes, f, i * parts, c, strip.column(c) + i * Format::values);
             }
         }
         return;
@@ -638,16 +453,16 @@ template <class Isa> float unit_of(const float * x, int64_t n, float & unit) {
     float square = Isa::sum(squares[0]), largest = Isa::largest(top[0]);
     for (; i < n; i++) {
         square += x[i] * x[i];
-        largest = larger(largest, std::fabs(x[i]));
+        largest = larger(largest, fabsf(x[i]));
     }
-    unit = larger(std::sqrt(square) / longest, largest / 32700.0f);
+    unit = larger(sqrtf(square) / longest, largest / 32700.0f);
     if (!(square < 1e30f) || (square < 1e-30f && largest > 0)) {  // out of range, or not a number
         double sum = 0, most = 0;
         for (i = 0; i < n; i++) {
             sum += double{x[i]} * x[i];
-            most = most > std::fabs(double{x[i]}) ? most : std::fabs(double{x[i]});
+            most = most > fabs(double{x[i]}) ? most : fabs(double{x[i]});
         }
-        const double exact = std::sqrt(sum) / longest;
+        const double exact = sqrt(sum) / longest;
         unit = static_cast<float>(exact > most / 32700.0 ? exact : most / 32700.0);
         if (sum != sum) unit = NAN;
     }
@@ -660,8 +475,9 @@ template <class Isa> constexpr int64_t whole_groups(int64_t n) { return (n + Isa
 template <class Isa> void to_int16(const float * x, int64_t n, float per_unit, int16_t * out) {
     const auto factor = Isa::all(per_unit);
     const auto store = [&](const float * from, int16_t * to) {
-        typename Isa::Ints numbers[4];
-        for (int i = 0; i < 4; i++) numbers[i] = Isa::to_ints(Isa::mul(Isa::load_floats(from + i * Isa::lanes), factor));
+        constexpr int n_vectors = Isa::group / Isa::lanes;
+        typename Isa::Ints numbers[n_vectors];
+        for (int i = 0; i < n_vectors; i++) numbers[i] = Isa::to_ints(Isa::mul(Isa::load_floats(from + i * Isa::lanes), factor));
         Isa::store_group(to, numbers);
     };
     if (!(per_unit > 0)) {
@@ -768,8 +584,10 @@ template <class Isa> inline typename Isa::Floats gelu(typename Isa::Floats x) {
 template <class Isa, int R>
 inline void integer_tile(const int16_t * strip, const int16_t * x, int64_t stride, int64_t n_pairs,
                          typename Isa::Ints (&sums)[R][2]) {
+#pragma GCC unroll 12
     for (int r = 0; r < R; r++) sums[r][0] = sums[r][1] = Isa::zero();
     const int16_t * rows[R];
+#pragma GCC unroll 12
     for (int r = 0; r < R; r++) rows[r] = x + r * stride;
     for (int64_t i = 0; i < n_pairs; i++) {
         auto left = Isa::load(strip + i * strip_columns<Isa> * 2);
@@ -812,7 +630,7 @@ __attribute__((noinline)) void column_tile(const int16_t * column, const int16_t
 template <class Isa, int R>
 __attribute__((noinline)) void byte_tile(const char * bytes, const int32_t * factors, const int16_t * x, int64_t stride,
                                          int64_t n, typename Isa::Ints * lane_sums) {
-    constexpr int half = Isa::group / 2, together = 3;
+    constexpr int together = 3;
     typename Isa::Ints sums[R];
 #pragma GCC unroll 12
     for (int r = 0; r < R; r++) sums[r] = Isa::zero();
@@ -820,15 +638,16 @@ __attribute__((noinline)) void byte_tile(const char * bytes, const int32_t * fac
 #pragma GCC unroll 12
     for (int r = 0; r < R; r += together) rows[r / together] = x + r * stride;
     for (int64_t i = 0; i < n; i += Isa::group) {
-        const auto whole = Q8_0<Isa>::template row<0>(bytes), factor = Isa::all_ints(*factors);
-        auto weights = Isa::scaled(Isa::low_bytes_up(whole), factor);
-        Isa::pin(weights);
+        const auto whole = Q8_0<typename Isa::Bytes>::template row<0>(bytes);
+        const auto factor = Isa::all_ints(*factors);
+#pragma GCC unroll 2
+        for (int part = 0; part < Isa::group_vectors; part++) {
+            auto weights = Isa::scaled(Isa::bytes_up(whole, part), factor);
+            Isa::pin(weights);
+            const int64_t at = i + part * 2 * Isa::lanes;
 #pragma GCC unroll 12
-        for (int r = 0; r < R; r++) Isa::dot(sums[r], weights, Isa::load(rows[r / together] + i + r % together * stride));
-        weights = Isa::scaled(Isa::high_bytes_up(whole), factor);
-        Isa::pin(weights);
-#pragma GCC unroll 12
-        for (int r = 0; r < R; r++) Isa::dot(sums[r], weights, Isa::load(rows[r / together] + i + half + r % together * stride));
+            for (int r = 0; r < R; r++) Isa::dot(sums[r], weights, Isa::load(rows[r / together] + at + r % together * stride));
+        }
         bytes += Q8_0<Isa>::bytes;
         factors += strip_columns<Isa>;
     }
@@ -912,6 +731,7 @@ void integer_rows(const Product & p, int64_t row, int64_t n_inner, int64_t block
     const int64_t stride = whole_groups<Isa>(n_inner);
     const int16_t * x = p.quantized + block * p.block * p.n_rows + row * stride;
     integer_tile<Isa, R>(strip.pairs, x, stride, stride / 2, whole);
+#pragma GCC unroll 12
     for (int r = 0; r < R; r++) {
         float * const to = sums + (row + r) * strip_columns<Isa>;
         add_block<Isa>(p, row + r, block, whole[r][0], strip.scale, to);
@@ -1058,14 +878,14 @@ void unpack_block(const Product & p, const char * const * columns, int n_columns
             return unpack_halves<Isa>(columns, n_inner, s.strip, form, [](const char * from) { return Isa::from_halves(from); });
         case Weight::bf16:
             return unpack_halves<Isa>(columns, n_inner, s.strip, form, [](const char * from) { return Isa::from_brain(from); });
-        case Weight::q8_0: return unpack<Isa, Q8_0<Isa>>(columns, n_inner, s.factors, s.strip, form);
-        case Weight::q4_0: return unpack<Isa, Q4_0<Isa>>(columns, n_inner, s.factors, s.strip, form);
-        case Weight::q5_0: return unpack<Isa, Q5_0<Isa>>(columns, n_inner, s.factors, s.strip, form);
-        case Weight::q4_k: return unpack<Isa, Q4_k<Isa>>(columns, n_inner, s.factors, s.strip, form);
-        case Weight::q5_k: return unpack<Isa, Q5_k<Isa>>(columns, n_inner, s.factors, s.strip, form);
-        case Weight::q6_k: return unpack<Isa, Q6_k<Isa>>(columns, n_inner, s.factors, s.strip, form);
-        case Weight::iq4_nl: return unpack<Isa, Iq4_nl<Isa>>(columns, n_inner, s.factors, s.strip, form);
-        case Weight::iq4_xs: return unpack<Isa, Iq4_xs<Isa>>(columns, n_inner, s.factors, s.strip, form);
+        case Weight::q8_0: return unpack<Isa, Q8_0>(columns, n_inner, s.factors, s.strip, form);
+        case Weight::q4_0: return unpack<Isa, Q4_0>(columns, n_inner, s.factors, s.strip, form);
+        case Weight::q5_0: return unpack<Isa, Q5_0>(columns, n_inner, s.factors, s.strip, form);
+        case Weight::q4_k: return unpack<Isa, Q4_k>(columns, n_inner, s.factors, s.strip, form);
+        case Weight::q5_k: return unpack<Isa, Q5_k>(columns, n_inner, s.factors, s.strip, form);
+        case Weight::q6_k: return unpack<Isa, Q6_k>(columns, n_inner, s.factors, s.strip, form);
+        case Weight::iq4_nl: return unpack<Isa, Iq4_nl>(columns, n_inner, s.factors, s.strip, form);
+        case Weight::iq4_xs: return unpack<Isa, Iq4_xs>(columns, n_inner, s.factors, s.strip, form);
         case Weight::other: return unpack_other<Isa>(columns, n_columns, n_inner, p.to_float, s.strip, form);
     }
 }
@@ -1175,21 +995,25 @@ void gather_cells(const Attention & a, int64_t kv_head, const Span * spans, int 
     }
 }
 
-// R rows of the result, two vectors of it, over all cells.
-template <class Isa, int R>
+// R rows of the result, V vectors of it, over all cells.
+template <class Isa, int R, int V>
 inline void value_tile(const float * values, int64_t value_dim, const float * scores, int64_t n_cells,
-                       typename Isa::Floats (&sums)[R][2]) {
-    for (int r = 0; r < R; r++) sums[r][0] = sums[r][1] = Isa::zero_floats();
+                       typename Isa::Floats (&sums)[R][V]) {
+    for (int r = 0; r < R; r++) {
+        for (int v = 0; v < V; v++) sums[r][v] = Isa::zero_floats();
+    }
     for (int64_t cell = 0; cell < n_cells; cell++) {
-        auto left = Isa::load_floats(values + cell * value_dim);
-        auto right = Isa::load_floats(values + cell * value_dim + Isa::lanes);
-        Isa::pin(left);
-        Isa::pin(right);
+        typename Isa::Floats parts[V];
+#pragma GCC unroll 2
+        for (int v = 0; v < V; v++) {
+            parts[v] = Isa::load_floats(values + cell * value_dim + v * Isa::lanes);
+            Isa::pin(parts[v]);
+        }
 #pragma GCC unroll 12
         for (int r = 0; r < R; r++) {
             const auto weight = Isa::all(scores[cell * strip_columns<Isa> + r]);
-            sums[r][0] = Isa::fma(left, weight, sums[r][0]);
-            sums[r][1] = Isa::fma(right, weight, sums[r][1]);
+#pragma GCC unroll 2
+            for (int v = 0; v < V; v++) sums[r][v] = Isa::fma(parts[v], weight, sums[r][v]);
         }
     }
 }
@@ -1248,19 +1072,23 @@ void attend(const Attention & a, int64_t head, const int32_t * rows, int n_rows,
         Isa::store_floats(inverse + half, sum);
     }
     for (int r = 0; r < n_rows; r++) inverse[r] = inverse[r] == 0 ? 0 : 1 / inverse[r];
-    for (int64_t i = 0; i < a.value_dim; i += width) {
+    const auto values_from = [&](int64_t i, auto n_vectors) {
         tiles<Isa>(n_rows, [&](int64_t row, auto n) {
-            constexpr int count = n;
-            Floats sums[count][2];
+            constexpr int count = n, vectors = decltype(n_vectors)::value;
+            Floats sums[count][vectors];
             value_tile<Isa, count>(tile.values + begin * a.value_dim + i, a.value_dim, scores + begin * width + row,
                                    end - begin, sums);
             for (int r = 0; r < count; r++) {
                 float * to = a.out + static_cast<size_t>(rows[row + r]) * a.out_row + static_cast<size_t>(head) * a.out_head + i;
                 const auto factor = Isa::all(inverse[row + r]);
-                Isa::store_floats(to, Isa::mul(sums[r][0], factor));
-                Isa::store_floats(to + Isa::lanes, Isa::mul(sums[r][1], factor));
+                for (int v = 0; v < vectors; v++) Isa::store_floats(to + v * Isa::lanes, Isa::mul(sums[r][v], factor));
             }
         });
+    };
+    int64_t i = 0;
+    for (; i + width <= a.value_dim; i += width) values_from(i, std::integral_constant<int, 2>{});
+    if constexpr (width > attention_values) {
+        if (i < a.value_dim) values_from(i, std::integral_constant<int, 1>{});
     }
 }
 
@@ -1297,7 +1125,7 @@ void norm(const float * x, float * out, int64_t n, float eps, bool centre, const
         }
         squares = Isa::fma(v, v, squares);
     }
-    const auto scale = Isa::all(1.0f / std::sqrt(Isa::sum(squares) / static_cast<float>(n) + eps));
+    const auto scale = Isa::all(1.0f / sqrtf(Isa::sum(squares) / static_cast<float>(n) + eps));
     for (int64_t i = 0; i < n; i += Isa::lanes) {
         auto v = Isa::mul(Isa::sub(partial<Isa>(x + i, n - i), mean), scale);
         if (weight) v = Isa::mul(v, partial<Isa>(weight + i, n - i));
@@ -1352,6 +1180,6 @@ template <class Isa> const Kernels * kernels() {
 
 }  // namespace
 
-const Kernels * avx2_kernels() { return kernels<Avx2>(); }
+const Kernels * KERNELS() { return kernels<ISA>(); }
 
 }  // namespace gguf_embed

@@ -59,6 +59,9 @@ struct Attention {
     size_t out_row, out_head;  // in floats
 };
 
+// `value_dim` is a multiple of so many.
+constexpr int attention_values = 16;
+
 struct Span {
     int32_t begin, end;  // cells [begin, end)
 };
@@ -100,8 +103,14 @@ struct Kernels {
     void (*to_half)(const float * x, void * out, int64_t n);
 };
 
-// Null where this file was not compiled for the instruction set.
+// Each from a unit of its own, for its own processors.
+const Kernels * avx512_vnni_kernels();
+const Kernels * avx512_kernels();
+const Kernels * avx_vnni_kernels();
+const Kernels * avx2_kernels();
+
+// Those that were compiled, the fastest first; null after the last.
 // Visible, so that the test program tests what is shipped.
-__attribute__((visibility("default"))) const Kernels * avx2_kernels();
+__attribute__((visibility("default"))) const Kernels * kernels_at(int number);
 
 }  // namespace gguf_embed

@@ -1,7 +1,10 @@
 """Runs single ggml operations on the accelerator and on ggml's CPU backend, in its own process.
 
-Cases come as JSON lines on standard input, results go back the same way: a backend that was
-loaded cannot be taken out again, so no test does this in its own process.
+    python tests/accelerator_child.py "AVX2"
+
+The argument is the instruction set whose kernels run, not the fastest that the CPU has.
+Cases come as JSON lines on standard input, results go back the same way: a backend that was loaded
+cannot be taken out again, so no test does this in its own process.
 """
 
 from __future__ import annotations
@@ -390,7 +393,15 @@ def refused(case: dict[str, Any]) -> dict[str, Any]:
 RUN = {"product": product, "attention": attention, "small": small, "refused": refused}
 
 
+def choose(kernel: str) -> None:
+    """The accelerator that is loaded takes the kernels of this name, which the CPU must run."""
+    path = library.accelerated().path
+    if path is not None and not ctypes.CDLL(str(path)).gguf_embed_choose(kernel.encode()):
+        sys.exit(f"there are no kernels for {kernel} in {path.name}, or not for this CPU")
+
+
 def main() -> None:
+    choose(sys.argv[1])
     accelerated = library.accelerated()
     print(json.dumps({"kernel": accelerated.kernel, "remark": accelerated.remark}), flush=True)
     if accelerated.kernel is None:

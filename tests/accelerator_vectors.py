@@ -1,6 +1,6 @@
 """Prints what a model's vectors are with the accelerator, and whether they stay the same.
 
-    python tests/accelerator_vectors.py MODEL OUT.npy on|off
+    python tests/accelerator_vectors.py MODEL OUT.npy KERNEL|off
 
 The texts are golden ones. Each is embedded alone, with one thread; with the accelerator then also
 in random batches, with two threads, and by four contexts at once.
@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from accelerator_child import choose
 from golden.compare import load
 
 from gguf_embed.native import library
@@ -43,7 +44,9 @@ def batches(
 
 def main() -> None:
     model = Model(Path(sys.argv[1]), repack=False)
-    on = sys.argv[3] == "on"
+    on = sys.argv[3] != "off"
+    if on:
+        choose(sys.argv[3])
     kernel = library.accelerated().kernel if on else None
     causal = "qwen3" in sys.argv[1]
     params = ContextParams(

@@ -181,8 +181,9 @@ def test_a_cpu_whose_instructions_ggml_knows_better_is_measured(monkeypatch: pyt
     flags = " ".join(accelerator.cpu_flags())
     monkeypatch.setattr(accelerator, "cpu_flags", lambda: frozenset(flags.split()) | {"amx_int8"})
     assert not accelerator.usually_pays()
-    monkeypatch.setattr(accelerator, "cpu_flags", lambda: frozenset({"avx2", "fma"}))
-    assert accelerator.usually_pays()
+    for more in ("fma", "avx_vnni", "avx512_vnni"):
+        monkeypatch.setattr(accelerator, "cpu_flags", lambda more=more: frozenset({"avx2", more}))
+        assert accelerator.usually_pays()
     monkeypatch.setattr(accelerator, "cpu_flags", frozenset)
     assert not accelerator.usually_pays()
 

@@ -77,12 +77,12 @@ def why_absent(version: str) -> str:
 
 
 def usually_pays() -> bool:
-    """Whether this CPU has nothing that ggml's own kernels use and ours do not.
+    """Whether this CPU has nothing that ggml's own kernels use and ours do not, as AMX is.
 
-    Elsewhere only a measurement tells whose are faster.
+    There only a measurement tells whose are faster.
     """
     flags = cpu_flags()
-    return "avx2" in flags and not flags & {"avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16"}
+    return "avx2" in flags and not flags & {"amx_int8", "amx_bf16"}
 
 
 def cpu_flags() -> frozenset[str]:
