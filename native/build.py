@@ -78,8 +78,10 @@ def library_name() -> str:
 def build(target: Path, *, headers: Path | None = None, libraries: Path | None = None) -> Path:
     """Compile the plug-in into the folder `target`; returns its path. Raises NotBuilt.
 
-    Against the headers and libraries of the installed llama-cpp-python, unless others are given.
+    Against the headers and libraries of the installed llama-cpp-python, which is compiled for this
+    CPU, as the plug-in then is. Against those that are given, for a wheel: for every CPU.
     """
+    only_here = headers is None
     if headers is None or libraries is None:
         compiler, packages = check_requirements()
         headers, libraries = packages / "include", packages / "llama_cpp" / "lib"
@@ -87,7 +89,7 @@ def build(target: Path, *, headers: Path | None = None, libraries: Path | None =
         compiler = _compiler()
     with tempfile.TemporaryDirectory() as scratch:
         flags = ["-isystem", str(headers), "-fopenmp", *_exported()]
-        units = [*_kernels(compiler), ("accelerator", flags)]
+        units = [*_kernels(compiler, only_here=only_here), ("accelerator", flags)]
         objects = _compiled(compiler, Path(scratch), units)
         made = Path(scratch) / library_name()
         command = [compiler, "-shared", "-s", "-fopenmp", "-o", str(made)]
@@ -136,11 +138,12 @@ def build_test_program(
 
 def _kernels(compiler: str, *, only_here: bool = False) -> list[tuple[str, list[str]]]:
     """Sources of the kernels and their flags: all instruction sets, or those that this CPU has."""
-    here = set(Path("/proc/cpuinfo").read_text().split()) if only_here else set()
+    cpuinfo = Path("/proc/cpuinfo")
+    here = {"avx2", *cpuinfo.read_text().split()} if only_here and cpuinfo.exists() else None
     functions: list[str] = []
     units: list[tuple[str, list[str]]] = []
     for isa, (function, name, flags) in KERNELS.items():
-        if (name in here or not only_here) and _knows(compiler, flags):
+        if (here is None or name in here) and _knows(compiler, flags):
             functions.append(function)
             units.append(("kernels", [*flags, f"-DISA={isa}", f"-DKERNELS={function}"]))
     return [*units, ("instruction_sets", [f"-DSETS={','.join(functions)}"])]

@@ -396,7 +396,7 @@ def own_tests(
 
 @pytest.mark.parametrize("name", SETS)
 def test_the_kernels_pass_their_own_tests(own_tests: dict[str, str], name: str):
-    said = own_tests.get(name, "not tested, the compiler does not know it")
+    said = own_tests.get(name, "not tested, and not compiled here")
     assert said.startswith("not tested") == (name not in HERE or name not in own_tests)
     if said.startswith("not tested"):
         pytest.skip(f"{name}: {said}; benchmarks/emulated_cpus.py tests it")
