@@ -49,7 +49,7 @@ def python_blocks() -> list[pytest.param]:  # type: ignore[valid-type]
 
 PARTNERS = re.compile(
     r"^(?:from|import) "
-    r"(mteb|sentence_transformers|langchain_core|llama_index|haystack|chromadb|txtai|ray)\b",
+    r"(mteb|sentence_transformers|langchain_core|llama_index|haystack|chromadb|txtai|ray|lancedb)\b",
     re.MULTILINE,
 )
 
