@@ -139,6 +139,7 @@ def build_test_program(
 def _kernels(compiler: str, *, only_here: bool = False) -> list[tuple[str, list[str]]]:
     """Sources of the kernels and their flags: all instruction sets, or those that this CPU has."""
     cpuinfo = Path("/proc/cpuinfo")
+    # AVX2 always: a library of no set would not compile, and one of AVX2 is not loaded without it.
     here = {"avx2", *cpuinfo.read_text().split()} if only_here and cpuinfo.exists() else None
     functions: list[str] = []
     units: list[tuple[str, list[str]]] = []
