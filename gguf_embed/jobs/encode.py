@@ -11,7 +11,7 @@ in the engine, so that the same texts give the same bits again.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Final, cast
@@ -71,7 +71,7 @@ def stream(
     options: EncodeOptions,
     *,
     cache: VectorCache | None = None,
-    on_progress: OnProgress | None = None,
+    on_progress: OnProgress,
 ) -> Iterator[Block]:
     """`Embedder.stream` with the cache, where texts that are too long may fail alone."""
     rest = iter(texts)
@@ -81,8 +81,7 @@ def stream(
             encoded = encode(embedder, window, options, cache=cache)
         except (BadText, TextTooLong) as error:
             raise _renumbered(error, range(start, start + len(window))) from error
-        if on_progress is not None:
-            on_progress(len(window), encoded.n_computed_tokens)
+        on_progress(len(window), encoded.n_computed_tokens)
         yield Block(
             start=start,
             vectors=encoded.vectors,
@@ -141,15 +140,9 @@ class Unit:
         """To be computed: of each different text that is not known."""
         return self._pending.n_tokens
 
-    def submit(self, on_done: Callable[[], object] | None = None) -> None:
-        """Have it computed; returns at once. `on_done` is called once, in any thread."""
-
-        def finish() -> None:
-            self._done.set()
-            if on_done is not None:
-                on_done()
-
-        self._pending.submit(finish)
+    def submit(self) -> None:
+        """Have it computed; returns at once."""
+        self._pending.submit(self._done.set)
 
     def cancel(self) -> None:
         """Forget what waits; what is being computed is computed."""
@@ -202,30 +195,35 @@ class Unit:
 
 
 def _prepared(
-    embedder: Embedder, texts: Sequence[str], rows: list[int], options: EncodeOptions
+    embedder: Embedder,
+    texts: Sequence[str],
+    rows: list[int],
+    options: EncodeOptions,
+    n_kinds: int = 2,
 ) -> tuple[Pending[Block], list[int], list[FailedRow]]:
-    """Those of the rows that can be computed, ready; and why the others cannot."""
-    failed: list[FailedRow] = []
-    # The first error is of rows that are no text, the second of those that are too long: each time
-    # all of the kind go. What is still refused then is refused.
-    for last in (False, False, True):
-        try:
-            return embedder.prepare([texts[row] for row in rows], **options), rows, failed
-        except (BadText, TextTooLong) as error:
-            if last or options.get("on_error") != "skip":
-                raise _renumbered(error, rows) from error
-            if isinstance(error, TextTooLong):
-                reasons = {
-                    rows[row]: (n, f"longer than the {counted(error.n_ctx, 'token')} of the model")
-                    for row, n in error.rows
-                }
-            else:
-                reasons = _unusable(embedder, texts, rows, options)
-        failed += [
-            FailedRow(row=row, n_tokens=n, reason=reason) for row, (n, reason) in reasons.items()
-        ]
-        rows = [row for row in rows if row not in reasons]
-    raise AssertionError("the last try has returned or raised")
+    """Those of the rows that can be computed, ready; and why the others cannot.
+
+    The first error is of rows that are no text, the second of those that are too long: each time
+    all of the kind go. What is still refused after `n_kinds` is refused.
+    """
+    try:
+        return embedder.prepare([texts[row] for row in rows], **options), rows, []
+    except (BadText, TextTooLong) as error:
+        if not n_kinds or options.get("on_error") != "skip":
+            raise _renumbered(error, rows) from error
+        if isinstance(error, TextTooLong):
+            reasons = {
+                rows[row]: (n, f"longer than the {counted(error.n_ctx, 'token')} of the model")
+                for row, n in error.rows
+            }
+        else:
+            reasons = _unusable(embedder, texts, rows, options)
+    rows = [row for row in rows if row not in reasons]
+    pending, rows, failed = _prepared(embedder, texts, rows, options, n_kinds - 1)
+    failed += [
+        FailedRow(row=row, n_tokens=n, reason=reason) for row, (n, reason) in reasons.items()
+    ]
+    return pending, rows, failed
 
 
 def _unusable(
