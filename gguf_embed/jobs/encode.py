@@ -11,7 +11,7 @@ in the engine, so that the same texts give the same bits again.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Final, cast
@@ -140,9 +140,15 @@ class Unit:
         """To be computed: of each different text that is not known."""
         return self._pending.n_tokens
 
-    def submit(self) -> None:
-        """Have it computed; returns at once."""
-        self._pending.submit(self._done.set)
+    def submit(self, on_done: Callable[[], object] | None = None) -> None:
+        """Have it computed; returns at once. `on_done` is called once, in any thread."""
+
+        def finish() -> None:
+            self._done.set()
+            if on_done is not None:
+                on_done()
+
+        self._pending.submit(finish)
 
     def cancel(self) -> None:
         """Forget what waits; what is being computed is computed."""
