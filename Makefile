@@ -5,6 +5,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# The tests start hundreds of processes: where nothing is kept compiled, each compiles all anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 # What the tests need; `make check` leaves it to be installed once.
 EXTRAS := arrow,cli,dev,mcp,pdf,plots,server,watch
 
