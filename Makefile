@@ -48,7 +48,7 @@ check:
 # A process for each half collects its own files alone, as pytest-xdist would not. The tests that look
 # at the sources (faults, files, layers, quants) are in one of them, which parses them once.
 quick-a-eh-j quick-fgk-z: quick-%:
-	HYPOTHESIS_PROFILE=quick GGUF_EMBED_RANDOM_CALLS=1000 \
+	HYPOTHESIS_PROFILE=brief GGUF_EMBED_RANDOM_CALLS=1000 \
 	  $(BIN)/pytest -m "$(QUICK)" tests/test_[$*]*.py
 
 types:

@@ -29,10 +29,11 @@ for profile, same in (("ci", True), ("patient", False)):
     hypothesis.settings.register_profile(
         profile, deadline=None, suppress_health_check=SLOW, derandomize=same
     )
-hypothesis.settings.register_profile(
-    "quick", hypothesis.settings.get_profile("ci"), max_examples=10
-)
-# `make check` asks for the quick one.
+# `make check` asks for the brief one, the tests under tracing for the quick one.
+for profile, n in (("brief", 5), ("quick", 10)):
+    hypothesis.settings.register_profile(
+        profile, hypothesis.settings.get_profile("ci"), max_examples=n
+    )
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "patient")
 hypothesis.settings.load_profile(PROFILE)
 

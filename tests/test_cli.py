@@ -571,6 +571,7 @@ def test_a_short_option_is_understood(run: Run):
     assert json.loads(run("models", "default", "-j")[1])["chosen"] is False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "expected"),
     [

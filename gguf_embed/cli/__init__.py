@@ -56,7 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         completion.answer(parser())
     first = next((word for word in words if not word.startswith("-")), None)
-    args = parser([] if first is None else [first]).parse_args(words)
+    # Where a command comes first, nothing tells of the others, which take most of the time.
+    alone = first in COMMANDS and words[0] == first
+    known = [] if first is None else [first]
+    args = parser(known, known if alone else COMMANDS).parse_args(words)
     debug: bool = args.debug or os.environ.get("GGUF_EMBED_DEBUG", "") not in ("", "0")
     from gguf_embed.cli.log_lines import log_lines  # help comes without it, and sooner
 
@@ -95,8 +98,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def parser(known: Collection[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
-    """The parser, with the options of the `known` commands; of the others their names alone."""
+def parser(
+    known: Collection[str] = tuple(COMMANDS), names: Collection[str] = tuple(COMMANDS)
+) -> argparse.ArgumentParser:
+    """The parser of the commands of these names, with the options of those that are `known`."""
     top = _Parser(
         prog="gguf-embed",
         description=DESCRIPTION,
@@ -107,9 +112,9 @@ def parser(known: Collection[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
     commands = top.add_subparsers(
         title="commands", metavar="COMMAND", required=True, parser_class=_CommandParser
     )
-    for name, line in COMMANDS.items():
+    for name in names:
         if name not in known:
-            commands.add_parser(name, help=line)
+            commands.add_parser(name, help=COMMANDS[name])
             continue
         importlib.import_module(f"{__name__}.{name}").add(commands)
         each: argparse.ArgumentParser = commands.choices[name]
