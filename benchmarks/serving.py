@@ -36,8 +36,8 @@ from gguf_embed import Embedder, Settings
 from gguf_embed.server.offers import offer_of
 
 CONNECTIONS = (1, 8, 64)
-# The workload, how many of its texts, and how many of them in one request.
-LOADS = {"1 query": ("single", 512, 1), "32 documents": ("mixed", 32 * 16, 32)}
+# The workload, how many requests of it there are, and how many of its texts are in each.
+LOADS = {"1 query": ("single", 512, 1), "32 documents": ("mixed", 16, 32)}
 # Slots and microbatch: as it comes, and what its documentation says for embeddings.
 LLAMA_SERVER = {
     "llama-server": [],
@@ -117,6 +117,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--connections", type=int, nargs="+", default=CONNECTIONS)
     parser.add_argument("--loads", nargs="+", default=[*LOADS], choices=LOADS)
+    parser.add_argument("--requests", type=int, help="different ones: fewer for a slow model")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
 
@@ -131,8 +132,9 @@ def main() -> None:
         loads: dict[str, list[Ask]] = {load: [] for load in args.loads}
         texts_of: dict[int, list[str]] = {}
         for name in args.loads:
-            kind, n_texts, size = LOADS[name]
-            texts = workloads.make(kind, n_texts, count).texts
+            kind, n_requests, size = LOADS[name]
+            n_requests = min(args.requests or n_requests, n_requests)
+            texts = workloads.make(kind, n_requests * size, count).texts
             for start in range(0, len(texts), size):
                 part = list(texts[start : start + size])
                 n_tokens = int(embedder.count_tokens(part).sum())
