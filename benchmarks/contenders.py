@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -318,12 +319,124 @@ class OnnxRuntime:
     def close(self) -> None: ...
 
 
+class FastEmbed:
+    """fastembed, given texts sorted by length, which it does not do. Settings as ONNX Runtime's.
+
+    The model is a directory that to_onnx.py has written.
+    """
+
+    def __init__(self, load: Load) -> None:
+        from fastembed import TextEmbedding  # pyright: ignore[reportMissingImports]
+        from fastembed.common.model_description import (  # pyright: ignore[reportMissingImports]
+            ModelSource,
+            PoolingType,
+        )
+
+        name = "local/model"
+        TextEmbedding.add_custom_model(
+            model=name,
+            pooling=PoolingType.MEAN,
+            normalization=True,
+            sources=ModelSource(url="file://nowhere"),
+            dim=1,  # not read
+            model_file=load.settings["file"],
+        )
+        self._model = TextEmbedding(
+            name, threads=load.n_threads, specific_model_path=load.model, local_files_only=True
+        )
+        self._model.model.tokenizer.enable_truncation(load.max_tokens)
+        self._batch_size = int(load.settings["batch_size"])
+        self.facts: dict[str, Any] = {"fastembed": version("fastembed")}
+
+    def embed(self, texts: Sequence[str], prompt: str) -> Vectors:
+        order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
+        given = [prompt + texts[row] for row in order]
+        found = np.array(list(self._model.embed(given, batch_size=self._batch_size)), np.float32)
+        vectors = np.empty_like(found)
+        vectors[order] = found
+        return vectors
+
+    def peak_bytes(self) -> int:
+        return peak_bytes(os.getpid())
+
+    def close(self) -> None: ...
+
+
+class IkLlamaCpp:
+    """ik_llama.cpp through ik-llama-cpp-python's bindings, sorted by length.
+
+    Its own `embed` pools the mean and looks both ways, whatever the file says, so it is not used.
+    Nor is its flash attention, which ends the process on a CPU without VNNI.
+    Settings: `repack` weights for its fastest kernels at loading, `n_ubatch` tokens.
+    """
+
+    def __init__(self, load: Load) -> None:
+        from ik_llama_cpp import _ctypes_api, _internals  # pyright: ignore[reportMissingImports]
+
+        self._make_batch, self._free = _internals.make_embedding_batch, _ctypes_api.llama_batch_free
+        defaults = _ctypes_api.llama_model_default_params
+
+        def model_params() -> Any:
+            params = defaults()
+            params.repack_tensors = load.settings["repack"]
+            return params
+
+        _ctypes_api.llama_model_default_params = model_params
+        self._model = _internals.IkModel(load.model, use_mmap=not load.settings["repack"])
+        self._n_tokens = int(load.settings["n_ubatch"])
+        self._n_texts = 64
+        self._context = _internals.IkContext(
+            self._model,
+            n_ctx=self._n_tokens,
+            n_threads=load.n_threads,
+            flash_attn=False,
+            embeddings=True,
+            n_seq_max=self._n_texts,
+        )
+        self.facts: dict[str, Any] = {"ik-llama-cpp-python": version("ik-llama-cpp-python")}
+
+    def embed(self, texts: Sequence[str], prompt: str) -> Vectors:
+        tokens = [self._model.tokenize(prompt + text) for text in texts]
+        order = sorted(range(len(tokens)), key=lambda row: -len(tokens[row]))
+        vectors: list[list[float]] = [[]] * len(tokens)
+        batch: list[int] = []
+        for row in [*order, None]:
+            used = sum(len(tokens[each]) for each in batch)
+            full = row is None or used + len(tokens[row]) > self._n_tokens
+            if batch and (full or len(batch) == self._n_texts):
+                self._decode([tokens[each] for each in batch])
+                for place, each in enumerate(batch):
+                    vectors[each] = self._context.get_embeddings_seq(place)
+                batch = []
+            if row is not None:
+                batch.append(row)
+        found = np.array(vectors, dtype=np.float32)
+        return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+    def _decode(self, tokens: list[list[int]]) -> None:
+        self._context.kv_cache_clear()
+        batch = self._make_batch(tokens)
+        status = self._context.decode(batch)
+        self._free(batch)
+        if status:
+            raise RuntimeError(f"llama_decode returned {status}")
+
+    def peak_bytes(self) -> int:
+        return peak_bytes(os.getpid())
+
+    def close(self) -> None:
+        self._context.close()
+        self._model.close()
+
+
 KINDS: dict[str, Callable[[Load], Contender]] = {
     "gguf-embed": GgufEmbed,
     "llama-cpp-python": LlamaCppPython,
     "llama-server": LlamaServer,
     "sentence-transformers": SentenceTransformers,
     "onnxruntime": OnnxRuntime,
+    "fastembed": FastEmbed,
+    "ik-llama-cpp": IkLlamaCpp,
 }
 
 

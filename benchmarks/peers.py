@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
 import select
@@ -43,7 +44,10 @@ from gguf_embed.vectors import Pooling
 
 Vectors = npt.NDArray[np.float32]
 
-PEERS = ("untuned", "llama-cpp-python", "llama-server", "sentence-transformers", "onnxruntime")
+PEERS = (
+    *("untuned", "llama-cpp-python", "llama-server", "ik-llama-cpp"),
+    *("sentence-transformers", "onnxruntime", "fastembed"),
+)
 OURS = "gguf-embed"
 WARM_UP_TEXTS = 4
 BUSY = 0.5  # load average before we start
@@ -206,6 +210,16 @@ def entries(args: argparse.Namespace, header: Header, work: Workload, n: int) ->
         for name in ("float32", "int8")
         for settings in (onnx_settings(name, work.one_by_one),)
     ]
+    wanted = "fastembed" in asked and args.onnx_model is not None
+    onnx = replace(onnx, kind="fastembed")
+    table += [
+        (f"fastembed {name}", onnx, settings, TOLERANCE_OTHER_WEIGHTS, wanted)
+        for name in ("float32", "int8")
+        for settings in (onnx_settings(name, work.one_by_one),)
+    ]
+    ik = replace(llama_cpp, kind="ik-llama-cpp")
+    wanted = "ik-llama-cpp" in asked and importlib.util.find_spec("ik_llama_cpp") is not None
+    table += [("ik_llama.cpp, best", ik, ik_settings(n, work.one_by_one), like, wanted)]
     return [
         Entry(name=name, load=load, candidates=candidates, tolerance=tolerance)
         for name, load, candidates, tolerance, wanted in table
@@ -259,6 +273,12 @@ def server_settings(max_tokens: int, one_by_one: bool, splits: bool) -> tuple[di
         for per_request, concurrency in ways
     ]
     return tuple(many)
+
+
+def ik_settings(max_tokens: int, one_by_one: bool) -> tuple[dict[str, Any], ...]:
+    """For ik_llama.cpp: run-time repacking, microbatch."""
+    sizes = list(dict.fromkeys(_sizes(max_tokens)))[: 1 if one_by_one else None]
+    return tuple({"repack": repack, "n_ubatch": n} for repack in (True, False) for n in sizes)
 
 
 def torch_settings(dtype: str, one_by_one: bool) -> tuple[dict[str, Any], ...]:

@@ -24,6 +24,8 @@ from transformers import BertModel  # pyright: ignore[reportMissingImports]
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 OUTPUT = "last_hidden_state"
+# What fastembed reads; for ONNX Runtime itself tokenizer.json is enough.
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "config.json")
 
 
 class Encoder(torch.nn.Module):
@@ -75,7 +77,8 @@ def convert(directory: Path, out: Path) -> None:
             weight_type=QuantType.QInt8,
             extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
         )
-    shutil.copy(directory / "tokenizer.json", out)
+    for name in FILES:
+        shutil.copy(directory / name, out)
 
 
 def main() -> None:

@@ -745,6 +745,10 @@ struct Ahead {
     int64_t bytes;  // of each
 };
 
+template <class Isa> void fetch(const Ahead & ahead, int64_t column) {
+    for (int64_t i = 0; i < ahead.bytes; i += 64) Isa::prefetch(ahead.columns[column] + i);
+}
+
 template <class Isa, int R>
 void few_rows(const Product & p, int64_t row, int64_t n_inner, int64_t block, const char * const * columns, Form form,
               Scratch<Isa> & s, float * sums, Ahead ahead) {
@@ -752,7 +756,7 @@ void few_rows(const Product & p, int64_t row, int64_t n_inner, int64_t block, co
     const int16_t * x = p.quantized + block * p.block * p.n_rows + row * stride;
     for (int half = 0; half < strip_columns<Isa>; half += Isa::lanes) {
         for (int c = 0; c < Isa::lanes; c++) {
-            for (int64_t i = 0; i < ahead.bytes; i += 64) Isa::prefetch(ahead.columns[half + c] + i);
+            fetch<Isa>(ahead, half + c);
             const int column = half + c;
             if (form == Form::bytes) {
                 byte_tile<Isa, R>(columns[column], &s.factors.factor16[0][column], x, stride, n_inner, &s.lane_sums[0][c]);
@@ -891,7 +895,7 @@ void unpack_block(const Product & p, const char * const * columns, int n_columns
 }
 
 // So many rows are few: turning the weights would cost more than summing lanes.
-constexpr int64_t most_few_rows = 32;
+constexpr int64_t most_few_rows = 24;
 
 template <class Isa> void product(const Product & p, int64_t strip, char * scratch) {
     auto & s = *reinterpret_cast<Scratch<Isa> *>(scratch);
@@ -917,15 +921,17 @@ template <class Isa> void product(const Product & p, int64_t strip, char * scrat
         unpack_block<Isa>(p, columns, n, n_inner, s, form);
         const bool last = end == p.n_inner;
         columns_of(last ? column + strip_columns<Isa> : column, last ? 0 : end, next);
+        const int64_t after = smaller(last ? p.block : end + p.block, p.n_inner);
+        Ahead ahead{next, bytes_to(after) - (last ? 0 : bytes_to(end))};
         if (few) {
-            const int64_t after = smaller(last ? p.block : end + p.block, p.n_inner);
-            Ahead ahead{next, bytes_to(after) - (last ? 0 : bytes_to(end))};
             tiles<Isa, Isa::few_rows>(p.n_rows, [&](int64_t row, auto rows) {
                 few_rows<Isa, rows>(p, row, n_inner, first / p.block, columns, form, s, sums, ahead);
                 ahead.bytes = 0;
             });
         } else if (is_integer(p.type)) {
+            int64_t fetched = 0;  // columns; each tile fetches its share
             tiles<Isa>(p.n_rows, [&](int64_t row, auto rows) {
+                for (; fetched < (row + rows) * strip_columns<Isa> / p.n_rows; fetched++) fetch<Isa>(ahead, fetched);
                 integer_rows<Isa, rows>(p, row, n_inner, first / p.block, s.strip, sums);
             });
         } else {
