@@ -34,6 +34,7 @@ ONLY_IN = {
     "matplotlib": "lab/plots.py",
     "chromadb": "integrations/chroma.py",
     "haystack": "integrations/haystack.py",
+    "lancedb": "io/lance.py",
     "langchain_core": "integrations/langchain.py",
     "llama_index": "integrations/llama_index.py",
     "llm": "integrations/llm.py",

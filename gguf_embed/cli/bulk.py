@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
 import shutil
 import time
@@ -10,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from gguf_embed.cli import console, manners, options, stop
 from gguf_embed.cli.bulk_place import Place, failed_beside, is_folder, run_before
@@ -18,6 +19,7 @@ from gguf_embed.cli.bulk_report import print_forecast, print_report
 from gguf_embed.cli.made_with import made_with
 from gguf_embed.cli.task import Task, chunked, opened_model, prompt_of
 from gguf_embed.errors import BadOption, NativeFailed
+from gguf_embed.io.lance import is_table
 from gguf_embed.io.vector_types import VECTOR_TYPES
 from gguf_embed.jobs.cut import SHARD_ROWS
 
@@ -75,7 +77,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         choices=VECTOR_TYPES,
         default="float32",
         metavar="TYPE",
-        help="of vectors in .parquet: float32 (default), float16, int8 or binary",
+        help="of vectors in .parquet and .lance: float32 (default), float16, int8 or binary",
     )
     group.add_argument(
         "--shard-rows",
@@ -95,9 +97,14 @@ def wanted(args: argparse.Namespace) -> bool:
             f"-o {console.plain(args.output)}: results are files of this machine; name one, or "
             "write with Ray Data: embed_dataset(...).write_parquet(URI), docs/ray.md"
         )
-    if args.vector_type != "float32" and not folder:
-        raise BadOption(f"--vector-type {args.vector_type}: is for a folder, -o DIR/")
-    job: bool = args.resume or args.dry_run or folder
+    table = is_table(args.output)
+    if args.vector_type != "float32" and not (folder or table):
+        raise BadOption(
+            f"--vector-type {args.vector_type}: is for a folder, -o DIR/, or a table, -o NAME.lance"
+        )
+    if args.vector_type == "int8" and table:
+        raise BadOption("--vector-type int8: LanceDB does not search it; use float16 or binary")
+    job: bool = args.resume or args.dry_run or folder or table
     if args.ray is not None:
         _check_ray(args, folder=folder)
     if job and args.late_chunking:
@@ -194,6 +201,7 @@ class _Work:
             "vector_type": args.vector_type,
         }
         self.form = self._form()
+        self.schema = self._schema()
 
     @property
     def options(self) -> EncodeOptions:
@@ -294,9 +302,20 @@ class _Work:
         return RayJob(model, output, self.form, watch)
 
     def _join(self, output: JobOutput, report: JobReport) -> None:
-        """One file of all shards."""
+        """One file, or one table, of all shards."""
+        from gguf_embed.io.lance import write_table
         from gguf_embed.io.write import join_parts
+        from gguf_embed.jobs import manifest
 
+        parts = [output.folder / entry.file for entry in output.entries]
+        failed = [each for entry in output.entries for each in entry.failed]
+        if self.schema is not None:
+            done = hashlib.sha256((output.folder / manifest.NAME).read_bytes()).hexdigest()
+            write_table(
+                self.place.output, parts, self.schema, job=done, work=output.folder / ".table"
+            )
+            write_failed_beside(self.args.output, failed)
+            return
         totals = {
             "n_texts": report.n_rows,
             "n_truncated": report.n_truncated,
@@ -304,11 +323,10 @@ class _Work:
         }
         join_parts(
             self.place.output,
-            [output.folder / entry.file for entry in output.entries],
+            parts,
             shape=(report.n_rows, self.dim),
             about={**self.made_with, **totals},
         )
-        failed = [each for entry in output.entries for each in entry.failed]
         write_failed_beside(self.args.output, failed)
 
     @property
@@ -335,7 +353,7 @@ class _Work:
         task = self.task
         if self.place.output.suffix.lower() == ".npy" and not self.place.whole:
             return ArrayShards()
-        if not self.place.whole:
+        if not self.place.whole and not self.place.table:
             return LineShards(content=task.content)
         types = kept_types(task.sources, task.reading) if task.content.fields else {}
         reading = task.reading
@@ -348,6 +366,16 @@ class _Work:
             kept_types=types,
             about=self.made_with,
         )
+
+    def _schema(self) -> Any:
+        """Of the table that is asked for, or None. Raises BadOption."""
+        from gguf_embed.io.lance import table_schema
+        from gguf_embed.io.shards import ParquetShards
+
+        if not self.place.table:
+            return None
+        assert isinstance(self.form, ParquetShards)
+        return table_schema(self.form.schema, self.place.output)
 
 
 class _Watch:

@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from gguf_embed.cli import console
 from gguf_embed.errors import BadInput, BadOption
+from gguf_embed.io.lance import check_table, is_table
 
 if TYPE_CHECKING:
     from gguf_embed.cli.task import Task
     from gguf_embed.plan.settings import RunSettings
 
-WORK: Final = ".job"  # the ending of the folder in which NAME.npy or NAME.jsonl is made
+WORK: Final = ".job"  # the ending of the folder in which what is no folder of shards is made
 
 
 def is_folder(output: str) -> bool:
     """Whether it is to be a folder of shards."""
+    if is_table(output):
+        return False
     return output.endswith(("/", os.sep)) or (output != "-" and Path(output).is_dir())
 
 
@@ -34,6 +37,8 @@ class Place:
     def __init__(self, args: argparse.Namespace) -> None:
         self.output = Path(args.output)
         self.whole = is_folder(args.output)  # the folder is the result
+        self.table = is_table(args.output)
+        self.resume: bool = args.resume
         self.folder = self.output if self.whole else self.output.with_name(self.output.name + WORK)
         self.failed = self.folder / "failed.jsonl" if self.whole else failed_beside(self.output)
         self.to_stdout = args.output == "-"
@@ -43,6 +48,9 @@ class Place:
         from gguf_embed.io.write import check_name
 
         if self.to_stdout:
+            return
+        if self.table:
+            self._check_table()
             return
         if not self.whole:
             check_name(self.output, task.content, task.sources.files)
@@ -55,6 +63,15 @@ class Place:
                     f"-o {console.plain(str(self.output))}: holds the input "
                     f"{source.name}; choose another folder"
                 )
+
+    def _check_table(self) -> None:
+        check_table(self.output)
+        # With a job under way it may be that job's own: the run was killed before it could tidy.
+        if self.output.exists() and not (self.resume and self.folder.exists()):
+            raise BadOption(
+                f"-o {console.plain(str(self.output))}: is there already, and no table is written "
+                "over; remove it, or name another"
+            )
 
 
 def run_before(args: argparse.Namespace, folder: Path) -> RunSettings | None:

@@ -42,9 +42,10 @@ start and end (characters), headings (those above it).
 Files are UTF-8, and may end in .gz or .zst. Nothing is skipped unasked: a row that cannot be used
 stops the run and is named.
 
-Into a folder (-o DIR/), or with --resume, it is a job: made in shards, each of which is there whole
-or not at all. Whatever ends it, the same command with --resume goes on, and the result is that of
-an undisturbed run to the bit. Rows that fail are named in failed.jsonl, and the exit code is 8.
+Into a folder (-o DIR/) or a table (-o NAME.lance), or with --resume, it is a job: made in shards,
+each of which is there whole or not at all. Whatever ends it, the same command with --resume goes
+on, and the result is that of an undisturbed run to the bit. Rows that fail are named in
+failed.jsonl, and the exit code is 8.
 
 With --isolated the model runs in a child process, and a text that llama.cpp dies of costs itself
 only: it is named with its place and its tokens, its vector is NaN (.npy) or null (.jsonl), the
@@ -59,6 +60,7 @@ what comes out (-o):
               --keep its fields
   DIR/        shards in Parquet with the same columns, kept fields as columns of their own, and
               manifest.jsonl (extra: arrow)
+  DB/NAME.lance  the table NAME of the LanceDB database DB, with the same columns (extra: lancedb)
   -           the same JSON lines on standard output, as they are ready
 A file appears only when it is complete: an error, Ctrl-C or a full disk leaves the older one
 alone. OUT.meta.json beside it says what made it (model, prompt, pooling, dimensions) and has their
@@ -73,6 +75,7 @@ examples:
   gguf-embed embed rows.parquet --id-field id -o vectors/ --dry-run
   gguf-embed embed rows.parquet --id-field id -o vectors/ --resume
   gguf-embed embed '2026-*.csv.gz' --field body -o vectors/ --resume --vector-type int8
+  gguf-embed embed rows.parquet --id-field id --with-text -o db/rows.lance
   gguf-embed embed 's3://texts/rows-*.parquet' --field text -o vectors/ --ray auto
   gguf-embed embed manual/ --include '*.rst' -o manual.jsonl
   gguf-embed embed manual/ --chunk-tokens 256 --overlap 32 --with-text -o chunks.jsonl
@@ -97,7 +100,7 @@ def add(commands: Any) -> None:
         "--output",
         default="-",
         metavar="OUT",
-        help="NAME.npy, NAME.jsonl, DIR/ or - (default)",
+        help="NAME.npy, NAME.jsonl, DIR/, NAME.lance or - (default)",
     )
     options.add_fields(parser)
     parser.add_argument(

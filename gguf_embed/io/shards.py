@@ -109,7 +109,7 @@ class ParquetShards:
         self._chunks = chunks
         self._kept = kept
         self._kept_types = kept_types
-        self._schema = self._made_schema(about)
+        self.schema: Any = self._made_schema(about)
 
     def encode(self, rows: Rows) -> bytes:
         """One row group."""
@@ -148,13 +148,13 @@ class ParquetShards:
                 arrow.array(columns[field.name], field.type)
                 if isinstance(columns[field.name], list)
                 else columns[field.name].cast(field.type)
-                for field in self._schema
+                for field in self.schema
             ]
         except arrow.ArrowException as error:
             raise BadInput(f"a kept field does not fit its column: {error}") from error
         sink = io.BytesIO()
         self._parquet.write_table(
-            arrow.Table.from_arrays(arrays, schema=self._schema),
+            arrow.Table.from_arrays(arrays, schema=self.schema),
             sink,
             row_group_size=max(1, len(records)),
             # Vectors do not get smaller, and reading them is faster as they are.
@@ -199,7 +199,7 @@ class ParquetShards:
     def _leaves(self) -> list[str]:
         """The names of columns as Parquet has them, those inside lists with their path."""
         sink = io.BytesIO()
-        self._parquet.ParquetWriter(sink, self._schema).close()
+        self._parquet.ParquetWriter(sink, self.schema).close()
         schema: Any = self._parquet.ParquetFile(io.BytesIO(sink.getvalue())).schema
         return [schema.column(i).path for i in range(len(schema))]
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from gguf_embed.errors import BadInput
 from gguf_embed.io.extras import import_pyarrow
+from gguf_embed.io.lance import ENDING, is_table, read_table
 from gguf_embed.io.shards import METADATA
 from gguf_embed.io.sources import readable
 from gguf_embed.io.vector_packing import Packed, unpack
@@ -38,7 +39,7 @@ class StoredVectors:
 def read_vectors(
     paths: Iterable[str | Path], *, fingerprint: str | None = None
 ) -> Iterator[StoredVectors]:
-    """The vectors of files (.parquet, .jsonl, .npy) and folders of a job, file after file.
+    """The vectors of .parquet, .jsonl, .npy, .lance and folders of a job, one after the other.
 
     All must be of the space `fingerprint`, else of that of the first. Raises BadInput for two
     spaces, for a file that does not say its own, for a job that is not complete, and for damage.
@@ -61,7 +62,7 @@ def read_vectors(
 
 def _files(paths: Iterable[Path]) -> Iterator[Path]:
     for path in paths:
-        if not path.is_dir():
+        if is_table(path) or not path.is_dir():
             yield path
             continue
         with readable(printable(path)):
@@ -91,10 +92,12 @@ def _read(path: Path) -> StoredVectors:
                 return StoredVectors(path=path, about=_beside(path), ids=ids, vectors=vectors)
             case ".jsonl":
                 return _lines(path)
+            case suffix if suffix == ENDING:
+                return _of_table(read_table(path), path)
             case _:
                 raise BadInput(
                     f"{printable(path)}: holds no vectors that are known here; name .parquet, "
-                    ".jsonl or .npy"
+                    ".jsonl, .npy or .lance"
                 )
 
 
@@ -102,9 +105,12 @@ def _parquet(path: Path) -> StoredVectors:
     pyarrow = import_pyarrow(printable(path))
     parquet: Any = importlib.import_module("pyarrow.parquet")
     try:
-        table: Any = parquet.read_table(path)
+        return _of_table(parquet.read_table(path), path)
     except pyarrow.ArrowException as error:
         raise BadInput(f"{printable(path)}: not Parquet, or damaged: {error}") from error
+
+
+def _of_table(table: Any, path: Path) -> StoredVectors:
     metadata: dict[bytes, bytes] = table.schema.metadata or {}
     about = _about(metadata.get(METADATA), path)
     vector_type: VectorType = about.get("vector_type", "float32")

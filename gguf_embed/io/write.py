@@ -92,8 +92,8 @@ def check_name(path: Path, content: RowContent, inputs: Sequence[TextSource]) ->
     if path.suffix.lower() not in _WRITERS:
         raise BadOption(
             f"-o {printable(path)}: the ending says the format; use NAME.npy (float32 array), "
-            "NAME.jsonl (ids and vectors), DIR/ (.parquet shards) or - (JSON lines on standard "
-            "output)"
+            "NAME.jsonl (ids and vectors), DIR/ (.parquet shards), NAME.lance (a table of "
+            "LanceDB) or - (JSON lines on standard output)"
         )
     if path.suffix.lower() == ".npy" and content != RowContent():
         raise BadOption(

@@ -147,16 +147,39 @@ def whole_folder(target: Path) -> Generator[Path]:
             ) from error
         yield folder
         try:
-            with suppress(FileNotFoundError):
-                target.rmdir()  # empty: an empty folder cannot be renamed over on every system
-            folder.rename(target)
-            sync_directory(target.parent)
+            _rename(folder, target)
         except OSError as error:
             raise OutputFailed(
                 f"{printable(target)}: cannot take its name: {error.strerror or error}"
             ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def place_folder(folder: Path, target: Path) -> None:
+    """Send a folder that another library has filled to disk, then give it the name `target`.
+
+    `target` is absent or an empty folder. Raises OutputFailed; `folder` stays then.
+    """
+    try:
+        for path in (*folder.rglob("*"), folder):
+            if path.is_dir():
+                sync_directory(path)
+            else:
+                with path.open("r+b") as file:
+                    os.fsync(file.fileno())
+        _rename(folder, target)
+    except OSError as error:
+        raise OutputFailed(
+            f"{printable(target)}: not written: {error.strerror or error}; check its folder"
+        ) from error
+
+
+def _rename(folder: Path, target: Path) -> None:
+    with suppress(FileNotFoundError):
+        target.rmdir()  # empty: an empty folder cannot be renamed over on every system
+    folder.rename(target)
+    sync_directory(target.parent)
 
 
 def clear_leftovers(path: Path) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from test_docs import BLOCK, partner_of
 
-from gguf_embed import Embedder, Reranker, Settings, cli
+from gguf_embed import Embedder, Reranker, Settings
 from gguf_embed.testing import FakeReranker
 
 pytestmark = [pytest.mark.clients, pytest.mark.native, pytest.mark.filterwarnings("default")]
@@ -48,24 +48,6 @@ def test_every_partner_has_its_block():
         *("sentence_transformers", "langchain_core", "llama_index", "haystack", "chromadb"),
         *("txtai", "ray"),
     }
-
-
-def test_shards_are_a_table_of_lancedb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """It has all rows, and keeps the space that the shards name."""
-    lancedb = pytest.importorskip("lancedb")
-    (code,) = [
-        code
-        for _, code in BLOCK.findall((DOCS / "jobs.md").read_text("utf-8"))
-        if partner_of(code) == "lancedb"
-    ]
-    monkeypatch.chdir(tmp_path)
-    Path("rows.csv").write_text("id,text\n7,a cat\n9,a dog\n")
-    command = ["embed", "rows.csv", "--field", "text", "--id-field", "id", "-o", "vectors/"]
-    assert cli.main(command) == 0
-    exec(compile(code, "<docs>", "exec"), {})
-    table = lancedb.connect("db").open_table("rows")
-    assert table.to_arrow()["id"].to_pylist() == ["7", "9"]
-    assert b"gguf_embed" in table.schema.metadata
 
 
 def test_the_commands_of_llm_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
