@@ -71,11 +71,7 @@ def write_table(path: Path, parts: Sequence[Path], schema: Any, *, job: str, wor
     """
     shown = printable(path)
     if path.exists():
-        try:
-            metadata = read_table(path).schema.metadata
-        except BadInput:
-            metadata = None
-        if (metadata or {}).get(_JOB) == job.encode():
+        if _job_of(path) == job.encode():
             return
         raise OutputFailed(
             f"{shown}: has come into being meanwhile; move it away, then go on with --resume"
@@ -104,6 +100,15 @@ def read_table(path: Path) -> Any:
         return _connect(path.parent).open_table(path.stem).to_arrow()
     except _REFUSALS as error:
         raise BadInput(f"{shown}: no table of LanceDB, or damaged: {_first(error)}") from error
+
+
+def _job_of(path: Path) -> bytes | None:
+    """What has made a table, where it says so."""
+    try:
+        metadata: dict[bytes, bytes] = read_table(path).schema.metadata or {}
+    except BadInput:
+        return None
+    return metadata.get(_JOB)
 
 
 def _batches(parts: Sequence[Path], schema: Any) -> Iterator[Any]:

@@ -107,7 +107,7 @@ def test_kills_lose_and_double_no_row(run: Run, rows: Path, tmp_path: Path):  # 
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         while process.poll() is None and not (path.exists() and path.stat().st_ctime_ns != before):
             time.sleep(0.0005)
-        if "00003" in path.name:
+        if path.name != ".table" and process.poll() is None:
             code, _, err = run(*arguments, "--resume")
             assert (code, "another run is at work" in err) == (7, True)
         time.sleep(chance.uniform(0, within_s))
@@ -115,8 +115,9 @@ def test_kills_lose_and_double_no_row(run: Run, rows: Path, tmp_path: Path):  # 
         process.communicate()
         return process.returncode != 0
 
-    for shard in (0, 3, 7, 8, 15, 22):
-        assert killed_at(folder / f"part-{shard:05}.parquet", 0.05)
+    for _ in range(5):
+        n_shards = len([*folder.glob("part-*")])
+        assert killed_at(folder / f"part-{n_shards + 1:05}.parquet", 0.05)
         assert not output.exists()
     n_killed = 0
     while folder.exists() and killed_at(folder / ".table", 0.02):
