@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -107,10 +108,11 @@ def test_kills_lose_and_double_no_row(run: Run, rows: Path, tmp_path: Path):  # 
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         while process.poll() is None and not (path.exists() and path.stat().st_ctime_ns != before):
             time.sleep(0.0005)
-        if path.name != ".table" and process.poll() is None:
+        time.sleep(chance.uniform(0, within_s))
+        process.send_signal(signal.SIGSTOP)  # so that it is at work however long this takes
+        if process.poll() is None and path.name != ".table":
             code, _, err = run(*arguments, "--resume")
             assert (code, "another run is at work" in err) == (7, True)
-        time.sleep(chance.uniform(0, within_s))
         process.kill()
         process.communicate()
         return process.returncode != 0
