@@ -49,7 +49,8 @@ class FakeLance:
         path = self.folder / f"{name}.lance" / "data"
         if not path.exists():
             raise ValueError(f"Table '{name}' was not found")
-        return SimpleNamespace(to_arrow=lambda: pyarrow.parquet.ParquetFile(path).read())
+        file = pyarrow.parquet.ParquetFile(path)
+        return SimpleNamespace(schema=file.schema_arrow, to_arrow=file.read)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -93,11 +93,15 @@ def write_table(path: Path, parts: Sequence[Path], schema: Any, *, job: str, wor
 
 def read_table(path: Path) -> Any:
     """All of a table, as one of Arrow. Raises BadInput."""
+    return _of_table(path, lambda table: table.to_arrow())
+
+
+def _of_table(path: Path, get: Callable[[Any], Any]) -> Any:
     shown = printable(path)
     if importlib.util.find_spec("lancedb") is None:
         raise BadInput(f"{shown}: takes lancedb: {INSTALL}")
     try:
-        return _connect(path.parent).open_table(path.stem).to_arrow()
+        return get(_connect(path.parent).open_table(path.stem))
     except _REFUSALS as error:
         raise BadInput(f"{shown}: no table of LanceDB, or damaged: {_first(error)}") from error
 
@@ -105,7 +109,7 @@ def read_table(path: Path) -> Any:
 def _job_of(path: Path) -> bytes | None:
     """What has made a table, where it says so."""
     try:
-        metadata: dict[bytes, bytes] = read_table(path).schema.metadata or {}
+        metadata: dict[bytes, bytes] = _of_table(path, lambda table: table.schema).metadata or {}
     except BadInput:
         return None
     return metadata.get(_JOB)
