@@ -180,9 +180,9 @@ struct Avx2 {
         const Floats above = _mm256_cmp_ps(x, low, _CMP_GT_OQ);
         return _mm256_and_ps(_mm256_and_ps(above, _mm256_cmp_ps(x, high, _CMP_LT_OQ)), a);
     }
-    // a, but 0 where x is below the limit; not where x is not a number
     static Floats as_floats(Ints x) { return _mm256_castsi256_ps(x); }
     static Ints as_ints(Floats x) { return _mm256_castps_si256(x); }
+    // a, but 0 where x is below the limit; not where x is not a number
     static Floats unless_below(Floats a, Floats x, Floats limit) {
         return _mm256_andnot_ps(_mm256_cmp_ps(x, limit, _CMP_LT_OQ), a);
     }

@@ -308,25 +308,23 @@ class _Work:
         from gguf_embed.jobs import manifest
 
         parts = [output.folder / entry.file for entry in output.entries]
-        failed = [each for entry in output.entries for each in entry.failed]
         if self.schema is not None:
             done = hashlib.sha256((output.folder / manifest.NAME).read_bytes()).hexdigest()
-            write_table(
-                self.place.output, parts, self.schema, job=done, work=output.folder / ".table"
+            work = output.folder / ".table"
+            write_table(self.place.output, parts, self.schema, job=done, work=work)
+        else:
+            totals = {
+                "n_texts": report.n_rows,
+                "n_truncated": report.n_truncated,
+                "n_failed": report.n_failed,
+            }
+            join_parts(
+                self.place.output,
+                parts,
+                shape=(report.n_rows, self.dim),
+                about={**self.made_with, **totals},
             )
-            write_failed_beside(self.args.output, failed)
-            return
-        totals = {
-            "n_texts": report.n_rows,
-            "n_truncated": report.n_truncated,
-            "n_failed": report.n_failed,
-        }
-        join_parts(
-            self.place.output,
-            parts,
-            shape=(report.n_rows, self.dim),
-            about={**self.made_with, **totals},
-        )
+        failed = [each for entry in output.entries for each in entry.failed]
         write_failed_beside(self.args.output, failed)
 
     @property
