@@ -288,7 +288,7 @@ struct Engine {
     const Kernels * kernels = chosen_kernels();
     int n_threads = GGML_DEFAULT_N_THREADS;
     std::vector<Step> steps;
-    Room quantized, scales;
+    Room quantized, row_blocks;
     std::vector<Room> scratch;  // of each thread
     Visibility visibility;
     // Numbers of the next pieces of work of a step: two phases each.
@@ -494,14 +494,14 @@ class Worker {
         p.activation = step.activation;
         if (kernels_.is_integer(p.type)) {
             auto * quantized = reinterpret_cast<int16_t *>(engine_.quantized.of(0));
-            auto * scales = reinterpret_cast<float *>(engine_.scales.of(0));
+            auto * blocks = reinterpret_cast<RowBlock *>(engine_.row_blocks.of(0));
             p.quantized = quantized;
-            p.scales = scales;
+            p.blocks = blocks;
             if (step.quantizes) {
                 const int64_t piece = std::min<int64_t>(16, (p.n_rows + n_threads_ - 1) / n_threads_);
                 share(0, (p.n_rows + piece - 1) / piece, [&](int64_t i) {
                     kernels_.quantize_rows(p.x, p.x_stride, p.n_rows, p.n_inner, p.block, i * piece,
-                                           std::min(p.n_rows, (i + 1) * piece), quantized, scales);
+                                           std::min(p.n_rows, (i + 1) * piece), quantized, blocks);
                 });
                 meet();
             }
@@ -657,16 +657,16 @@ ggml_status compute(ggml_backend_t backend, ggml_cgraph * graph) {
     try {
         plan(engine, graph);
         if (engine.steps.empty()) return GGML_STATUS_SUCCESS;
-        size_t quantized = 0, scales = 0;
+        size_t quantized = 0, row_blocks = 0;
         for (const auto & step : engine.steps) {
             if (step.first->op != GGML_OP_MUL_MAT) continue;
             const ggml_tensor *w = step.first->src[0], *x = step.first->src[1];
             const auto rows = static_cast<size_t>(x->ne[1]), inner = static_cast<size_t>(w->ne[0]);
             quantized = std::max(quantized, rows * (inner + static_cast<size_t>(engine.kernels->group)) * sizeof(int16_t));
-            scales = std::max(scales, rows * (inner / 32 + 1) * sizeof(float));
+            row_blocks = std::max(row_blocks, rows * (inner / 32 + 1) * sizeof(RowBlock));
         }
         engine.quantized.of(quantized);
-        engine.scales.of(scales);
+        engine.row_blocks.of(row_blocks);
         engine.visibility.mask = nullptr;  // its values are those of this graph
         const int n_threads = std::max(1, engine.n_threads);
         engine.scratch.resize(static_cast<size_t>(n_threads));

@@ -16,6 +16,10 @@ struct Avx2 {
     using Floats = __m256;
     static constexpr int lanes = 8;         // of 32 bits
     static constexpr int rows = 6;          // of a register tile, two vectors wide
+    static constexpr int integer_rows = 4;  // of one of integers, likewise
+    // Zen has four ports that add and two that multiply: as many additions as multiplications leave a
+    // quarter of them idle, three additions to one multiplication do not.
+    static constexpr bool crosses = true;
     static constexpr int few_rows = 12;     // of a register tile that is one column wide
     static constexpr const char * name = "AVX2";
 
@@ -50,6 +54,9 @@ struct Avx2 {
         const Ints products = _mm256_madd_epi16(weights, pairs);
         __asm__("vpaddd %1, %0, %0" : "+x"(sum) : "x"(products));
     }
+    static Ints plus32(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
+    static Ints minus32(Ints a, Ints b) { return _mm256_sub_epi32(a, b); }
+    static Ints second_halves(Ints a) { return _mm256_srli_epi64(a, 32); }  // of each 64 bits, then zeros
     static Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
     static Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
     static Floats sub(Floats a, Floats b) { return _mm256_sub_ps(a, b); }
@@ -129,6 +136,7 @@ struct Avx2 {
     static Ints low_bytes_up(Ints a) { return _mm256_unpacklo_epi8(_mm256_setzero_si256(), a); }
     static Ints high_bytes_up(Ints a) { return _mm256_unpackhi_epi8(_mm256_setzero_si256(), a); }
     static Ints scaled(Ints a, Ints factor) { return _mm256_mulhrs_epi16(a, factor); }
+    static Ints plus16(Ints a, Ints b) { return _mm256_add_epi16(a, b); }
     static Ints minus16(Ints a, Ints b) { return _mm256_sub_epi16(a, b); }
     static Ints minus8(Ints a, Ints b) { return _mm256_sub_epi8(a, b); }
     static Ints both(Ints a, Ints b) { return _mm256_and_si256(a, b); }
@@ -213,6 +221,8 @@ struct Avx2 {
 
 #ifdef __AVXVNNI__
 struct AvxVnni : Avx2 {
+    static constexpr int integer_rows = rows;
+    static constexpr bool crosses = false;  // one instruction multiplies and adds
     static constexpr const char * name = "AVX-VNNI";
 
     static bool supported() {

@@ -21,7 +21,9 @@ struct Avx512 {
     using Floats = __m512;
     static constexpr int lanes = 16;     // of 32 bits
     static constexpr int rows = 12;      // of a register tile, two vectors wide: 27 or 28 of 32 registers
+    static constexpr int integer_rows = rows;
     static constexpr int few_rows = 12;  // of a register tile that is one column wide
+    static constexpr bool crosses = false;  // the ports that add are those that multiply
     static constexpr const char * name = "AVX-512";
 
     static bool supported() {

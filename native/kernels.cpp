@@ -45,6 +45,10 @@ float larger(float a, float b) { return a > b ? a : b; }
 // for what rounding adds.
 constexpr float longest = 46300.0f;
 
+// No number of a row, or of a column, is larger: then the sum of two is an int16. A part of quantized weights has 16 or
+// 32 numbers of one bound and is shorter than `longest`: they stay below 11,600.
+constexpr float largest_of_row = 20000.0f, largest_of_column = 12700.0f;
+
 constexpr int max_block = 512;       // inner values with one scale
 constexpr int float_block = 256;     // of the float kernel; its sums go on from block to block
 constexpr int max_parts = max_block / 16;
@@ -271,6 +275,7 @@ enum class Form { pairs, columns, bytes };
 template <class Isa> struct Strip {
     alignas(64) int16_t pairs[max_block * strip_columns<Isa>];
     alignas(64) float scale[strip_columns<Isa>];
+    alignas(64) int32_t before[strip_columns<Isa>];  // what its sums begin with: see `crossed_tile`
 
     // For few rows the numbers of a column lie side by side instead.
     int16_t * column(int c) { return pairs + c * max_block; }
@@ -432,8 +437,9 @@ void unpack(const char * const * columns, int64_t n_inner, Factors<Isa> & f, Str
     }
 }
 
-// The unit of a vector of floats as int16, or 0 where the vector is all zeros or not finite.
-template <class Isa> float unit_of(const float * x, int64_t n, float & unit) {
+// The unit of a vector of floats as int16 of at most `limit`, and its inverse, which is 0 where the vector is all
+// zeros or not finite.
+template <class Isa> float unit_of(const float * x, int64_t n, float limit, float & unit) {
     constexpr int chains = 4;  // that do not wait for each other
     typename Isa::Floats squares[chains], top[chains];
     for (int c = 0; c < chains; c++) squares[c] = top[c] = Isa::zero_floats();
@@ -455,7 +461,7 @@ template <class Isa> float unit_of(const float * x, int64_t n, float & unit) {
         square += x[i] * x[i];
         largest = larger(largest, fabsf(x[i]));
     }
-    unit = larger(sqrtf(square) / longest, largest / 32700.0f);
+    unit = larger(sqrtf(square) / longest, largest / limit);
     if (!(square < 1e30f) || (square < 1e-30f && largest > 0)) {  // out of range, or not a number
         double sum = 0, most = 0;
         for (i = 0; i < n; i++) {
@@ -463,7 +469,7 @@ template <class Isa> float unit_of(const float * x, int64_t n, float & unit) {
             most = most > fabs(double{x[i]}) ? most : fabs(double{x[i]});
         }
         const double exact = sqrt(sum) / longest;
-        unit = static_cast<float>(exact > most / 32700.0 ? exact : most / 32700.0);
+        unit = static_cast<float>(exact > most / limit ? exact : most / limit);
         if (sum != sum) unit = NAN;
     }
     return unit > 1e-37f && unit < 1e37f ? 1.0f / unit : 0.0f;
@@ -506,7 +512,7 @@ void unpack_other(const char * const * columns, int n_columns, int64_t n_inner, 
             continue;
         }
         to_float(columns[c], floats, n_inner);
-        to_int16<Isa>(floats, n_inner, unit_of<Isa>(floats, n_inner, strip.scale[c]), few ? strip.column(c) : ints);
+        to_int16<Isa>(floats, n_inner, unit_of<Isa>(floats, n_inner, largest_of_column, strip.scale[c]), few ? strip.column(c) : ints);
         for (int64_t i = 0; i < n_inner && !few; i += 2) {
             std::memcpy(&strip.pairs[(i / 2 * strip_columns<Isa> + c) * 2], ints + i, 4);
         }
@@ -532,7 +538,7 @@ void unpack_halves(const char * const * columns, int64_t n_inner, Strip<Isa> & s
                 Isa::store_floats(floats + i, load(part));
             }
             int16_t * const to = few ? strip.column(half + c) : ints[c];
-            to_int16<Isa>(floats, n_inner, unit_of<Isa>(floats, n_inner, strip.scale[half + c]), to);
+            to_int16<Isa>(floats, n_inner, unit_of<Isa>(floats, n_inner, largest_of_column, strip.scale[half + c]), to);
         }
         for (int64_t i = 0; i < whole_groups<Isa>(n_inner) && !few; i += step) {
             typename Isa::Floats v[Isa::lanes];
@@ -580,12 +586,10 @@ template <class Isa> inline typename Isa::Floats gelu(typename Isa::Floats x) {
 
 // ------------------------------------------------------------------------------ register tiles
 
-// Sums of R rows and two vectors of columns over `n_pairs` pairs of inner values.
+// Adds to the sums of R rows and two vectors of columns those over `n_pairs` pairs of inner values.
 template <class Isa, int R>
 inline void integer_tile(const int16_t * strip, const int16_t * x, int64_t stride, int64_t n_pairs,
                          typename Isa::Ints (&sums)[R][2]) {
-#pragma GCC unroll 12
-    for (int r = 0; r < R; r++) sums[r][0] = sums[r][1] = Isa::zero();
     const int16_t * rows[R];
 #pragma GCC unroll 12
     for (int r = 0; r < R; r++) rows[r] = x + r * stride;
@@ -600,6 +604,61 @@ inline void integer_tile(const int16_t * strip, const int16_t * x, int64_t strid
             Isa::dot(sums[r][0], left, pair);
             Isa::dot(sums[r][1], right, pair);
         }
+    }
+}
+
+// The same by half as many multiplications: of numbers a, b of a row and c, d of a column,
+// (a + d) (b + c) = ac + bd + ab + cd (Winograd, 1968). The sum of all ab belongs to the row and that of all cd to the
+// column: the sums begin with what takes them away. They may leave 32 bits on their way; modulo 2^32
+// they are exact.
+template <class Isa, int R>
+inline void crossed_tile(const int16_t * strip, const int16_t * x, int64_t stride, int64_t n_pairs,
+                         typename Isa::Ints (&sums)[R][2]) {
+    constexpr int width = strip_columns<Isa> * 2;
+    const int16_t * rows[R];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++) rows[r] = x + r * stride;
+    for (int64_t i = 0; i < n_pairs; i += 2) {
+        const int16_t * const at = strip + i * width;
+        auto left = Isa::load(at), right = Isa::load(at + width / 2);
+        auto next_left = Isa::load(at + width), next_right = Isa::load(at + width + width / 2);
+        Isa::pin(left);
+        Isa::pin(right);
+        Isa::pin(next_left);
+        Isa::pin(next_right);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) {
+            const auto pair = Isa::pair(rows[r] + 2 * i), next = Isa::pair(rows[r] + 2 * i + 2);
+            Isa::dot(sums[r][0], Isa::plus16(pair, next_left), Isa::plus16(next, left));
+            Isa::dot(sums[r][1], Isa::plus16(pair, next_right), Isa::plus16(next, right));
+        }
+    }
+}
+
+// What a row's sums begin with.
+template <class Isa> int32_t before_row(const int16_t * x, int64_t n) {
+    auto sum = Isa::zero();
+    for (int64_t i = 0; i < n; i += 2 * Isa::lanes) {
+        const auto numbers = Isa::load(x + i);
+        Isa::dot(sum, numbers, Isa::second_halves(numbers));
+    }
+    alignas(64) uint32_t parts[Isa::lanes];
+    Isa::store(parts, sum);
+    uint32_t all = 0;
+    for (const uint32_t part : parts) all -= part;
+    return static_cast<int32_t>(all);
+}
+
+// And those of a strip's columns.
+template <class Isa> void before_columns(Strip<Isa> & strip, int64_t n_pairs) {
+    constexpr int width = strip_columns<Isa> * 2;
+    for (int half = 0; half < strip_columns<Isa>; half += Isa::lanes) {
+        auto sum = Isa::zero();
+        for (int64_t i = 0; i < n_pairs; i += 2) {
+            const int16_t * const at = strip.pairs + i * width + half * 2;
+            Isa::dot(sum, Isa::load(at), Isa::load(at + width));
+        }
+        Isa::store(strip.before + half, Isa::minus32(Isa::zero(), sum));
     }
 }
 
@@ -720,7 +779,7 @@ template <class Isa, Activation activation> void finish(const Product & p, int64
 // Adds the sums of a row and block, of one vector of columns.
 template <class Isa>
 inline void add_block(const Product & p, int64_t row, int64_t block, typename Isa::Ints whole, const float * scales, float * sums) {
-    const auto scale = Isa::all(p.scales[block * p.n_rows + row]);
+    const auto scale = Isa::all(p.blocks[block * p.n_rows + row].scale);
     const auto before = block > 0 ? Isa::load_floats(sums) : Isa::zero_floats();
     Isa::store_floats(sums, Isa::fma(Isa::to_floats(whole), Isa::mul(Isa::load_floats(scales), scale), before));
 }
@@ -730,7 +789,20 @@ void integer_rows(const Product & p, int64_t row, int64_t n_inner, int64_t block
     typename Isa::Ints whole[R][2];
     const int64_t stride = whole_groups<Isa>(n_inner);
     const int16_t * x = p.quantized + block * p.block * p.n_rows + row * stride;
-    integer_tile<Isa, R>(strip.pairs, x, stride, stride / 2, whole);
+    if constexpr (Isa::crosses) {
+        const auto left = Isa::load(strip.before), right = Isa::load(strip.before + Isa::lanes);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) {
+            const auto before = Isa::all_ints(p.blocks[block * p.n_rows + row + r].before);
+            whole[r][0] = Isa::plus32(left, before);
+            whole[r][1] = Isa::plus32(right, before);
+        }
+        crossed_tile<Isa, R>(strip.pairs, x, stride, stride / 2, whole);
+    } else {
+#pragma GCC unroll 12
+        for (int r = 0; r < R; r++) whole[r][0] = whole[r][1] = Isa::zero();
+        integer_tile<Isa, R>(strip.pairs, x, stride, stride / 2, whole);
+    }
 #pragma GCC unroll 12
     for (int r = 0; r < R; r++) {
         float * const to = sums + (row + r) * strip_columns<Isa>;
@@ -828,13 +900,15 @@ int64_t block_of(Weight type, int64_t n_inner) {
 
 template <class Isa>
 void quantize_rows(const float * x, int64_t stride, int64_t n_rows, int64_t n_inner, int64_t block, int64_t first,
-                   int64_t last, int16_t * quantized, float * scales) {
+                   int64_t last, int16_t * quantized, RowBlock * blocks) {
     for (int64_t row = first; row < last; row++) {
         for (int64_t b = 0; b * block < n_inner; b++) {
             const int64_t n = smaller(block, n_inner - b * block);
             const float * from = x + row * stride + b * block;
-            const float per_unit = unit_of<Isa>(from, n, scales[b * n_rows + row]);
-            to_int16<Isa>(from, n, per_unit, quantized + b * block * n_rows + row * whole_groups<Isa>(n));
+            RowBlock & of = blocks[b * n_rows + row];
+            int16_t * const to = quantized + b * block * n_rows + row * whole_groups<Isa>(n);
+            to_int16<Isa>(from, n, unit_of<Isa>(from, n, largest_of_row, of.scale), to);
+            if constexpr (Isa::crosses) of.before = before_row<Isa>(to, whole_groups<Isa>(n));
         }
     }
 }
@@ -929,8 +1003,9 @@ template <class Isa> void product(const Product & p, int64_t strip, char * scrat
                 ahead.bytes = 0;
             });
         } else if (is_integer(p.type)) {
+            if constexpr (Isa::crosses) before_columns<Isa>(s.strip, whole_groups<Isa>(n_inner) / 2);
             int64_t fetched = 0;  // columns; each tile fetches its share
-            tiles<Isa>(p.n_rows, [&](int64_t row, auto rows) {
+            tiles<Isa, Isa::integer_rows>(p.n_rows, [&](int64_t row, auto rows) {
                 for (; fetched < (row + rows) * strip_columns<Isa> / p.n_rows; fetched++) fetch<Isa>(ahead, fetched);
                 integer_rows<Isa, rows>(p, row, n_inner, first / p.block, s.strip, sums);
             });

@@ -20,6 +20,12 @@ using ToFloat = void (*)(const void * source, float * target, int64_t n);
 
 enum class Activation : int { none, gelu };
 
+// A block of a row as int16.
+struct RowBlock {
+    float scale;
+    int32_t before;  // what its sums begin with: see `crossed_tile`
+};
+
 // out[m][n] = activation(sum over k of x[m][k] * weights[n][k] + bias[n]) + residual[m][n]
 struct Product {
     Weight type;
@@ -31,7 +37,7 @@ struct Product {
     int64_t n_inner;    // k
     int64_t block;      // inner values that share a scale
     const int16_t * quantized;  // [block of k][row][block, in whole groups], see `quantize_rows`
-    const float * scales;       // [block of k][row]
+    const RowBlock * blocks;    // [block of k][row]
     const float * x;            // the float kernel reads the rows themselves
     int64_t x_stride;           // floats from row to row
     float * out;
@@ -78,9 +84,9 @@ struct Kernels {
     bool (*is_integer)(Weight type);
     // Inner values whose int16 lie together, in an order of their own; zeros fill the last group.
     int group;
-    // Rows [first, last) of x as int16 with a scale for each row and block.
+    // Rows [first, last) of x as int16, and what belongs to each row and block.
     void (*quantize_rows)(const float * x, int64_t stride, int64_t n_rows, int64_t n_inner, int64_t block,
-                          int64_t first, int64_t last, int16_t * quantized, float * scales);
+                          int64_t first, int64_t last, int16_t * quantized, RowBlock * blocks);
     // Bytes of scratch that `product` needs for so many rows, and `attend` for so many cells.
     size_t (*product_scratch)(const Product & product);
     size_t (*attention_scratch)(const Attention & attention, int64_t n_cells);
