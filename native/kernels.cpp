@@ -778,10 +778,9 @@ template <class Isa, Activation activation> void finish(const Product & p, int64
 
 // Adds the sums of a row and block, of one vector of columns.
 template <class Isa>
-inline void add_block(const Product & p, int64_t row, int64_t block, typename Isa::Ints whole, const float * scales, float * sums) {
-    const auto scale = Isa::all(p.blocks[block * p.n_rows + row].scale);
-    const auto before = block > 0 ? Isa::load_floats(sums) : Isa::zero_floats();
-    Isa::store_floats(sums, Isa::fma(Isa::to_floats(whole), Isa::mul(Isa::load_floats(scales), scale), before));
+inline void add_block(typename Isa::Ints whole, typename Isa::Floats scales, float scale, bool first, float * sums) {
+    const auto before = first ? Isa::zero_floats() : Isa::load_floats(sums);
+    Isa::store_floats(sums, Isa::fma(Isa::to_floats(whole), Isa::mul(scales, Isa::all(scale)), before));
 }
 
 template <class Isa, int R>
@@ -789,11 +788,12 @@ void integer_rows(const Product & p, int64_t row, int64_t n_inner, int64_t block
     typename Isa::Ints whole[R][2];
     const int64_t stride = whole_groups<Isa>(n_inner);
     const int16_t * x = p.quantized + block * p.block * p.n_rows + row * stride;
+    const RowBlock * const of = p.blocks + block * p.n_rows + row;
     if constexpr (Isa::crosses) {
         const auto left = Isa::load(strip.before), right = Isa::load(strip.before + Isa::lanes);
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) {
-            const auto before = Isa::all_ints(p.blocks[block * p.n_rows + row + r].before);
+            const auto before = Isa::all_ints(of[r].before);
             whole[r][0] = Isa::plus32(left, before);
             whole[r][1] = Isa::plus32(right, before);
         }
@@ -803,11 +803,13 @@ void integer_rows(const Product & p, int64_t row, int64_t n_inner, int64_t block
         for (int r = 0; r < R; r++) whole[r][0] = whole[r][1] = Isa::zero();
         integer_tile<Isa, R>(strip.pairs, x, stride, stride / 2, whole);
     }
+    const auto left = Isa::load_floats(strip.scale), right = Isa::load_floats(strip.scale + Isa::lanes);
+    float * to = sums + row * strip_columns<Isa>;
 #pragma GCC unroll 12
-    for (int r = 0; r < R; r++) {
-        float * const to = sums + (row + r) * strip_columns<Isa>;
-        add_block<Isa>(p, row + r, block, whole[r][0], strip.scale, to);
-        add_block<Isa>(p, row + r, block, whole[r][1], strip.scale + Isa::lanes, to + Isa::lanes);
+    for (int r = 0; r < R; r++, to += strip_columns<Isa>) {
+        const float scale = of[r].scale;
+        add_block<Isa>(whole[r][0], left, scale, block == 0, to);
+        add_block<Isa>(whole[r][1], right, scale, block == 0, to + Isa::lanes);
     }
 }
 
@@ -819,6 +821,14 @@ struct Ahead {
 
 template <class Isa> void fetch(const Ahead & ahead, int64_t column) {
     for (int64_t i = 0; i < ahead.bytes; i += 64) Isa::prefetch(ahead.columns[column] + i);
+}
+
+// Where some rows of a strip go, and what is added to them.
+template <class Isa> void fetch_ends(const Product & p, int64_t row, int64_t n_rows, int64_t column) {
+    for (int64_t r = row; r < row + n_rows; r++) {
+        Isa::prefetch(reinterpret_cast<const char *>(p.out + r * p.out_stride + column));
+        if (p.residual) Isa::prefetch(reinterpret_cast<const char *>(p.residual + r * p.residual_stride + column));
+    }
 }
 
 template <class Isa, int R>
@@ -836,9 +846,10 @@ void few_rows(const Product & p, int64_t row, int64_t n_inner, int64_t block, co
                 column_tile<Isa, R>(s.strip.column(column), x, stride, stride, &s.lane_sums[0][c]);
             }
         }
+        const auto scales = Isa::load_floats(s.strip.scale + half);
         for (int r = 0; r < R; r++) {
             float * const to = sums + (row + r) * strip_columns<Isa> + half;
-            add_block<Isa>(p, row + r, block, Isa::sums_of(s.lane_sums[r]), s.strip.scale + half, to);
+            add_block<Isa>(Isa::sums_of(s.lane_sums[r]), scales, p.blocks[block * p.n_rows + row + r].scale, block == 0, to);
         }
     }
 }
@@ -1007,6 +1018,7 @@ template <class Isa> void product(const Product & p, int64_t strip, char * scrat
             int64_t fetched = 0;  // columns; each tile fetches its share
             tiles<Isa, Isa::integer_rows>(p.n_rows, [&](int64_t row, auto rows) {
                 for (; fetched < (row + rows) * strip_columns<Isa> / p.n_rows; fetched++) fetch<Isa>(ahead, fetched);
+                if (last) fetch_ends<Isa>(p, row, rows, column);
                 integer_rows<Isa, rows>(p, row, n_inner, first / p.block, s.strip, sums);
             });
         } else {
