@@ -38,7 +38,7 @@ INTEGER_TYPES = (
     *("IQ4_NL", "IQ4_XS"),
 )
 # Error of a product as a share of the lengths of its two vectors. Errors of many values cancel.
-BOUNDS = {"F32": 4e-6} | dict.fromkeys(HALF_TYPES, 6e-5) | dict.fromkeys(INTEGER_TYPES, 2e-4)
+BOUNDS = {"F32": 4e-6} | dict.fromkeys(HALF_TYPES, 8e-5) | dict.fromkeys(INTEGER_TYPES, 2e-4)
 SHORT_BOUND = 5e-4  # of integers, where a vector has fewer than 256 values
 
 # Instruction sets, and the flag by which Linux says that a CPU has one.
