@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -125,18 +126,19 @@ def lancedb_figures(
 
     result["exact"] = measured("LanceDB, exact", [partial(near, q) for q in questions], exact)
     kinds = (
-        ("IVF_PQ", IvfPq(distance_type="cosine"), {"refine_factor": 10}),
-        ("IVF_HNSW_SQ", HnswSq(distance_type="cosine"), {"refine_factor": 2}),
+        ("IVF_PQ", IvfPq(distance_type="cosine"), (10, 100)),
+        ("IVF_HNSW_SQ", HnswSq(distance_type="cosine"), (2,)),
     )
-    for name, config, refined in kinds:
+    for name, config, refine_factors in kinds:
         wall, cpu = time.perf_counter(), time.process_time()
         made.create_index("vector", config=config, replace=True)
         result[f"{name}_build_wall_s"] = round(time.perf_counter() - wall, 1)
         result[f"{name}_build_cpu_s"] = round(time.process_time() - cpu, 1)
-        for nprobes in (20, 100):
-            ways = [partial(near, q, nprobes=nprobes, **refined) for q in questions]
-            label = f"LanceDB, {name}, {nprobes} probes"
-            result[f"{name}, {nprobes} probes"] = measured(label, ways, exact)
+        for nprobes, refine_factor in product((20, 100), refine_factors):
+            refined = {"nprobes": nprobes, "refine_factor": refine_factor}
+            label = f"{name}, {nprobes} probes, refined {refine_factor}"
+            ways = [partial(near, q, **refined) for q in questions]
+            result[label] = measured(f"LanceDB, {label}", ways, exact)
     return result
 
 
