@@ -148,7 +148,8 @@ def main() -> None:
                 loads[name].append(made)
                 texts_of[id(made)] = part
 
-        first = loads[args.loads[0]][0]
+        opening = texts_of[id(loads[args.loads[0]][0])][:1]
+        first = ask(served, opening, embedder.encode(opening), 0)
         ours, contenders = free_port(), dict[str, Driver]()
         command = [sys.executable, "-m", "gguf_embed", "serve", "--model", str(args.model)]
         command += ["--port", str(ours), "--preload", "--quiet", "--threads", str(args.threads)]

@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from starlette.testclient import TestClient
 
 from gguf_embed import BadOption, Block, DoesNotFit, ModelNotFound, NativeFailed
 from gguf_embed.engine.pending import Meter, Pending
+from gguf_embed.engine.scheduler import Computed
 from gguf_embed.index.facts import IndexFacts, Space
 from gguf_embed.index.index import Index
 from gguf_embed.index.making import Wanted, make_index
@@ -25,8 +27,8 @@ from gguf_embed.server.app import application
 from gguf_embed.server.indexes import Indexes, IndexOffer, index_name, offer_for
 from gguf_embed.server.limits import Limits
 from gguf_embed.server.meters import Meters
-from gguf_embed.server.models import Models
-from gguf_embed.server.offers import Offer, Offers
+from gguf_embed.server.models import Loaded, Models
+from gguf_embed.server.offers import Offer, Offers, offer_of
 from gguf_embed.server.safety import Keys, hosts_for
 from gguf_embed.server.service import Service
 from gguf_embed.server.traces import Traces
@@ -950,6 +952,10 @@ def test_a_full_queue_is_refused_with_the_time_to_wait(
     with pytest.raises(Refused) as caught:
         limits.check_queue(90, 11, 45.0)
     assert caught.value.retry_s == 2
+    slow = Limits(max_queue_tokens=100, request_s=10)
+    slow.check_queue(15, 15, 3.0)
+    with pytest.raises(Refused, match="the queue takes 30"):  # what is done before it is late
+        slow.check_queue(16, 15, 3.0)
 
     monkeypatch.setattr(Meter, "waiting_tokens", 101)
     served = serve(limits=limits)
@@ -957,6 +963,15 @@ def test_a_full_queue_is_refused_with_the_time_to_wait(
     assert answer.status_code == 429
     assert int(answer.headers["retry-after"]) == 60
     assert "try again in" in answer.json()["error"]
+
+
+def test_how_much_a_model_does_is_told_by_its_fastest_large_microbatch():
+    model = FakeEmbedder.open("fake")
+    model.run_settings = replace(model.run_settings, n_contexts=3)
+    loaded = Loaded(offer=offer_of("fake"), model=model, load_s=0, keep_alive_s=0)
+    for n_tokens, seconds, most in ((3, 1.0, 0.0), (100, 1.0, 300.0), (100, 2.0, 300.0)):
+        loaded.computed(Computed(n_texts=1, n_tokens=n_tokens, seconds=seconds))
+        assert loaded.most_tokens_per_s == most
 
 
 def test_a_request_takes_no_longer_than_it_may(serve: Callable[..., Served]):

@@ -33,6 +33,7 @@ OnMicrobatch: TypeAlias = Callable[[str, Computed], None]
 _T = TypeVar("_T")
 
 RATE_SHARE = 0.1  # of the newest microbatch in the mean speed
+TELLING_TOKENS = 64  # a smaller microbatch does not tell how fast large ones are
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -46,6 +47,7 @@ class Loaded:
     used_at: float = 0.0  # time.monotonic()
     n_leases: int = 0
     tokens_per_s: float = 0.0  # lately
+    most_tokens_per_s: float = 0.0  # of all contexts, by the fastest microbatch; 0: not known yet
     expires_at: float | None = None  # time.time(); None: not
     timer: asyncio.TimerHandle | None = None
     leaving: bool = False
@@ -77,10 +79,13 @@ class Loaded:
         return sum(part.used_bytes for device, part in memory.items() if device != HOST)
 
     def computed(self, batch: Computed) -> None:
-        """Keep the mean speed."""
+        """Keep the mean speed, and the greatest."""
         speed = batch.n_tokens / max(batch.seconds, 1e-6)
         share = RATE_SHARE if self.tokens_per_s else 1.0
         self.tokens_per_s += share * (speed - self.tokens_per_s)
+        if batch.n_tokens >= TELLING_TOKENS:
+            together = speed * self.model.run_settings.n_contexts
+            self.most_tokens_per_s = max(self.most_tokens_per_s, together)
 
 
 class Models:

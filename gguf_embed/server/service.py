@@ -181,7 +181,7 @@ class Service:
         started: _Started,
     ) -> Call[_T]:
         """Tokenized and on its way; in a thread. Raises Refused where too much waits."""
-        meter, speed = loaded.model.meter, loaded.tokens_per_s
+        meter, speed = loaded.model.meter, loaded.most_tokens_per_s
         self.limits.check_queue(meter.waiting_tokens, 0, speed)
         pending = prepare()
         self.limits.check_queue(meter.waiting_tokens, pending.n_tokens, speed)
