@@ -86,6 +86,8 @@ async def drive(
                 status, body = await client.asked(each)
                 done = time.perf_counter()
                 answers.statuses[status] = answers.statuses.get(status, 0) + 1
+                if status == 429:
+                    await asyncio.sleep(1)
                 if status == 200:
                     answers.latencies_s.append(done - begin)
                     answers.n_tokens += each.n_tokens

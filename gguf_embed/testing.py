@@ -234,7 +234,7 @@ def _opened(
         header_bytes=0,
         file_bytes=0,
     )
-    run = RunSettings(n_ctx=n_ctx)
+    run = RunSettings(n_ctx=n_ctx, n_contexts=backend.limits.n_contexts)
     row = Candidate(
         quant="F32",
         tier="cpu",

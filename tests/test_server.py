@@ -7,7 +7,6 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from gguf_embed import BadOption, Block, DoesNotFit, ModelNotFound, NativeFailed
+from gguf_embed.engine.backend import BatchLimits
 from gguf_embed.engine.pending import Meter, Pending
 from gguf_embed.engine.scheduler import Computed
 from gguf_embed.index.facts import IndexFacts, Space
@@ -966,8 +966,8 @@ def test_a_full_queue_is_refused_with_the_time_to_wait(
 
 
 def test_how_much_a_model_does_is_told_by_its_fastest_large_microbatch():
-    model = FakeEmbedder.open("fake")
-    model.run_settings = replace(model.run_settings, n_contexts=3)
+    limits = BatchLimits(max_tokens=100, max_seqs=4, n_contexts=3)
+    model = FakeEmbedder.open("fake", backend=FakeBackend(limits=limits))
     loaded = Loaded(offer=offer_of("fake"), model=model, load_s=0, keep_alive_s=0)
     for n_tokens, seconds, most in ((3, 1.0, 0.0), (100, 1.0, 300.0), (100, 2.0, 300.0)):
         loaded.computed(Computed(n_texts=1, n_tokens=n_tokens, seconds=seconds))
