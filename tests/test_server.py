@@ -969,8 +969,14 @@ def test_how_much_a_model_does_is_told_by_its_fastest_large_microbatch():
     limits = BatchLimits(max_tokens=100, max_seqs=4, n_contexts=3)
     model = FakeEmbedder.open("fake", backend=FakeBackend(limits=limits))
     loaded = Loaded(offer=offer_of("fake"), model=model, load_s=0, keep_alive_s=0)
-    for n_tokens, seconds, most in ((3, 1.0, 0.0), (100, 1.0, 300.0), (100, 2.0, 300.0)):
-        loaded.computed(Computed(n_texts=1, n_tokens=n_tokens, seconds=seconds))
+    for n_computed, n_contexts, seconds, most in (
+        (3, 1, 1.0, 0.0),
+        (100, 3, 1.0, 100.0),  # all contexts' threads worked on it
+        (100, 1, 1.0, 300.0),
+        (100, 1, 2.0, 300.0),
+    ):
+        batch = {"n_texts": 1, "n_tokens": 1000, "n_computed": n_computed}
+        loaded.computed(Computed(**batch, n_contexts=n_contexts, seconds=seconds))
         assert loaded.most_tokens_per_s == most
 
 

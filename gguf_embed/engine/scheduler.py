@@ -40,6 +40,8 @@ class Computed:
 
     n_texts: int
     n_tokens: int
+    n_computed: int  # of them: a prefix that all share is computed once
+    n_contexts: int  # whose threads worked on it
     seconds: float
 
 
@@ -204,8 +206,7 @@ class Scheduler(Closes):
 
     def _learn(self, work: Work, seconds: float, waited_s: float) -> None:
         if self._learning is not None and not self._learning.done:
-            n_tokens = sum(map(len, work.sequences)) - work.n_prefix * (len(work.sequences) - 1)
-            self._learning.ends(time.monotonic(), n_tokens, seconds, waited_s)
+            self._learning.ends(time.monotonic(), work.n_computed, seconds, waited_s)
 
     def _compute(self, work: Work) -> tuple[float, float]:
         """Seconds that it took, and those that it waited before."""
@@ -234,5 +235,13 @@ class Scheduler(Closes):
             n_tokens += done.n_tokens
             job.deliver(done)
         if self.on_computed is not None:
-            self.on_computed(Computed(n_texts=n_texts, n_tokens=n_tokens, seconds=seconds))
+            self.on_computed(
+                Computed(
+                    n_texts=n_texts,
+                    n_tokens=n_tokens,
+                    n_computed=work.n_computed,
+                    n_contexts=work.n_contexts,
+                    seconds=seconds,
+                )
+            )
         return seconds, began_at - waits_from

@@ -100,6 +100,12 @@ class Work:
         """The tokens of all rows, part after part."""
         return [ids for part in self.parts for ids in part.sequences]
 
+    @property
+    def n_computed(self) -> int:
+        """Tokens, those of a shared prefix once."""
+        sequences = self.sequences
+        return sum(map(len, sequences)) - self.n_prefix * (len(sequences) - 1)
+
 
 class Turns:
     """The callers that wait."""

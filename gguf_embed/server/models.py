@@ -83,8 +83,9 @@ class Loaded:
         speed = batch.n_tokens / max(batch.seconds, 1e-6)
         share = RATE_SHARE if self.tokens_per_s else 1.0
         self.tokens_per_s += share * (speed - self.tokens_per_s)
-        if batch.n_tokens >= TELLING_TOKENS:
-            together = speed * self.model.run_settings.n_contexts
+        if batch.n_computed >= TELLING_TOKENS:
+            n_together = max(1, self.model.run_settings.n_contexts // batch.n_contexts)
+            together = n_together * batch.n_computed / max(batch.seconds, 1e-6)
             self.most_tokens_per_s = max(self.most_tokens_per_s, together)
 
 
