@@ -952,7 +952,7 @@ def test_a_full_queue_is_refused_with_the_time_to_wait(
     with pytest.raises(Refused) as caught:
         limits.check_queue(90, 11, 45.0)
     assert caught.value.retry_s == 2
-    slow = Limits(max_queue_tokens=100, request_s=10)
+    slow = Limits(max_queue_tokens=100, request_s=20)
     slow.check_queue(15, 15, 3.0)
     with pytest.raises(Refused, match="the queue takes 30"):  # what is done before it is late
         slow.check_queue(16, 15, 3.0)

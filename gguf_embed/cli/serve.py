@@ -131,7 +131,7 @@ def add(commands: Any) -> None:
         type=options.positive,
         metavar="N",
         help="that may wait for a model; then requests are refused with 429 (default: 1048576, or "
-        "what the model does within --timeout)",
+        "what the model does in half of --timeout)",
     )
     group.add_argument(
         "--timeout", type=duration, metavar="TIME", help="for a request (default: 10m)"
