@@ -909,6 +909,9 @@ int64_t block_of(Weight type, int64_t n_inner) {
     return ((n_inner + n_blocks - 1) / n_blocks + unit - 1) / unit * unit;
 }
 
+// So many rows are few: turning the weights would cost more than summing lanes.
+constexpr int64_t most_few_rows = 24;
+
 template <class Isa>
 void quantize_rows(const float * x, int64_t stride, int64_t n_rows, int64_t n_inner, int64_t block, int64_t first,
                    int64_t last, int16_t * quantized, RowBlock * blocks) {
@@ -919,7 +922,9 @@ void quantize_rows(const float * x, int64_t stride, int64_t n_rows, int64_t n_in
             RowBlock & of = blocks[b * n_rows + row];
             int16_t * const to = quantized + b * block * n_rows + row * whole_groups<Isa>(n);
             to_int16<Isa>(from, n, unit_of<Isa>(from, n, largest_of_row, of.scale), to);
-            if constexpr (Isa::crosses) of.before = before_row<Isa>(to, whole_groups<Isa>(n));
+            if constexpr (Isa::crosses) {
+                if (n_rows > most_few_rows) of.before = before_row<Isa>(to, whole_groups<Isa>(n));
+            }
         }
     }
 }
@@ -978,9 +983,6 @@ void unpack_block(const Product & p, const char * const * columns, int n_columns
         case Weight::other: return unpack_other<Isa>(columns, n_columns, n_inner, p.to_float, s.strip, form);
     }
 }
-
-// So many rows are few: turning the weights would cost more than summing lanes.
-constexpr int64_t most_few_rows = 24;
 
 template <class Isa> void product(const Product & p, int64_t strip, char * scratch) {
     auto & s = *reinterpret_cast<Scratch<Isa> *>(scratch);

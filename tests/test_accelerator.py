@@ -38,8 +38,9 @@ INTEGER_TYPES = (
     *("IQ4_NL", "IQ4_XS"),
 )
 # Error of a product as a share of the lengths of its two vectors. Errors of many values cancel.
-BOUNDS = {"F32": 4e-6} | dict.fromkeys(HALF_TYPES, 8e-5) | dict.fromkeys(INTEGER_TYPES, 2e-4)
+BOUNDS = {"F32": 4e-6} | dict.fromkeys(HALF_TYPES, 6e-5) | dict.fromkeys(INTEGER_TYPES, 2e-4)
 SHORT_BOUND = 5e-4  # of integers, where a vector has fewer than 256 values
+RULED_BOUND = 8e-5  # of 16 bits, where one number rules a row, which then has 20,000 steps
 
 # Instruction sets, and the flag by which Linux says that a CPU has one.
 SETS = {
@@ -133,7 +134,9 @@ def test_products(ask: Ask, weight: str, blocks: int, parts: dict[str, bool], **
     assert got["supported"]
     assert got["same"], "a row alone differs from the row in a batch"
     short = weight in INTEGER_TYPES and inner < 256
-    assert got["error"] <= (SHORT_BOUND if short else BOUNDS[weight])
+    ruled = weight in HALF_TYPES and case["outlier"] > 1
+    bound = SHORT_BOUND if short else RULED_BOUND if ruled else BOUNDS[weight]
+    assert got["error"] <= bound
     if weight in INTEGER_TYPES and inner >= 256 and case["outlier"] == 1:
         assert got["error"] <= got["theirs"], "ggml is closer to the exact product"
 

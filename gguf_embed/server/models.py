@@ -80,12 +80,13 @@ class Loaded:
 
     def computed(self, batch: Computed) -> None:
         """Keep the mean speed, and the greatest."""
-        speed = batch.n_tokens / max(batch.seconds, 1e-6)
+        seconds = max(batch.seconds, 1e-6)
+        speed = batch.n_tokens / seconds
         share = RATE_SHARE if self.tokens_per_s else 1.0
         self.tokens_per_s += share * (speed - self.tokens_per_s)
         if batch.n_computed >= TELLING_TOKENS:
             n_together = max(1, self.model.run_settings.n_contexts // batch.n_contexts)
-            together = n_together * batch.n_computed / max(batch.seconds, 1e-6)
+            together = n_together * batch.n_computed / seconds
             self.most_tokens_per_s = max(self.most_tokens_per_s, together)
 
 
