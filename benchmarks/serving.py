@@ -124,6 +124,7 @@ def main() -> None:
     parser.add_argument("--loads", nargs="+", default=standard, choices=LOADS)
     parser.add_argument("--who", nargs="+", metavar="NAME", help="only these, as in the table")
     parser.add_argument("--requests", type=int, help="different ones: fewer for a slow model")
+    parser.add_argument("--timeout", type=float, default=600, help="seconds, of our server")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
 
@@ -153,6 +154,7 @@ def main() -> None:
         ours, contenders = free_port(), dict[str, Driver]()
         command = [sys.executable, "-m", "gguf_embed", "serve", "--model", str(args.model)]
         command += ["--port", str(ours), "--preload", "--quiet", "--threads", str(args.threads)]
+        command += ["--timeout", str(args.timeout)]
         contenders["engine, no HTTP"] = bare(embedder, texts_of)
         started(stack, command, ours, "/ready")
         contenders["gguf-embed serve"] = over_http(ours, first)

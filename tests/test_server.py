@@ -23,6 +23,7 @@ from gguf_embed.index.index import Index
 from gguf_embed.index.making import Wanted, make_index
 from gguf_embed.jobs.cache import VectorCache
 from gguf_embed.jobs.cached import space_of
+from gguf_embed.plan.candidate import Candidate
 from gguf_embed.server.app import application
 from gguf_embed.server.indexes import Indexes, IndexOffer, index_name, offer_for
 from gguf_embed.server.limits import Limits
@@ -978,6 +979,18 @@ def test_how_much_a_model_does_is_told_by_its_fastest_large_microbatch():
         batch = {"n_texts": 1, "n_tokens": 1000, "n_computed": n_computed}
         loaded.computed(Computed(**batch, n_contexts=n_contexts, seconds=seconds))
         assert loaded.most_tokens_per_s == most
+
+
+def test_until_a_microbatch_tells_it_the_plan_says_how_much_a_model_does(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(Candidate, "tokens_per_s", 200.0)
+    model = FakeEmbedder.open("fake")
+    loaded = Loaded(offer=offer_of("fake"), model=model, load_s=0, keep_alive_s=0)
+    assert loaded.most_tokens_per_s == 200.0
+    batch = {"n_texts": 1, "n_tokens": 100, "n_computed": 100, "n_contexts": 1}
+    loaded.computed(Computed(**batch, seconds=1.0))
+    assert loaded.most_tokens_per_s == 100.0
 
 
 def test_a_request_takes_no_longer_than_it_may(serve: Callable[..., Served]):

@@ -2,16 +2,18 @@
 
 - A higher priority goes first: a query overtakes a bulk job at the next microbatch.
 - A lower priority that waits is passed over `PATIENCE` times; then a microbatch of it goes first.
-- Callers of one priority take turns, and a turn is one microbatch. Who comes, comes last. So a
-  caller waits for as many turns as there are callers before it, whoever comes later.
-- What a microbatch has left over is filled with rows of those whose turns come next, of the same
-  priority and head. Lower priorities fill up nothing: on a CPU a query would wait for their rows.
+- Of one priority the caller goes first that would be done first if all shared the machine equally
+  (`shares`). So few texts overtake many, the first of equal callers is done first, and no caller
+  is done later than if they took turns.
+- What a microbatch has left over is filled with rows of those who come next, of the same priority
+  and head. Lower priorities fill up nothing: on a CPU a query would wait for their rows.
 
 The rows of a caller that is alone are computed in the microbatches that `schedule` packed.
 """
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +24,7 @@ import numpy as np
 
 from gguf_embed.engine.backend import BatchLimits, Head
 from gguf_embed.engine.schedule import Microbatch, body_tokens, n_common, prefix_cost
+from gguf_embed.engine.shares import Shares
 from gguf_embed.native.model import Tokens
 from gguf_embed.vectors import Vectors
 
@@ -62,6 +65,7 @@ class Job:
     limits: BatchLimits | None = None  # its own, come what may; None: those of the time
     packed_tokens: int | None = None  # the limit that `planned` was packed by; None: `limits`
     broken: bool = False  # the first of `planned` has lost rows to another's microbatch
+    due: float = 0.0  # its place in the line: when equal shares would have done it
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -115,7 +119,8 @@ class Turns:
         self.limits = limits
         self.n_together = 1  # contexts whose threads compute a microbatch, where that is tried
         self._contexts_for = contexts_for
-        self._lines: dict[Priority, deque[Caller]] = {priority: deque() for priority in Priority}
+        self._lines: dict[Priority, list[Caller]] = {priority: [] for priority in Priority}
+        self._shares = {priority: Shares() for priority in Priority}
         self._passed = dict.fromkeys(Priority, 0)
 
     @property
@@ -137,14 +142,16 @@ class Turns:
         return n
 
     def add(self, job: Job) -> None:
-        """Put a job behind the others of its caller, and a new caller behind the others."""
+        """Put a job behind the others of its caller, and a new caller in its line."""
         if not job.planned:
             return
         caller = job.caller
-        if not caller.jobs:
-            self._lines[caller.priority].append(caller)
+        n_tokens = sum(map(len, job.tokens))
+        job.due = self._shares[caller.priority].comes(caller, n_tokens)
         caller.jobs.append(job)
-        caller.waiting_tokens += sum(map(len, job.tokens))
+        caller.waiting_tokens += n_tokens
+        if len(caller.jobs) == 1:
+            insort(self._lines[caller.priority], caller, key=_due)
 
     def cancel(self, caller: Caller) -> list[Job]:
         """Forget the rows of a caller that still wait; returns the jobs that had some."""
@@ -153,6 +160,7 @@ class Turns:
             caller.jobs.clear()
             caller.waiting_tokens = 0
             self._lines[caller.priority].remove(caller)
+            self._shares[caller.priority].leaves(caller)
         return jobs
 
     def cancel_all(self) -> list[Job]:
@@ -186,15 +194,23 @@ class Turns:
         if not was_packed and job.head is not Head.TOKENS:
             filling.add_rows(job)
         if job.head is not Head.TOKENS:
-            for other in [*line][1:]:
+            for other in line[1:]:
                 if filling.full:
                     break
                 if other.jobs[0].head is job.head:
                     filling.add_rows(other.jobs[0])
-        line.rotate(-1)
-        self._lines[priority] = deque(waiting for waiting in line if waiting.jobs)
+        work = filling.work(n_contexts)
+        self._computes(work, priority)
+        return work
+
+    def _computes(self, work: Work, priority: Priority) -> None:
+        shares = self._shares[priority]
+        shares.serves(sum(map(len, work.sequences)))
+        # A caller whose next job has begun has moved back.
+        self._lines[priority] = sorted(filter(_waits, self._lines[priority]), key=_due)
+        if not self._lines[priority]:
+            shares.clear()
         self._count_passed(priority)
-        return filling.work(n_contexts)
 
     def _whose_turn(self) -> Priority | None:
         waiting = [priority for priority in Priority if self._lines[priority]]
@@ -213,6 +229,14 @@ class Turns:
 
     def _others_wait(self, caller: Caller) -> bool:
         return any(other is not caller for line in self._lines.values() for other in line)
+
+
+def _due(caller: Caller) -> float:
+    return caller.jobs[0].due
+
+
+def _waits(caller: Caller) -> bool:
+    return bool(caller.jobs)
 
 
 class _Filling:

@@ -47,8 +47,8 @@ class Limits:
     def check_queue(self, waiting_tokens: int, more_tokens: int, tokens_per_s: float) -> None:
         """Raise Refused where the queue of a model is full; a request alone is always taken.
 
-        No more may wait than is done in half of a request's time: callers take turns, so that what
-        is too much for one would be late for all. `tokens_per_s` is 0 where it is not known.
+        No more may wait than is done in half of a request's time: what comes last would be late,
+        and its caller learns it now. `tokens_per_s` is 0 where it is not known.
         """
         most = self.max_queue_tokens
         if tokens_per_s:
@@ -56,10 +56,11 @@ class Limits:
         if not waiting_tokens or waiting_tokens + more_tokens <= most:
             return
         retry_s = min(60, max(1, round(waiting_tokens / max(tokens_per_s, 1.0))))
+        more = f" and this request has {more_tokens:,}" if more_tokens else ""
         raise Refused(
             Kind.BUSY,
-            f"{waiting_tokens:,} tokens wait and this request has {more_tokens:,}, the queue takes "
-            f"{most:,} (what is done in {self.request_s / 2:g} s, at most "
-            f"{self.max_queue_tokens:,}); try again in {retry_s} s",
+            f"{waiting_tokens:,} tokens wait{more}, the queue takes {most:,} (what is done in "
+            f"{self.request_s / 2:g} s, at most {self.max_queue_tokens:,}); try again in "
+            f"{retry_s} s",
             retry_s=retry_s,
         )

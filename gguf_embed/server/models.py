@@ -47,7 +47,7 @@ class Loaded:
     used_at: float = 0.0  # time.monotonic()
     n_leases: int = 0
     tokens_per_s: float = 0.0  # lately
-    most_tokens_per_s: float = 0.0  # of all contexts, by the fastest microbatch; 0: not known yet
+    fastest_tokens_per_s: float = 0.0  # of all contexts, by the fastest microbatch so far
     expires_at: float | None = None  # time.time(); None: not
     timer: asyncio.TimerHandle | None = None
     leaving: bool = False
@@ -65,6 +65,11 @@ class Loaded:
         """Of a lease for scores."""
         assert isinstance(self.model, Reranker), "checked when it was leased"
         return self.model
+
+    @property
+    def most_tokens_per_s(self) -> float:
+        """That it does; as the plan expects before a microbatch has told it; 0: not known."""
+        return self.fastest_tokens_per_s or self.model.plan.chosen.tokens_per_s or 0.0
 
     @property
     def used_bytes(self) -> int:
@@ -87,7 +92,7 @@ class Loaded:
         if batch.n_computed >= TELLING_TOKENS:
             n_together = max(1, self.model.run_settings.n_contexts // batch.n_contexts)
             together = n_together * batch.n_computed / seconds
-            self.most_tokens_per_s = max(self.most_tokens_per_s, together)
+            self.fastest_tokens_per_s = max(self.fastest_tokens_per_s, together)
 
 
 class Models:
