@@ -396,20 +396,15 @@ class IkLlamaCpp:
         self.facts: dict[str, Any] = {"ik-llama-cpp-python": version("ik-llama-cpp-python")}
 
     def embed(self, texts: Sequence[str], prompt: str) -> Vectors:
+        from gguf_embed.engine.schedule import pack
+
         tokens = [self._model.tokenize(prompt + text) for text in texts]
-        order = sorted(range(len(tokens)), key=lambda row: -len(tokens[row]))
         vectors: list[list[float]] = [[]] * len(tokens)
-        batch: list[int] = []
-        for row in [*order, None]:
-            used = sum(len(tokens[each]) for each in batch)
-            full = row is None or used + len(tokens[row]) > self._n_tokens
-            if batch and (full or len(batch) == self._n_texts):
-                self._decode([tokens[each] for each in batch])
-                for place, each in enumerate(batch):
-                    vectors[each] = self._context.get_embeddings_seq(place)
-                batch = []
-            if row is not None:
-                batch.append(row)
+        lengths = [len(ids) for ids in tokens]
+        for batch in pack(lengths, max_tokens=self._n_tokens, max_seqs=self._n_texts):
+            self._decode([tokens[row] for row in batch.rows])
+            for place, row in enumerate(batch.rows):
+                vectors[row] = self._context.get_embeddings_seq(place)
         found = np.array(vectors, dtype=np.float32)
         return found / np.linalg.norm(found, axis=1, keepdims=True)
 

@@ -7,9 +7,10 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gguf
@@ -338,6 +339,106 @@ def test_a_server_answers_in_order_over_connections_that_it_closes(
         assert server.facts["http_s"] > 0
     finally:
         server.close()
+
+
+class FakeIkContext:
+    """Computes a batch of lists of tokens: of each its length and its first token."""
+
+    def __init__(self, model: object, **options: object) -> None:
+        self.options = options
+        self.done: list[list[list[int]]] = []
+
+    def kv_cache_clear(self) -> None:
+        self.empty = True
+
+    def decode(self, batch: list[list[int]]) -> int:
+        assert self.empty, "the texts of the batch before are still there"
+        self.empty = False
+        self.done.append(batch)
+        return 0
+
+    def get_embeddings_seq(self, place: int) -> list[float]:
+        tokens = self.done[-1][place]
+        return [float(len(tokens)), float(tokens[0])]
+
+
+def test_ik_llama_cpp_gets_full_batches_and_its_answers_find_their_texts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    freed: list[object] = []
+    api = SimpleNamespace(
+        llama_batch_free=freed.append, llama_model_default_params=lambda: SimpleNamespace()
+    )
+    model = SimpleNamespace(tokenize=lambda text: list(text.encode()))
+
+    def opened(path: str, *, use_mmap: bool) -> SimpleNamespace:
+        assert api.llama_model_default_params().repack_tensors is True
+        assert use_mmap is False  # repacked weights are no longer the file's
+        return model
+
+    internals = SimpleNamespace(
+        make_embedding_batch=lambda tokens: tokens, IkModel=opened, IkContext=FakeIkContext
+    )
+    package = SimpleNamespace(_ctypes_api=api, _internals=internals)
+    monkeypatch.setitem(sys.modules, "ik_llama_cpp", package)
+    monkeypatch.setattr(contenders, "version", lambda name: f"{name} 1")
+    settings = {"repack": True, "n_ubatch": 10}
+    ik = contenders.IkLlamaCpp(load(tmp_path, "ik-llama-cpp", settings=settings))
+    texts = ["abc", "b", "cdefghi", "dd", *["e"] * 70]
+    found = ik.embed(texts, "")
+    first = [float(text.encode()[0]) for text in texts]
+    expected = np.array(list(zip(map(len, texts), first, strict=True)), np.float32)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    batches = ik._context.done
+    assert freed == batches
+    assert max(sum(map(len, batch)) for batch in batches) <= 10
+    ik._context.decode = lambda batch: 1
+    with pytest.raises(RuntimeError, match="llama_decode returned 1"):
+        ik.embed(texts, "")
+
+
+def test_fastembed_gets_texts_by_length_and_its_answers_find_theirs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    seen: list[str] = []
+
+    class TextEmbedding:
+        added: dict[str, object]
+
+        def __init__(self, name: str, **options: object) -> None:
+            assert name == self.added["model"]
+            assert options == {
+                "threads": 1,
+                "specific_model_path": str(tmp_path),
+                "local_files_only": True,
+            }
+            cut = SimpleNamespace(enable_truncation=self.cut_at)
+            self.model = SimpleNamespace(tokenizer=cut)
+
+        @classmethod
+        def add_custom_model(cls, **options: object) -> None:
+            cls.added = options
+
+        def cut_at(self, n_tokens: int) -> None:
+            self.limit = n_tokens
+
+        def embed(self, texts: list[str], *, batch_size: int) -> Iterator[list[float]]:
+            assert (self.limit, batch_size) == (64, 4)
+            seen.extend(texts)
+            return ([float(len(text)), 1.0] for text in texts)
+
+    description = SimpleNamespace(
+        ModelSource=SimpleNamespace, PoolingType=SimpleNamespace(MEAN="mean")
+    )
+    monkeypatch.setitem(sys.modules, "fastembed", SimpleNamespace(TextEmbedding=TextEmbedding))
+    monkeypatch.setitem(sys.modules, "fastembed.common.model_description", description)
+    monkeypatch.setattr(contenders, "version", lambda name: f"{name} 1")
+    settings = {"file": "int8.onnx", "batch_size": 4}
+    fast = contenders.FastEmbed(load(tmp_path, "fastembed", settings=settings))
+    assert fast.embed(["a", "ccc", "bb"], ">").tolist() == [[2, 1], [4, 1], [3, 1]]
+    assert seen == [">ccc", ">bb", ">a"]
+    assert TextEmbedding.added["model_file"] == "int8.onnx"
 
 
 def run_main(argv: Sequence[str], monkeypatch: pytest.MonkeyPatch, listed: list[Entry]) -> None:
