@@ -638,7 +638,12 @@ class Worker {
                         kernels_.swiglu(gate, up, floats, n);
                         break;
                     }
-                    default: kernels_.to_half(float_row(a, row), to, n); break;
+                    default: {
+                        // A token's heads lie side by side: they are read so.
+                        const int64_t n_heads = out->ne[2] * out->ne[3], at = row % n_heads * out->ne[1] + row / n_heads;
+                        kernels_.to_half(float_row(a, at), row_of(out, at), n);
+                        break;
+                    }
                 }
             }
         });

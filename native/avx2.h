@@ -190,10 +190,6 @@ struct Avx2 {
     }
     static Floats as_floats(Ints x) { return _mm256_castsi256_ps(x); }
     static Ints as_ints(Floats x) { return _mm256_castps_si256(x); }
-    // a, but 0 where x is below the limit; not where x is not a number
-    static Floats unless_below(Floats a, Floats x, Floats limit) {
-        return _mm256_andnot_ps(_mm256_cmp_ps(x, limit, _CMP_LT_OQ), a);
-    }
     static void transpose(Floats (&v)[lanes]) {
         Floats t[lanes], u[lanes];
         _Pragma("GCC unroll 8") for (int i = 0; i < lanes; i += 2) {

@@ -139,10 +139,6 @@ struct Avx512 {
     }
     static Floats as_floats(Ints x) { return _mm512_castsi512_ps(x); }
     static Ints as_ints(Floats x) { return _mm512_castps_si512(x); }
-    // a, but 0 where x is below the limit; not where x is not a number
-    static Floats unless_below(Floats a, Floats x, Floats limit) {
-        return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_NLT_UQ), a);
-    }
     static void transpose(Floats (&v)[lanes]) {
         Floats t[lanes], u[lanes];
         _Pragma("GCC unroll 16") for (int i = 0; i < lanes; i += 2) {

@@ -519,11 +519,23 @@ void unpack_other(const char * const * columns, int n_columns, int64_t n_inner, 
     }
 }
 
+// Columns of int16, `stride` apart, as many as lanes: the pairs of each go side by side.
+template <class Isa> void turn(const int16_t * columns, int64_t stride, int64_t n_inner, int16_t * pairs) {
+    for (int64_t i = 0; i < n_inner; i += 2 * Isa::lanes) {
+        typename Isa::Floats v[Isa::lanes];
+#pragma GCC unroll 16
+        for (int c = 0; c < Isa::lanes; c++) v[c] = Isa::as_floats(Isa::load(columns + c * stride + i));
+        Isa::transpose(v);
+        int16_t * const to = pairs + i * strip_columns<Isa>;
+#pragma GCC unroll 16
+        for (int j = 0; j < Isa::lanes; j++) Isa::store(to + j * strip_columns<Isa> * 2, Isa::as_ints(v[j]));
+    }
+}
+
 // Columns of 16 bits a number: as floats, then as int16 with the scale of each column's own values,
 // then turned, so that the pairs of all columns lie side by side.
 template <class Isa, class Load>
 void unpack_halves(const char * const * columns, int64_t n_inner, Strip<Isa> & strip, Form form, Load load) {
-    constexpr int step = 2 * Isa::lanes;  // inner values in a vector of int16
     alignas(64) float floats[max_block];
     alignas(64) int16_t ints[Isa::lanes][max_block];
     const bool few = form == Form::columns;
@@ -540,15 +552,7 @@ void unpack_halves(const char * const * columns, int64_t n_inner, Strip<Isa> & s
             int16_t * const to = few ? strip.column(half + c) : ints[c];
             to_int16<Isa>(floats, n_inner, unit_of<Isa>(floats, n_inner, largest_of_column, strip.scale[half + c]), to);
         }
-        for (int64_t i = 0; i < whole_groups<Isa>(n_inner) && !few; i += step) {
-            typename Isa::Floats v[Isa::lanes];
-#pragma GCC unroll 16
-            for (int c = 0; c < Isa::lanes; c++) v[c] = Isa::as_floats(Isa::load(ints[c] + i));
-            Isa::transpose(v);
-            int16_t * const to = strip.pairs + (i / 2 * strip_columns<Isa> + half) * 2;
-#pragma GCC unroll 16
-            for (int j = 0; j < Isa::lanes; j++) Isa::store(to + j * strip_columns<Isa> * 2, Isa::as_ints(v[j]));
-        }
+        if (!few) turn<Isa>(ints[0], max_block, whole_groups<Isa>(n_inner), strip.pairs + 2 * half);
     }
 }
 
@@ -569,6 +573,22 @@ template <class Isa> inline typename Isa::Floats exponential(typename Isa::Float
     p = Isa::fma(p, r, Isa::all(0.5f));
     p = Isa::fma(p, r, Isa::all(1.0f));
     p = Isa::fma(p, r, Isa::all(1.0f));
+    return Isa::mul(p, Isa::power_of_two(n));
+}
+
+// e^x of what is not above 0, as a share of a whole: to about 2e-7 of it and 1e-7 of its exponent, and below -88 it is 0.
+template <class Isa> inline typename Isa::Floats share(typename Isa::Floats x) {
+    constexpr float per_two = 1.44269504f;  // what is not a number stays so
+    x = Isa::max(Isa::all(-127 / per_two), x);
+    const auto n = Isa::round(Isa::mul(x, Isa::all(per_two)));
+    const auto f = Isa::fma(x, Isa::all(per_two), Isa::sub(Isa::zero_floats(), n));
+    auto p = Isa::all(1.5403530e-4f);  // of 2^f: ln(2)^k / k!
+    p = Isa::fma(p, f, Isa::all(1.3333558e-3f));
+    p = Isa::fma(p, f, Isa::all(9.6181291e-3f));
+    p = Isa::fma(p, f, Isa::all(5.5504109e-2f));
+    p = Isa::fma(p, f, Isa::all(2.4022651e-1f));
+    p = Isa::fma(p, f, Isa::all(6.9314718e-1f));
+    p = Isa::fma(p, f, Isa::all(1.0f));
     return Isa::mul(p, Isa::power_of_two(n));
 }
 
@@ -1037,32 +1057,42 @@ template <class Isa> void product(const Product & p, int64_t strip, char * scrat
 // ----------------------------------------------------------------------------------- attention
 //
 // The rows of a query tile lie in the lanes, the cells follow each other: sums over cells go in
-// one order, and a cell that a row does not see adds an exact zero.
+// one order, and a cell that a row does not see adds an exact zero. Queries and keys are int16 with a
+// scale each, which multiply twice as fast as floats: it changes less than a cache of halves does.
 
 template <class Isa> struct Tile {
-    float * keys;    // [cell][head_dim]
-    float * values;  // [cell][value_dim]
-    float * queries;  // [head_dim][row]
-    float * scores;   // [cell][row]
+    int16_t * keys;      // [cell][inner], as whole groups
+    float * key_scales;  // [cell]
+    float * values;      // [cell][value_dim]
+    int16_t * queries;   // [inner / 2][row][2]
+    int16_t * turning;   // [row][inner]
+    float * floats;      // of one query or key
+    float * scores;      // [cell][row]
 };
-
-template <class Isa> size_t attention_scratch(const Attention & a, int64_t n_cells) {
-    const auto floats = n_cells * (a.head_dim + a.value_dim + strip_columns<Isa>) + a.head_dim * strip_columns<Isa>;
-    return static_cast<size_t>(floats) * sizeof(float) + 4 * 64;
-}
 
 template <class Isa> Tile<Isa> tile_in(const Attention & a, int64_t n_cells, char * scratch) {
     Tile<Isa> tile{};
-    const auto next = [&](int64_t floats) {
-        auto * here = reinterpret_cast<float *>(scratch);
-        scratch += aligned(static_cast<size_t>(floats) * sizeof(float));
-        return here;
+    const auto next = [&](int64_t numbers, auto & to) {
+        to = reinterpret_cast<std::remove_reference_t<decltype(to)>>(scratch);
+        scratch += aligned(static_cast<size_t>(numbers) * sizeof *to);
     };
-    tile.queries = next(a.head_dim * strip_columns<Isa>);
-    tile.keys = next(n_cells * a.head_dim);
-    tile.values = next(n_cells * a.value_dim);
-    tile.scores = next(n_cells * strip_columns<Isa>);
+    const int64_t n_inner = whole_groups<Isa>(a.head_dim);
+    next(n_inner * strip_columns<Isa>, tile.queries);
+    next(n_inner * strip_columns<Isa>, tile.turning);
+    next(n_inner, tile.floats);
+    next(n_cells * n_inner, tile.keys);
+    next(n_cells, tile.key_scales);
+    next(n_cells * a.value_dim, tile.values);
+    next(n_cells * strip_columns<Isa>, tile.scores);
     return tile;
+}
+
+template <class Isa> size_t attention_scratch(const Attention & a, int64_t n_cells) {
+    constexpr int width = strip_columns<Isa>, n_parts = 7;
+    const int64_t n_inner = whole_groups<Isa>(a.head_dim);
+    const auto halves = static_cast<size_t>(n_inner * (n_cells + 2 * width));
+    const auto floats = static_cast<size_t>(n_inner + n_cells * (1 + a.value_dim + width));
+    return halves * sizeof(int16_t) + floats * sizeof(float) + n_parts * aligned(1);
 }
 
 template <class Isa> void to_floats(const char * from, bool is_half, int64_t n, float * to) {
@@ -1084,7 +1114,10 @@ void gather_cells(const Attention & a, int64_t kv_head, const Span * spans, int 
     for (int i = 0; i < n_spans; i++) {
         for (auto from = static_cast<size_t>(spans[i].begin); from < static_cast<size_t>(spans[i].end); from++, cell++) {
             const auto head = static_cast<size_t>(kv_head);
-            to_floats<Isa>(a.k + from * a.k_row + head * a.k_head, a.k_is_half, a.head_dim, tile.keys + cell * a.head_dim);
+            to_floats<Isa>(a.k + from * a.k_row + head * a.k_head, a.k_is_half, a.head_dim, tile.floats);
+            to_int16<Isa>(tile.floats, a.head_dim,
+                          unit_of<Isa>(tile.floats, a.head_dim, 32767.0f, tile.key_scales[cell]),
+                          tile.keys + cell * whole_groups<Isa>(a.head_dim));
             to_floats<Isa>(a.v + from * a.v_row + head * a.v_head, a.v_is_half, a.value_dim, tile.values + cell * a.value_dim);
         }
     }
@@ -1126,22 +1159,31 @@ void attend(const Attention & a, int64_t head, const int32_t * rows, int n_rows,
         seen_from = hidden[r] > seen_from ? hidden[r] : seen_from;
         seen_to = smaller(seen_to, visible[r]);
     }
-    for (int r = 0; r < width; r++) {
-        const auto * q = r < n_rows ? reinterpret_cast<const float *>(a.q + static_cast<size_t>(rows[r]) * a.q_row +
-                                                                      static_cast<size_t>(head) * a.q_head)
-                                    : nullptr;
-        for (int64_t i = 0; i < a.head_dim; i++) tile.queries[i * width + r] = q ? q[i] * a.scale : 0;
+    const int64_t n_inner = whole_groups<Isa>(a.head_dim);
+    alignas(64) float query_scales[width] = {};
+    for (int r = 0; r < n_rows; r++) {  // beyond them is anything, times 0
+        int16_t * const to = tile.turning + r * n_inner;
+        const auto * q = reinterpret_cast<const float *>(a.q + static_cast<size_t>(rows[r]) * a.q_row +
+                                                         static_cast<size_t>(head) * a.q_head);
+        to_int16<Isa>(q, a.head_dim, unit_of<Isa>(q, a.head_dim, 32767.0f, query_scales[r]), to);
+        query_scales[r] *= a.scale;
+    }
+    for (int half = 0; half < width; half += Isa::lanes) {
+        turn<Isa>(tile.turning + half * n_inner, n_inner, n_inner, tile.queries + 2 * half);
     }
     float * const scores = tile.scores;
+    const Floats left = Isa::load_floats(query_scales), right = Isa::load_floats(query_scales + Isa::lanes);
     tiles<Isa>(end - begin, [&](int64_t at, auto n) {
         constexpr int cells = n;
-        Floats sums[cells][2];
-        for (int i = 0; i < cells; i++) sums[i][0] = sums[i][1] = Isa::zero_floats();
+        typename Isa::Ints sums[cells][2];
+        for (int i = 0; i < cells; i++) sums[i][0] = sums[i][1] = Isa::zero();
         const int64_t cell = begin + at;
-        float_tile<Isa, cells>(tile.queries, tile.keys + cell * a.head_dim, a.head_dim, a.head_dim, sums);
+        integer_tile<Isa, cells>(tile.queries, tile.keys + cell * n_inner, n_inner, n_inner / 2, sums);
         for (int i = 0; i < cells; i++) {
-            Isa::store_floats(scores + (cell + i) * width, sums[i][0]);
-            Isa::store_floats(scores + (cell + i) * width + Isa::lanes, sums[i][1]);
+            const auto scale = Isa::all(tile.key_scales[cell + i]);
+            float * const to = scores + (cell + i) * width;
+            Isa::store_floats(to, Isa::mul(Isa::to_floats(sums[i][0]), Isa::mul(left, scale)));
+            Isa::store_floats(to + Isa::lanes, Isa::mul(Isa::to_floats(sums[i][1]), Isa::mul(right, scale)));
         }
     });
     for (int r = 0; added && r < n_rows; r++) {
@@ -1159,8 +1201,7 @@ void attend(const Attention & a, int64_t head, const int32_t * rows, int n_rows,
         for (int64_t cell = begin; cell < end; cell++) most = Isa::max(most, Isa::load_floats(scores + cell * width + half));
         auto sum = Isa::zero_floats();
         for (int64_t cell = begin; cell < end; cell++) {
-            const auto x = Isa::sub(Isa::load_floats(scores + cell * width + half), most);
-            const auto e = Isa::unless_below(exponential<Isa>(x), x, Isa::all(-87.0f));
+            const auto e = share<Isa>(Isa::sub(Isa::load_floats(scores + cell * width + half), most));
             sum = Isa::add(sum, e);
             Isa::store_floats(scores + cell * width + half, e);
         }

@@ -333,35 +333,79 @@ void test_attention(const Kernels & kernels, int64_t dim, bool half, bool causal
         }
     }
     digest_of(out);
-    // The cells as they are read.
-    std::vector<float> keys = k, values = v;
-    if (half) {
-        ggml_fp16_to_fp32_row(k16.data(), keys.data(), static_cast<int64_t>(k.size()));
-        ggml_fp16_to_fp32_row(v16.data(), values.data(), static_cast<int64_t>(v.size()));
-    }
-    double worst = 0;
+    // Rounding queries and keys to int16 may take no more than half precision takes from keys and values.
+    std::vector<float> halved_keys(k.size()), halved_values(v.size());
+    ggml_fp16_to_fp32_row(k16.data(), halved_keys.data(), static_cast<int64_t>(k.size()));
+    ggml_fp16_to_fp32_row(v16.data(), halved_values.data(), static_cast<int64_t>(v.size()));
+    double worst = 0, halves = 0;
+    const auto attended = [&](int head, int row, const std::vector<float> & keys, const std::vector<float> & values) {
+        const int seen = causal ? row + 1 : n, kv = head / (n_heads / n_kv);
+        std::vector<double> p(static_cast<size_t>(seen)), result(d);
+        double sum = 0;
+        const auto cell_at = [&](int cell, size_t i) { return static_cast<size_t>(cell * n_kv + kv) * d + i; };
+        for (int cell = 0; cell < seen; cell++) {
+            double s = 0;
+            for (size_t i = 0; i < d; i++) {
+                s += double{q[static_cast<size_t>(row * n_heads + head) * d + i]} * double{keys[cell_at(cell, i)]};
+            }
+            sum += p[static_cast<size_t>(cell)] = std::exp(s * double{a.scale});
+        }
+        for (int cell = 0; cell < seen; cell++) {
+            for (size_t i = 0; i < d; i++) result[i] += p[static_cast<size_t>(cell)] / sum * double{values[cell_at(cell, i)]};
+        }
+        return result;
+    };
     for (int head = 0; head < n_heads; head++) {
         for (int row = 0; row < n; row++) {
-            const int seen = causal ? row + 1 : n, kv = head / (n_heads / n_kv);
-            std::vector<double> p(static_cast<size_t>(seen)), result(d);
-            double sum = 0;
-            const auto cell_at = [&](int cell, size_t i) { return static_cast<size_t>(cell * n_kv + kv) * d + i; };
-            for (int cell = 0; cell < seen; cell++) {
-                double s = 0;
-                for (size_t i = 0; i < d; i++) {
-                    s += double{q[static_cast<size_t>(row * n_heads + head) * d + i]} * double{keys[cell_at(cell, i)]};
-                }
-                sum += p[static_cast<size_t>(cell)] = std::exp(s * double{a.scale});
-            }
-            for (int cell = 0; cell < seen; cell++) {
-                for (size_t i = 0; i < d; i++) result[i] += p[static_cast<size_t>(cell)] / sum * double{values[cell_at(cell, i)]};
-            }
+            const auto whole = attended(head, row, k, v), halved = attended(head, row, halved_keys, halved_values);
             for (size_t i = 0; i < d; i++) {
-                worst = std::fmax(worst, std::fabs(result[i] - out[static_cast<size_t>(row * n_heads + head) * d + i]));
+                const double found = double{out[static_cast<size_t>(row * n_heads + head) * d + i]};
+                worst = std::fmax(worst, std::fabs((half ? halved : whole)[i] - found));
+                halves = std::fmax(halves, std::fabs(halved[i] - whole[i]));
             }
         }
     }
-    CHECK(worst < 5e-6, "attention of %d cells, %ld values: error %.2e", n, dim, worst);
+    CHECK(worst <= halves / 2, "attention of %d cells, %ld values: error %.2e, of halves %.2e", n, dim, worst, halves);
+}
+
+// Queries of zeros: the scores are what is added, and the weights those of a softmax. A cell that is not
+// seen has no weight at all.
+void test_weights(const Kernels & kernels, int n) {
+    std::mt19937 random(static_cast<unsigned>(n));
+    constexpr int dim = 32;
+    auto keys = normal(int64_t{n} * dim, random), values = normal(int64_t{n} * dim, random), added = normal(n, random);
+    for (float & x : added) x *= 15;
+    if (n == 3) added[0] = 0, added[2] = -0.345f;  // nearly 2^-0.5, where the polynomial is worst
+    const int unseen = n / 3;
+    added[static_cast<size_t>(unseen)] = -INFINITY;
+    for (size_t i = 0; i < dim; i++) values[static_cast<size_t>(unseen) * dim + i] = 1e38f;
+    const std::vector<float> q(dim);
+    std::vector<float> out(dim);
+    Attention a{};
+    a.q = reinterpret_cast<const char *>(q.data());
+    a.k = reinterpret_cast<const char *>(keys.data());
+    a.v = reinterpret_cast<const char *>(values.data());
+    a.k_row = a.v_row = dim * sizeof(float);
+    a.head_dim = a.value_dim = dim;
+    a.heads_per_kv = 1;
+    a.scale = 1;
+    a.out = out.data();
+    const Span span{0, n};
+    std::vector<char> scratch(kernels.attention_scratch(a, n) + 64);
+    char * const at = scratch.data() + (64 - reinterpret_cast<uintptr_t>(scratch.data()) % 64) % 64;
+    kernels.gather_cells(a, 0, &span, 1, at);
+    const int32_t row = 0, hidden = 0, visible = n;
+    kernels.attend(a, 0, &row, 1, &hidden, &visible, added.data(), n, at);
+    double sum = 0;
+    std::vector<double> exact(dim);
+    for (int cell = 0; cell < n; cell++) {
+        const double weight = std::exp(double{added[static_cast<size_t>(cell)]});
+        sum += weight;
+        for (size_t i = 0; i < dim && weight > 0; i++) exact[i] += weight * double{values[static_cast<size_t>(cell) * dim + i]};
+    }
+    for (size_t i = 0; i < dim; i++) {
+        CHECK(std::fabs(out[i] - exact[i] / sum) < 3e-7, "weights of %d cells: %.3e, exactly %.3e", n, double{out[i]}, exact[i] / sum);
+    }
 }
 
 void test_small(const Kernels & kernels, int64_t n) {
@@ -481,6 +525,7 @@ void test(const Kernels & kernels) {
             test_attention(kernels, 128, half, causal, 130);
         }
     }
+    for (const int n : {2, 3, 9, 200}) test_weights(kernels, n);
     for (const int64_t n : {1, 7, 8, 31, 384, 1030}) test_small(kernels, n);
     std::printf("%s: %d failures, digest %016llx\n", kernels.name, failures, static_cast<unsigned long long>(digest));
 }
