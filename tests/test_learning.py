@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from gguf_embed.engine.backend import BatchLimits, Head, Outcome
 from gguf_embed.engine.learning import GAIN, ROUNDS, Contest, Learned, Learning, Way, learning_for
 from gguf_embed.engine.scheduler import Scheduler
 from gguf_embed.engine.tune_record import Target, read_record
-from gguf_embed.engine.turns import Caller, Job, Turns
+from gguf_embed.engine.turns import Caller, Done, Job, Turns
 from gguf_embed.gguf.header import Header
 from gguf_embed.machine.selftest import SafePaths
 from gguf_embed.native.model import Tokens
@@ -135,6 +136,46 @@ def test_a_long_run_learns_and_loses_no_vector(clock: Clock):
         backend.sizes.clear()
         [*running.submit(Caller(), texts(320)).results()]
         assert {*backend.sizes} == {512}
+
+
+def computed(running: Scheduler, n_texts: int) -> int:
+    """How many of so many texts are delivered; those that are forgotten end in queue.Empty."""
+    arrived: queue.SimpleQueue[Done | BaseException] = queue.SimpleQueue()
+    running.submit_to(arrived.put, Caller(), texts(n_texts), repeatable=False)
+    n_done = 0
+    while n_done < n_texts:
+        done = arrived.get(timeout=20)
+        if isinstance(done, BaseException):
+            raise done
+        n_done += len(done.rows)
+    return n_done
+
+
+def test_a_pause_between_calls_teaches_nothing_and_loses_no_vector(clock: Clock):
+    """A slice that began while nothing waited had no tokens, and no time to divide them by."""
+    learner = Learner()
+    backend = Timed(clock, lambda n_tokens, _: 0.02 + n_tokens * 1e-4)
+    with Scheduler(backend, learning=learner.learning()) as running:
+        for _ in range(40):
+            assert computed(running, 600) == 600
+            clock.now += 1.0
+    assert all(learned.tokens_per_s > 0 for learned in learner.learned)
+
+
+@pytest.mark.parametrize("method", ["may_begin", "ends"])
+def test_a_fault_of_ours_reaches_those_who_wait(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, method: str
+):
+    def fails(*_: object) -> None:
+        raise ZeroDivisionError("a fault of ours")
+
+    monkeypatch.setattr(Learning, method, fails)
+    backend = Timed(clock, lambda *_: 0.01)
+    with (
+        Scheduler(backend, learning=Learner().learning()) as running,
+        pytest.raises(ZeroDivisionError, match="a fault of ours"),
+    ):
+        computed(running, 640)
 
 
 def test_a_pause_in_the_background_is_no_part_of_a_slice(clock: Clock):

@@ -160,8 +160,11 @@ class Scheduler(Closes):
         self._threads.shutdown(wait=True)
 
     def _refuse_all(self) -> None:
+        self._fail_all(BadInput("the model was closed before all texts were done; open it again"))
+
+    def _fail_all(self, error: BaseException) -> None:
         for job in self._turns.cancel_all():
-            job.deliver(BadInput("the model was closed before all texts were done; open it again"))
+            job.deliver(error)
 
     def _start_threads(self) -> None:
         """A thread for each context that could work; they end when there is nothing to do."""
@@ -174,6 +177,14 @@ class Scheduler(Closes):
             self._refuse_all()
 
     def _work(self) -> None:
+        try:
+            self._work_on()
+        except BaseException as error:  # a fault of ours: nobody may wait for ever
+            with self._changed:
+                self._fail_all(error)
+            raise
+
+    def _work_on(self) -> None:
         while True:
             with self._changed:
                 self._n_looking -= 1
@@ -185,8 +196,8 @@ class Scheduler(Closes):
             seconds, waited_s = self._compute(work)
             with self._changed:
                 self._n_free += work.n_contexts
-                self._n_looking += 1
                 self._learn(work, seconds, waited_s)
+                self._n_looking += 1
                 self._start_threads()
 
     def _next(self) -> Work | None:
@@ -196,6 +207,7 @@ class Scheduler(Closes):
             return self._turns.next(self._n_free)
         if not self._turns:
             learning.runs_dry()
+            return None
         may_begin = learning.may_begin(time.monotonic(), self._turns.waiting_tokens)
         self._turns.limits = replace(self._turns.limits, max_tokens=learning.way.batch_tokens)
         self._turns.n_together = learning.way.n_together
