@@ -576,8 +576,8 @@ template <class Isa> inline typename Isa::Floats exponential(typename Isa::Float
     return Isa::mul(p, Isa::power_of_two(n));
 }
 
-// e^x of what is not above 0, as a share of a whole: to about 2e-7 of it and 1e-7 of its exponent, and below -88 it is 0.
-template <class Isa> inline typename Isa::Floats share(typename Isa::Floats x) {
+// e^x of what is not above 0: to about 2e-7 of it and 1e-7 of its exponent, and below -88 it is 0.
+template <class Isa> inline typename Isa::Floats decay(typename Isa::Floats x) {
     constexpr float per_two = 1.44269504f;  // what is not a number stays so
     x = Isa::max(Isa::all(-127 / per_two), x);
     const auto n = Isa::round(Isa::mul(x, Isa::all(per_two)));
@@ -1201,7 +1201,7 @@ void attend(const Attention & a, int64_t head, const int32_t * rows, int n_rows,
         for (int64_t cell = begin; cell < end; cell++) most = Isa::max(most, Isa::load_floats(scores + cell * width + half));
         auto sum = Isa::zero_floats();
         for (int64_t cell = begin; cell < end; cell++) {
-            const auto e = share<Isa>(Isa::sub(Isa::load_floats(scores + cell * width + half), most));
+            const auto e = decay<Isa>(Isa::sub(Isa::load_floats(scores + cell * width + half), most));
             sum = Isa::add(sum, e);
             Isa::store_floats(scores + cell * width + half, e);
         }

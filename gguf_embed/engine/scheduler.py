@@ -182,6 +182,7 @@ class Scheduler(Closes):
         except BaseException as error:  # a fault of ours: nobody may wait for ever
             with self._changed:
                 self._fail_all(error)
+                self._changed.notify_all()
             raise
 
     def _work_on(self) -> None:
