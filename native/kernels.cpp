@@ -1066,7 +1066,7 @@ template <class Isa> struct Tile {
     float * values;      // [cell][value_dim]
     int16_t * queries;   // [inner / 2][row][2]
     int16_t * turning;   // [row][inner]
-    float * floats;      // of one query or key
+    float * floats;      // of one key
     float * scores;      // [cell][row]
 };
 
