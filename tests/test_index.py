@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from gguf_embed.engine.backend import Outcome
 from gguf_embed.errors import BadInput, BadOption, OutputFailed
 from gguf_embed.index.changes import SeenFile, changes_between
+from gguf_embed.index.database import make_database
 from gguf_embed.index.duplicates import near_groups
 from gguf_embed.index.facts import KnownFile, Passage
 from gguf_embed.index.index import Index
@@ -372,6 +373,13 @@ def test_a_passage_without_a_vector_is_named_and_found_by_its_words(handbook: Pa
     (named,) = report.no_vector
     assert f"{handbook}/deep/bread.txt:1: " in named
     assert ask(place, "oven", by="words") == ["bread.txt"]
+
+
+def test_a_database_has_all_of_its_tables_or_none(tmp_path: Path):
+    path = tmp_path / "made.sqlite"
+    with pytest.raises(OutputFailed, match="not made: table one already exists"):
+        make_database(path, "CREATE TABLE one (x); CREATE TABLE one (x);")
+    assert path.stat().st_size == 0
 
 
 @pytest.mark.parametrize(

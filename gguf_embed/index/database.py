@@ -121,7 +121,8 @@ def make_database(path: Path, schema: str) -> None:
     try:
         database = sqlite3.connect(path)
         try:
-            database.executescript(f"{schema} PRAGMA user_version = {FORMAT};")
+            # In one transaction: all or none of it, and waiting for the disk once, not per table.
+            database.executescript(f"BEGIN; {schema} PRAGMA user_version = {FORMAT}; COMMIT;")
         finally:
             database.close()
     except sqlite3.Error as error:
