@@ -300,11 +300,14 @@ const char * bytes_of(const ggml_tensor * t) { return static_cast<const char *>(
 
 float * floats_of(const ggml_tensor * t) { return static_cast<float *>(t->data); }
 
-// The rows of up to four dimensions, in order.
-char * row_of(const ggml_tensor * t, int64_t row) {
-    const int64_t i1 = row % t->ne[1], i2 = row / t->ne[1] % t->ne[2], i3 = row / (t->ne[1] * t->ne[2]);
+char * place_of(const ggml_tensor * t, int64_t i1, int64_t i2, int64_t i3) {
     return static_cast<char *>(t->data) + static_cast<size_t>(i1) * t->nb[1] + static_cast<size_t>(i2) * t->nb[2] +
            static_cast<size_t>(i3) * t->nb[3];
+}
+
+// The rows of up to four dimensions, in order.
+char * row_of(const ggml_tensor * t, int64_t row) {
+    return place_of(t, row % t->ne[1], row / t->ne[1] % t->ne[2], row / (t->ne[1] * t->ne[2]));
 }
 
 const float * float_row(const ggml_tensor * t, int64_t row) { return reinterpret_cast<const float *>(row_of(t, row)); }
@@ -625,23 +628,24 @@ class Worker {
         const int64_t piece = std::max<int64_t>(1, 8192 / n);
         share(0, (n_rows + piece - 1) / piece, [&](int64_t number) {
             for (int64_t row = number * piece; row < std::min(n_rows, (number + 1) * piece); row++) {
-                char * const to = row_of(out, row);
-                auto * const floats = reinterpret_cast<float *>(to);
+                const auto floats = [&] { return reinterpret_cast<float *>(row_of(out, row)); };
                 switch (step.first->op) {
-                    case GGML_OP_NORM: kernels_.norm(float_row(a, row), floats, n, eps, true, weight, bias); break;
-                    case GGML_OP_RMS_NORM: kernels_.norm(float_row(a, row), floats, n, eps, false, weight, bias); break;
-                    case GGML_OP_ADD: kernels_.add(float_row(a, row), broadcast_row(b, row), floats, n); break;
-                    case GGML_OP_MUL: kernels_.multiply(float_row(a, row), broadcast_row(b, row), floats, n); break;
-                    case GGML_OP_UNARY: kernels_.gelu(float_row(a, row), floats, n); break;
+                    case GGML_OP_NORM: kernels_.norm(float_row(a, row), floats(), n, eps, true, weight, bias); break;
+                    case GGML_OP_RMS_NORM: kernels_.norm(float_row(a, row), floats(), n, eps, false, weight, bias); break;
+                    case GGML_OP_ADD: kernels_.add(float_row(a, row), broadcast_row(b, row), floats(), n); break;
+                    case GGML_OP_MUL: kernels_.multiply(float_row(a, row), broadcast_row(b, row), floats(), n); break;
+                    case GGML_OP_UNARY: kernels_.gelu(float_row(a, row), floats(), n); break;
                     case GGML_OP_GLU: {
                         const float *gate = float_row(a, row), *up = float_row(b, row);
-                        kernels_.swiglu(gate, up, floats, n);
+                        kernels_.swiglu(gate, up, floats(), n);
                         break;
                     }
                     default: {
                         // A token's heads lie side by side: they are read so.
-                        const int64_t n_heads = out->ne[2] * out->ne[3], at = row % n_heads * out->ne[1] + row / n_heads;
-                        kernels_.to_half(float_row(a, at), row_of(out, at), n);
+                        const int64_t n_heads = out->ne[2] * out->ne[3], token = row / n_heads, head = row - token * n_heads;
+                        const int64_t of_three = head / out->ne[2], of_two = head - of_three * out->ne[2];
+                        kernels_.to_half(reinterpret_cast<const float *>(place_of(a, token, of_two, of_three)),
+                                         place_of(out, token, of_two, of_three), n);
                         break;
                     }
                 }

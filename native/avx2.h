@@ -68,11 +68,10 @@ struct Avx2 {
     static Floats magnitude(Floats a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
     static Floats to_floats(Ints a) { return _mm256_cvtepi32_ps(a); }
     static Ints to_ints(Floats a) { return _mm256_cvtps_epi32(a); }
-    // 2^n, n an integer within the exponents of normal numbers
-    static Floats power_of_two(Floats n) {
-        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+    // p, with the lowest bits of another number added to its exponent
+    static Floats exponent_raised(Floats p, Floats by) {
+        return as_floats(plus32(as_ints(p), _mm256_slli_epi32(as_ints(by), 23)));
     }
-    static Floats round(Floats a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
     static Floats from_halves(const void * p) { return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i *>(p))); }
     static Floats from_bytes(const int8_t * p) {
         return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p))));

@@ -63,11 +63,10 @@ struct Avx512 {
     static Floats magnitude(Floats a) { return _mm512_andnot_ps(_mm512_set1_ps(-0.0f), a); }
     static Floats to_floats(Ints a) { return _mm512_cvtepi32_ps(a); }
     static Ints to_ints(Floats a) { return _mm512_cvtps_epi32(a); }
-    // 2^n, n an integer within the exponents of normal numbers
-    static Floats power_of_two(Floats n) {
-        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
+    // p, with the lowest bits of another number added to its exponent
+    static Floats exponent_raised(Floats p, Floats by) {
+        return as_floats(_mm512_add_epi32(as_ints(p), _mm512_slli_epi32(as_ints(by), 23)));
     }
-    static Floats round(Floats a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
     static Floats from_halves(const void * p) { return _mm512_cvtph_ps(Avx2::load(p)); }
     // The half at `at` of each pointer's memory.
     static Floats from_halves_of(const char * const * p, int64_t at) {

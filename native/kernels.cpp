@@ -558,50 +558,32 @@ void unpack_halves(const char * const * columns, int64_t n_inner, Strip<Isa> & s
 
 // ------------------------------------------------------------------------------ small functions
 
-// e^x to about 1e-7 of it, within the range of normal numbers.
-template <class Isa> inline typename Isa::Floats exponential(typename Isa::Floats x) {
-    // In this order what is not a number stays so.
-    x = Isa::min(Isa::all(88.0f), Isa::max(Isa::all(-87.3f), x));
-    const auto n = Isa::round(Isa::mul(x, Isa::all(1.44269504f)));
-    auto r = Isa::fma(n, Isa::all(-0.693359375f), x);
-    r = Isa::fma(n, Isa::all(2.12194440e-4f), r);
-    auto p = Isa::all(1.0f / 5040);
-    p = Isa::fma(p, r, Isa::all(1.0f / 720));
-    p = Isa::fma(p, r, Isa::all(1.0f / 120));
-    p = Isa::fma(p, r, Isa::all(1.0f / 24));
-    p = Isa::fma(p, r, Isa::all(1.0f / 6));
-    p = Isa::fma(p, r, Isa::all(0.5f));
-    p = Isa::fma(p, r, Isa::all(1.0f));
-    p = Isa::fma(p, r, Isa::all(1.0f));
-    return Isa::mul(p, Isa::power_of_two(n));
-}
-
-// e^x of what is not above 0: to about 2e-7 of it and 1e-7 of its exponent, and below -88 it is 0.
-template <class Isa> inline typename Isa::Floats decay(typename Isa::Floats x) {
-    constexpr float per_two = 1.44269504f;  // what is not a number stays so
-    x = Isa::max(Isa::all(-127 / per_two), x);
-    const auto n = Isa::round(Isa::mul(x, Isa::all(per_two)));
-    const auto f = Isa::fma(x, Isa::all(per_two), Isa::sub(Isa::zero_floats(), n));
-    auto p = Isa::all(1.5403530e-4f);  // of 2^f: ln(2)^k / k!
-    p = Isa::fma(p, f, Isa::all(1.3333558e-3f));
-    p = Isa::fma(p, f, Isa::all(9.6181291e-3f));
-    p = Isa::fma(p, f, Isa::all(5.5504109e-2f));
-    p = Isa::fma(p, f, Isa::all(2.4022651e-1f));
-    p = Isa::fma(p, f, Isa::all(6.9314718e-1f));
+// 2^x of what is not above 126, to about 2e-7 of it; 0 up to -127. What is not a number stays so.
+template <class Isa> inline typename Isa::Floats two_to(typename Isa::Floats x) {
+    x = Isa::max(Isa::all(-127.0f), x);
+    constexpr float shift = 3 << 22;  // its sum with x has the nearest integer in its lowest bits
+    const auto shifted = Isa::add(x, Isa::all(shift));
+    const auto f = Isa::sub(x, Isa::sub(shifted, Isa::all(shift)));
+    auto p = Isa::all(1.32647273e-3f);  // the least largest error for |f| up to 1/2, and exact for 0
+    p = Isa::fma(p, f, Isa::all(9.67151299e-3f));
+    p = Isa::fma(p, f, Isa::all(5.55073358e-2f));
+    p = Isa::fma(p, f, Isa::all(2.40222424e-1f));
+    p = Isa::fma(p, f, Isa::all(6.93147004e-1f));
     p = Isa::fma(p, f, Isa::all(1.0f));
-    return Isa::mul(p, Isa::power_of_two(n));
+    return Isa::exponent_raised(p, shifted);
 }
 
-// x * sigmoid(y)
+constexpr float log2_e = 1.44269504f;
+
+// x / (1 + 2^y)
 template <class Isa> inline typename Isa::Floats gated(typename Isa::Floats x, typename Isa::Floats y) {
-    const auto e = exponential<Isa>(Isa::sub(Isa::zero_floats(), y));
-    return Isa::div(x, Isa::add(Isa::all(1.0f), e));
+    return Isa::div(x, Isa::add(Isa::all(1.0f), two_to<Isa>(Isa::min(Isa::all(126.0f), y))));
 }
 
 // x/2 (1 + tanh(u)) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3)
 template <class Isa> inline typename Isa::Floats gelu(typename Isa::Floats x) {
     const auto inner = Isa::fma(Isa::mul(x, x), Isa::all(0.044715f), Isa::all(1.0f));
-    return gated<Isa>(x, Isa::mul(Isa::mul(x, inner), Isa::all(1.5957691216f)));
+    return gated<Isa>(x, Isa::mul(Isa::mul(x, inner), Isa::all(-1.5957691216f * log2_e)));
 }
 
 // ------------------------------------------------------------------------------ register tiles
@@ -632,7 +614,7 @@ inline void integer_tile(const int16_t * strip, const int16_t * x, int64_t strid
 // column: the sums begin with what takes them away. They may leave 32 bits on their way; modulo 2^32
 // they are exact.
 template <class Isa, int R>
-inline void crossed_tile(const int16_t * strip, const int16_t * x, int64_t stride, int64_t n_pairs,
+__attribute__((always_inline)) inline void crossed_tile(const int16_t * strip, const int16_t * x, int64_t stride, int64_t n_pairs,
                          typename Isa::Ints (&sums)[R][2]) {
     constexpr int width = strip_columns<Isa> * 2;
     const int16_t * rows[R];
@@ -670,15 +652,35 @@ template <class Isa> int32_t before_row(const int16_t * x, int64_t n) {
 }
 
 // And those of a strip's columns.
-template <class Isa> void before_columns(Strip<Isa> & strip, int64_t n_pairs) {
+template <class Isa> void before_columns(const int16_t * strip, int64_t n_pairs, int32_t * before) {
     constexpr int width = strip_columns<Isa> * 2;
     for (int half = 0; half < strip_columns<Isa>; half += Isa::lanes) {
         auto sum = Isa::zero();
         for (int64_t i = 0; i < n_pairs; i += 2) {
-            const int16_t * const at = strip.pairs + i * width + half * 2;
+            const int16_t * const at = strip + i * width + half * 2;
             Isa::dot(sum, Isa::load(at), Isa::load(at + width));
         }
-        Isa::store(strip.before + half, Isa::minus32(Isa::zero(), sum));
+        Isa::store(before + half, Isa::minus32(Isa::zero(), sum));
+    }
+}
+
+// The sums of R rows and two vectors of columns, by either of the two. `before_of(r)` is what a row's begin with.
+template <class Isa, int R, class Before>
+__attribute__((always_inline)) inline void whole_tile(const int16_t * strip, const int32_t * before, const int16_t * x, int64_t stride, Before before_of,
+                       typename Isa::Ints (&sums)[R][2]) {
+    if constexpr (Isa::crosses) {
+        const auto left = Isa::load(before), right = Isa::load(before + Isa::lanes);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) {
+            const auto of_row = Isa::all_ints(before_of(r));
+            sums[r][0] = Isa::plus32(left, of_row);
+            sums[r][1] = Isa::plus32(right, of_row);
+        }
+        crossed_tile<Isa, R>(strip, x, stride, stride / 2, sums);
+    } else {
+#pragma GCC unroll 12
+        for (int r = 0; r < R; r++) sums[r][0] = sums[r][1] = Isa::zero();
+        integer_tile<Isa, R>(strip, x, stride, stride / 2, sums);
     }
 }
 
@@ -809,20 +811,7 @@ void integer_rows(const Product & p, int64_t row, int64_t n_inner, int64_t block
     const int64_t stride = whole_groups<Isa>(n_inner);
     const int16_t * x = p.quantized + block * p.block * p.n_rows + row * stride;
     const RowBlock * const of = p.blocks + block * p.n_rows + row;
-    if constexpr (Isa::crosses) {
-        const auto left = Isa::load(strip.before), right = Isa::load(strip.before + Isa::lanes);
-#pragma GCC unroll 4
-        for (int r = 0; r < R; r++) {
-            const auto before = Isa::all_ints(of[r].before);
-            whole[r][0] = Isa::plus32(left, before);
-            whole[r][1] = Isa::plus32(right, before);
-        }
-        crossed_tile<Isa, R>(strip.pairs, x, stride, stride / 2, whole);
-    } else {
-#pragma GCC unroll 12
-        for (int r = 0; r < R; r++) whole[r][0] = whole[r][1] = Isa::zero();
-        integer_tile<Isa, R>(strip.pairs, x, stride, stride / 2, whole);
-    }
+    whole_tile<Isa, R>(strip.pairs, strip.before, x, stride, [&](int r) { return of[r].before; }, whole);
     const auto left = Isa::load_floats(strip.scale), right = Isa::load_floats(strip.scale + Isa::lanes);
     float * to = sums + row * strip_columns<Isa>;
 #pragma GCC unroll 12
@@ -899,9 +888,11 @@ template <class Isa, int R, class Work> inline void tile_of(int64_t rows, int64_
 }
 
 template <class Isa, int most = Isa::rows, class Work> void tiles(int64_t n_rows, Work work) {
-    int64_t n_tiles = (n_rows + most - 1) / most;
-    for (int64_t row = 0; row < n_rows; n_tiles--) {
-        const int64_t rows = (n_rows - row + n_tiles - 1) / n_tiles;
+    if (n_rows < 1) return;
+    const int64_t n_tiles = (n_rows + most - 1) / most, least = n_rows / n_tiles;
+    int64_t n_larger = n_rows % n_tiles;
+    for (int64_t row = 0; row < n_rows; n_larger--) {
+        const int64_t rows = least + (n_larger > 0);
         tile_of<Isa, most>(rows, row, work);
         row += rows;
     }
@@ -1036,10 +1027,10 @@ template <class Isa> void product(const Product & p, int64_t strip, char * scrat
                 ahead.bytes = 0;
             });
         } else if (is_integer(p.type)) {
-            if constexpr (Isa::crosses) before_columns<Isa>(s.strip, whole_groups<Isa>(n_inner) / 2);
+            if constexpr (Isa::crosses) before_columns<Isa>(s.strip.pairs, whole_groups<Isa>(n_inner) / 2, s.strip.before);
             int64_t fetched = 0;  // columns; each tile fetches its share
             tiles<Isa, Isa::integer_rows>(p.n_rows, [&](int64_t row, auto rows) {
-                for (; fetched < (row + rows) * strip_columns<Isa> / p.n_rows; fetched++) fetch<Isa>(ahead, fetched);
+                for (; fetched * p.n_rows < (row + rows) * strip_columns<Isa>; fetched++) fetch<Isa>(ahead, fetched);
                 if (last) fetch_ends<Isa>(p, row, rows, column);
                 integer_rows<Isa, rows>(p, row, n_inner, first / p.block, s.strip, sums);
             });
@@ -1063,6 +1054,7 @@ template <class Isa> void product(const Product & p, int64_t strip, char * scrat
 template <class Isa> struct Tile {
     int16_t * keys;      // [cell][inner], as whole groups
     float * key_scales;  // [cell]
+    int32_t * befores;   // [cell]: what a key's sums begin with
     float * values;      // [cell][value_dim]
     int16_t * queries;   // [inner / 2][row][2]
     int16_t * turning;   // [row][inner]
@@ -1082,16 +1074,17 @@ template <class Isa> Tile<Isa> tile_in(const Attention & a, int64_t n_cells, cha
     next(n_inner, tile.floats);
     next(n_cells * n_inner, tile.keys);
     next(n_cells, tile.key_scales);
+    next(n_cells, tile.befores);
     next(n_cells * a.value_dim, tile.values);
     next(n_cells * strip_columns<Isa>, tile.scores);
     return tile;
 }
 
 template <class Isa> size_t attention_scratch(const Attention & a, int64_t n_cells) {
-    constexpr int width = strip_columns<Isa>, n_parts = 7;
+    constexpr int width = strip_columns<Isa>, n_parts = 8;
     const int64_t n_inner = whole_groups<Isa>(a.head_dim);
     const auto halves = static_cast<size_t>(n_inner * (n_cells + 2 * width));
-    const auto floats = static_cast<size_t>(n_inner + n_cells * (1 + a.value_dim + width));
+    const auto floats = static_cast<size_t>(n_inner + n_cells * (2 + a.value_dim + width));
     return halves * sizeof(int16_t) + floats * sizeof(float) + n_parts * aligned(1);
 }
 
@@ -1110,14 +1103,15 @@ void gather_cells(const Attention & a, int64_t kv_head, const Span * spans, int 
     int64_t n_cells = 0;
     for (int i = 0; i < n_spans; i++) n_cells += spans[i].end - spans[i].begin;
     const auto tile = tile_in<Isa>(a, n_cells, scratch);
+    const int64_t n_inner = whole_groups<Isa>(a.head_dim);
     int64_t cell = 0;
     for (int i = 0; i < n_spans; i++) {
         for (auto from = static_cast<size_t>(spans[i].begin); from < static_cast<size_t>(spans[i].end); from++, cell++) {
             const auto head = static_cast<size_t>(kv_head);
             to_floats<Isa>(a.k + from * a.k_row + head * a.k_head, a.k_is_half, a.head_dim, tile.floats);
-            to_int16<Isa>(tile.floats, a.head_dim,
-                          unit_of<Isa>(tile.floats, a.head_dim, 32767.0f, tile.key_scales[cell]),
-                          tile.keys + cell * whole_groups<Isa>(a.head_dim));
+            int16_t * const key = tile.keys + cell * n_inner;
+            to_int16<Isa>(tile.floats, a.head_dim, unit_of<Isa>(tile.floats, a.head_dim, largest_of_row, tile.key_scales[cell]), key);
+            if constexpr (Isa::crosses) tile.befores[cell] = before_row<Isa>(key, n_inner);
             to_floats<Isa>(a.v + from * a.v_row + head * a.v_head, a.v_is_half, a.value_dim, tile.values + cell * a.value_dim);
         }
     }
@@ -1165,43 +1159,53 @@ void attend(const Attention & a, int64_t head, const int32_t * rows, int n_rows,
         int16_t * const to = tile.turning + r * n_inner;
         const auto * q = reinterpret_cast<const float *>(a.q + static_cast<size_t>(rows[r]) * a.q_row +
                                                          static_cast<size_t>(head) * a.q_head);
-        to_int16<Isa>(q, a.head_dim, unit_of<Isa>(q, a.head_dim, 32767.0f, query_scales[r]), to);
-        query_scales[r] *= a.scale;
+        to_int16<Isa>(q, a.head_dim, unit_of<Isa>(q, a.head_dim, largest_of_column, query_scales[r]), to);
+        query_scales[r] *= a.scale * log2_e;
     }
     for (int half = 0; half < width; half += Isa::lanes) {
         turn<Isa>(tile.turning + half * n_inner, n_inner, n_inner, tile.queries + 2 * half);
     }
-    float * const scores = tile.scores;
+    alignas(64) int32_t before[width];
+    if constexpr (Isa::crosses) before_columns<Isa>(tile.queries, n_inner / 2, before);
+    float * const scores = tile.scores;  // of 2^score, not e^score
     const Floats left = Isa::load_floats(query_scales), right = Isa::load_floats(query_scales + Isa::lanes);
-    tiles<Isa>(end - begin, [&](int64_t at, auto n) {
+    const bool all_seen = !added && seen_from <= begin && end <= seen_to;
+    Floats most[2] = {Isa::all(-1e30f), Isa::all(-1e30f)};
+    const auto find_most = [&](const float * from) {
+        most[0] = Isa::max(most[0], Isa::load_floats(from));
+        most[1] = Isa::max(most[1], Isa::load_floats(from + Isa::lanes));
+    };
+    tiles<Isa, Isa::integer_rows>(end - begin, [&](int64_t at, auto n) {
         constexpr int cells = n;
         typename Isa::Ints sums[cells][2];
-        for (int i = 0; i < cells; i++) sums[i][0] = sums[i][1] = Isa::zero();
         const int64_t cell = begin + at;
-        integer_tile<Isa, cells>(tile.queries, tile.keys + cell * n_inner, n_inner, n_inner / 2, sums);
-        for (int i = 0; i < cells; i++) {
+        whole_tile<Isa, cells>(tile.queries, before, tile.keys + cell * n_inner, n_inner, [&](int i) { return tile.befores[cell + i]; }, sums);
+        float * to = scores + cell * width;
+#pragma GCC unroll 12
+        for (int i = 0; i < cells; i++, to += width) {
             const auto scale = Isa::all(tile.key_scales[cell + i]);
-            float * const to = scores + (cell + i) * width;
             Isa::store_floats(to, Isa::mul(Isa::to_floats(sums[i][0]), Isa::mul(left, scale)));
             Isa::store_floats(to + Isa::lanes, Isa::mul(Isa::to_floats(sums[i][1]), Isa::mul(right, scale)));
+            if (all_seen) find_most(to);
         }
     });
     for (int r = 0; added && r < n_rows; r++) {
-        for (int64_t cell = begin; cell < end; cell++) scores[cell * width + r] += added[r * n_cells + cell];
+        for (int64_t cell = begin; cell < end; cell++) scores[cell * width + r] += log2_e * added[r * n_cells + cell];
     }
-    for (int64_t cell = begin; cell < end; cell++) {
-        if (cell >= seen_from && cell < seen_to) continue;  // every row sees it
-        for (int r = 0; r < n_rows; r++) {
-            if (cell < hidden[r] || cell >= visible[r]) scores[cell * width + r] = -INFINITY;
+    for (int64_t cell = begin; cell < end && !all_seen; cell++) {
+        if (cell < seen_from || cell >= seen_to) {  // some rows do not see it
+            for (int r = 0; r < n_rows; r++) {
+                if (cell < hidden[r] || cell >= visible[r]) scores[cell * width + r] = -INFINITY;
+            }
         }
+        find_most(scores + cell * width);
     }
     alignas(64) float inverse[width];
     for (int half = 0; half < width; half += Isa::lanes) {
-        auto most = Isa::all(-1e30f);
-        for (int64_t cell = begin; cell < end; cell++) most = Isa::max(most, Isa::load_floats(scores + cell * width + half));
+        const auto highest = most[half / Isa::lanes];
         auto sum = Isa::zero_floats();
         for (int64_t cell = begin; cell < end; cell++) {
-            const auto e = decay<Isa>(Isa::sub(Isa::load_floats(scores + cell * width + half), most));
+            const auto e = two_to<Isa>(Isa::sub(Isa::load_floats(scores + cell * width + half), highest));
             sum = Isa::add(sum, e);
             Isa::store_floats(scores + cell * width + half, e);
         }
@@ -1277,7 +1281,7 @@ template <class Isa> void gelu_row(const float * x, float * out, int64_t n) {
 template <class Isa> void swiglu(const float * gate, const float * up, float * out, int64_t n) {
     for (int64_t i = 0; i < n; i += Isa::lanes) {
         const auto g = partial<Isa>(gate + i, n - i);
-        store_partial<Isa>(out + i, Isa::mul(gated<Isa>(g, g), partial<Isa>(up + i, n - i)), n - i);
+        store_partial<Isa>(out + i, Isa::mul(gated<Isa>(g, Isa::mul(g, Isa::all(-log2_e))), partial<Isa>(up + i, n - i)), n - i);
     }
 }
 
