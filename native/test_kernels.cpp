@@ -436,6 +436,23 @@ void test_small(const Kernels & kernels, int64_t n) {
     CHECK(half == exact, "half precision of %ld", n);
 }
 
+// Numbers far from what models have: the powers of two inside end where floats do.
+void test_far(const Kernels & kernels) {
+    std::vector<float> x{0.0f, NAN};
+    for (const float far : {1e-30f, 1.0f, 9.9f, 10.2f, 60.0f, 88.0f, 89.0f, 130.0f, 1e4f, 1e30f}) x.insert(x.end(), {far, -far});
+    const auto n = static_cast<int64_t>(x.size());
+    const std::vector<float> ones(x.size(), 1.0f);
+    std::vector<float> gelu(x.size()), gated(x.size());
+    kernels.gelu(x.data(), gelu.data(), n);
+    kernels.swiglu(x.data(), ones.data(), gated.data(), n);
+    for (size_t i = 0; i < x.size(); i++) {
+        const double v = x[i], exact = 0.5 * v * (1 + std::tanh(0.7978845608028654 * (v + 0.044715 * v * v * v)));
+        const auto near = [&](double of, double wanted) { return v != v ? of != of : std::fabs(of - wanted) <= 1e-6 * (1 + std::fabs(v)); };
+        CHECK(near(gelu[i], exact), "gelu of %g: %g", v, double{gelu[i]});
+        CHECK(near(gated[i], v / (1 + std::exp(-v))), "swiglu of %g: %g", v, double{gated[i]});
+    }
+}
+
 double cpu_seconds() {
     timespec t;
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
@@ -527,6 +544,7 @@ void test(const Kernels & kernels) {
     }
     for (const int n : {2, 3, 9, 200}) test_weights(kernels, n);
     for (const int64_t n : {1, 7, 8, 31, 384, 1030}) test_small(kernels, n);
+    test_far(kernels);
     std::printf("%s: %d failures, digest %016llx\n", kernels.name, failures, static_cast<unsigned long long>(digest));
 }
 
