@@ -9,10 +9,12 @@ BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE
 
 # What the tests need; `make check` leaves it to be installed once.
-EXTRAS := arrow,cli,dev,mcp,pdf,plots,server,watch
+EXTRAS := arrow,cli,clients,dev,mcp,pdf,plots,server,watch
 
 # Not part of `make test`, each with the reason in pyproject.toml.
-ELSEWHERE := reference or mteb or minutes or clients
+ELSEWHERE := reference or mteb or minutes or partners
+# Collecting them would import the libraries, where they are installed.
+NOT_PARTNERS := --ignore=tests/partners
 QUICK := not native and not (network or slow or $(ELSEWHERE))
 
 # Tracing branches doubles the time of a test. So tests/conftest.py marks those that reach most of
@@ -66,7 +68,7 @@ test:
 	@$(MAKE) --no-print-directory -j3 -O all-tests all-types branches
 
 all-tests:
-	$(BIN)/pytest -m "$(AS_THEY_ARE)" $(SIDE_BY_SIDE)
+	$(BIN)/pytest -m "$(AS_THEY_ARE)" $(SIDE_BY_SIDE) $(NOT_PARTNERS)
 
 all-types:
 	$(BIN)/pyright --pythonpath $(BIN)/python
@@ -74,7 +76,7 @@ all-types:
 # Hypothesis keeps a table of all characters, which takes ten times as long under tracing.
 branches:
 	$(BIN)/python -c "from hypothesis import strategies; strategies.characters(categories=['Lu']).validate()"
-	HYPOTHESIS_PROFILE=quick $(BIN)/pytest -m traced --cov --cov-report=json:build/coverage.json
+	HYPOTHESIS_PROFILE=quick $(BIN)/pytest -m traced $(NOT_PARTNERS) --cov --cov-report=json:build/coverage.json
 	$(BIN)/python tests/coverage_floor.py build/coverage.json $(FLOOR)
 
 # The golden vectors, compared live with transformers and sentence-transformers (needs PyTorch).

@@ -101,7 +101,7 @@ UNTRACED_FILES = {
     *("hardware", "held", "index", "late", "layers", "life", "safe_names"),
     *("sentence_transformers", "server", "spread", "testing", "tokenizer"),
 }
-UNTRACED_MARKS = {"network", "slow", "minutes", "reference", "mteb", "clients"}
+UNTRACED_MARKS = {"network", "slow", "minutes", "reference", "mteb", "partners"}
 
 
 def is_traced(item: pytest.Item) -> bool:

@@ -1,4 +1,4 @@
-"""Clients of larger frameworks against a server on a port: `pytest -m clients`, extra `clients`."""
+"""Clients of larger frameworks against a server on a port (extra `clients`)."""
 
 from __future__ import annotations
 
@@ -24,11 +24,7 @@ from test_serve import (  # noqa: F401
 
 from gguf_embed import Reranker, Settings
 
-pytestmark = [
-    pytest.mark.clients,
-    pytest.mark.native,
-    pytest.mark.filterwarnings("default"),
-]
+pytestmark = [pytest.mark.native, pytest.mark.filterwarnings("default")]
 
 
 def test_langchain_openai(url: str, direct: np.ndarray):  # noqa: F811

@@ -1,4 +1,4 @@
-"""The blocks of docs/integrations.md for partners, as they are: `pytest -m clients`."""
+"""The blocks of docs/integrations.md for partners, as they are: `pytest -m partners`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from test_docs import BLOCK, partner_of
 from gguf_embed import Embedder, Reranker, Settings
 from gguf_embed.testing import FakeReranker
 
-pytestmark = [pytest.mark.clients, pytest.mark.native, pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.partners, pytest.mark.native, pytest.mark.filterwarnings("default")]
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "integrations.md").read_text("utf-8")

@@ -1,4 +1,4 @@
-"""Chroma: its protocol, and what a collection writes down: `pytest -m clients`."""
+"""Chroma: its protocol, and what a collection writes down: `pytest -m partners`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gguf_embed.testing import FakeEmbedder
 
 CHOICES = {"model": "minilm", "truncate": "end", "settings": {"tune": False}}
 
-pytestmark = [pytest.mark.clients, pytest.mark.native, pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.partners, pytest.mark.native, pytest.mark.filterwarnings("default")]
 
 
 def test_the_vectors_are_those_of_the_engine(minilm: Embedder, direct: np.ndarray):

@@ -1,4 +1,4 @@
-"""Haystack: components, their sockets, and their round trip: `pytest -m clients`."""
+"""Haystack: components, their sockets, and their round trip: `pytest -m partners`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gguf_embed import BadOption, Embedder, Settings
 from gguf_embed.integrations.haystack import GgufDocumentEmbedder, GgufRanker, GgufTextEmbedder
 from gguf_embed.testing import FakeEmbedder, FakeReranker
 
-pytestmark = [pytest.mark.clients, pytest.mark.native, pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.partners, pytest.mark.native, pytest.mark.filterwarnings("default")]
 
 
 async def test_the_vectors_are_those_of_the_engine(minilm: Embedder, direct: np.ndarray):

@@ -1,4 +1,4 @@
-"""`embed -o NAME.lance` with LanceDB itself: `pytest -m clients`."""
+"""`embed -o NAME.lance` with LanceDB itself: `pytest -m partners`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gguf_embed.io import lance
 from gguf_embed.io.stored import read_vectors
 
 lancedb: Any = pytest.importorskip("lancedb")
-pytestmark = [pytest.mark.clients, pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.partners, pytest.mark.filterwarnings("default")]
 
 DOCS = Path(__file__).parents[2] / "docs"
 N_ROWS = 600

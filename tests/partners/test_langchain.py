@@ -1,4 +1,4 @@
-"""LangChain's standard tests, and what they do not look at: `pytest -m clients`."""
+"""LangChain's standard tests, and what they do not look at: `pytest -m partners`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gguf_embed import BadOption, Embedder
 from gguf_embed.integrations.langchain import GgufEmbeddings, GgufReranker
 from gguf_embed.testing import FakeEmbedder, FakeReranker
 
-pytestmark = [pytest.mark.clients, pytest.mark.native, pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.partners, pytest.mark.native, pytest.mark.filterwarnings("default")]
 
 
 class Ours:

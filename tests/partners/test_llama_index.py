@@ -1,4 +1,4 @@
-"""LlamaIndex: its base classes and its own round trip: `pytest -m clients`."""
+"""LlamaIndex: its base classes and its own round trip: `pytest -m partners`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gguf_embed import BadOption, Embedder, Settings
 from gguf_embed.integrations.llama_index import GgufEmbedding, GgufRerank
 from gguf_embed.testing import FakeEmbedder, FakeReranker
 
-pytestmark = [pytest.mark.clients, pytest.mark.native, pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.partners, pytest.mark.native, pytest.mark.filterwarnings("default")]
 
 
 async def test_the_vectors_are_those_of_the_engine(minilm: Embedder, direct: np.ndarray):

@@ -1,4 +1,4 @@
-"""The plugin of llm, found by its entry point: `pytest -m clients`."""
+"""The plugin of llm, found by its entry point: `pytest -m partners`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import llm
 import llm.cli
 from click.testing import CliRunner
 
-pytestmark = [pytest.mark.clients, pytest.mark.native, pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.partners, pytest.mark.native, pytest.mark.filterwarnings("default")]
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""A bulk job on a Ray cluster of several nodes, one of which is killed: `pytest -m clients`."""
+"""A bulk job on a Ray cluster of several nodes, one of which is killed: `pytest -m partners`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from gguf_embed import BadInput, BadOption, Embedder, Settings, cli
 from gguf_embed.integrations.ray import embed_dataset
 from gguf_embed.jobs import ray_model
 
-pytestmark = [pytest.mark.clients, pytest.mark.native, pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.partners, pytest.mark.native, pytest.mark.filterwarnings("default")]
 
 N = 3000
 COMMAND = ["--no-tune", "--threads", "1", "--field", "text", "--shard-rows", "100"]

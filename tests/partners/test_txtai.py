@@ -1,4 +1,4 @@
-"""txtai: its `Vectors`, by the name of the class: `pytest -m clients`."""
+"""txtai: its `Vectors`, by the name of the class: `pytest -m partners`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gguf_embed.testing import FakeEmbedder
 
 METHOD = "gguf_embed.integrations.txtai.GgufVectors"
 
-pytestmark = [pytest.mark.clients, pytest.mark.native, pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.partners, pytest.mark.native, pytest.mark.filterwarnings("default")]
 
 
 def test_the_vectors_are_those_of_the_engine(direct: np.ndarray):
