@@ -7,7 +7,7 @@ engine = index.as_query_engine(node_postprocessors=[GgufRerank(top_n=3)])
 """
 
 # pyright: basic, reportMissingImports=false
-# Types are checked where the partner is not installed, and what it defines is unknown then.
+# Where the partner is not installed, what it defines is unknown to the check of types.
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ class GgufEmbedding(BaseEmbedding):
         own = {name: more.pop(name) for name in [*more] if name not in type(self).model_fields}
         held = HeldEmbedder(model_name, **{**(choices or {}), **own})
         said = held.as_dict() if held.name is not None else {"model": held.opened.model_id}
-        super().__init__(model_name=said.pop("model"), choices=said, **more)
+        # As a dict, since the base's own signature has no fields of ours.
+        fields = {"model_name": said.pop("model"), "choices": said, **more}
+        super().__init__(**fields)
         self._held = held
 
     @classmethod
@@ -85,7 +87,8 @@ class GgufRerank(BaseNodePostprocessor):
     def __init__(self, model: str | Path | Reranker = RERANKER, **more: Any) -> None:
         """The name of a model, which is opened at its first use, or an open Reranker."""
         name = model.model_id if isinstance(model, Reranker) else str(model)
-        super().__init__(model=name, **more)
+        fields = {"model": name, **more}
+        super().__init__(**fields)
         self._held = HeldReranker(model, task=self.task, truncate=self.truncate, **self.choices)
 
     @classmethod
