@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # What the tests need; `make check` leaves it to be installed once.
 EXTRAS := arrow,cli,clients,dev,mcp,pdf,plots,server,watch
 
-# Not part of `make test`, each with the reason in pyproject.toml.
+# Not among the tests of .venv, each with the reason in pyproject.toml.
 ELSEWHERE := reference or mteb or minutes or partners
 # Collecting them would import the libraries, where they are installed.
 NOT_PARTNERS := --ignore=tests/partners
@@ -30,7 +30,7 @@ SIDE_BY_SIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # Least share of branches, in per cent, that the tests reach in each room without side effects.
 FLOOR := 95
 
-.PHONY: demo wheels check quick-a-eh-j quick-fgk-z types test all-tests all-types branches reference clean
+.PHONY: demo wheels check quick-a-eh-j quick-fgk-z types test all-tests all-types branches mteb reference clean
 
 demo:
 	$(PYTHON) install.py
@@ -63,9 +63,17 @@ types:
 
 test:
 	$(PYTHON) install.py --uv --extras $(EXTRAS)
+	$(MTEB_VERSIONS) $(PYTHON) install.py --uv --venv build/mteb --extras dev,mteb,server
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@$(MAKE) --no-print-directory -j3 -O all-tests all-types branches
+	@$(MAKE) --no-print-directory -j4 -O all-tests all-types branches mteb
+
+# mteb brings PyTorch, so it has an environment of its own. The release of PyTorch is named: a machine
+# may keep a build of it without CUDA (a twentieth of the size) where pip looks, and uv then looks.
+MTEB_VERSIONS = UV_CONSTRAINT=tests/mteb-constraints.txt UV_FIND_LINKS="$(PIP_FIND_LINKS)"
+
+mteb:
+	build/mteb/bin/pytest -m mteb tests/test_clients.py tests/test_mteb.py
 
 all-tests:
 	$(BIN)/pytest -m "$(AS_THEY_ARE)" $(SIDE_BY_SIDE) $(NOT_PARTNERS)
