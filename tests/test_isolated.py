@@ -18,6 +18,7 @@ import pytest
 import tiny
 
 from gguf_embed import BadInput, BadText, Embedder, NativeFailed, Settings
+from gguf_embed.catalog.catalog import builtin_path
 from gguf_embed.engine import isolated
 from gguf_embed.engine.barriers import waiting
 from gguf_embed.engine.gate import Gate
@@ -138,6 +139,19 @@ def test_a_text_that_kills_the_tokenizer_is_named(path: Path, monkeypatch: pytes
         with pytest.raises(NativeFailed, match=r"row 0: llama.cpp dies when it tokenizes"):
             embedder.tokenize(POISON)
         assert embedder.encode("a cat").shape == (256,)
+
+
+def test_our_own_tokenizer_needs_no_child(monkeypatch: pytest.MonkeyPatch):
+    """Of a BERT file: where llama.cpp tokenizes nothing, nothing dies, and no text waits for it."""
+    monkeypatch.setenv(FAULT_VARIABLE, f"tokenize:{POISON}")
+    with Embedder.open(settings=UNTUNED) as here:
+        ids, vectors = here.tokenize(POISON), here.encode(TEXTS)
+    with IsolatedModel(prove_model(builtin_path(), UNTUNED)) as backend:
+        assert backend.tokenize(POISON).tolist() == list(ids)
+        with pytest.raises(UnicodeEncodeError):
+            backend.tokenize("\ud800")
+        assert np.array_equal(embedder_of(backend).encode(TEXTS), vectors)
+        assert backend.n_deaths == 0
 
 
 def test_a_text_that_kills_the_tokenizer_costs_itself_only(

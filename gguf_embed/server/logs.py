@@ -63,4 +63,6 @@ def _facts(record: logging.LogRecord) -> dict[str, Any]:
 
 def _plain(text: str) -> str:
     """What a client named, such as a model, cannot forge a line or move a terminal."""
+    if text.isprintable():
+        return text
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
