@@ -23,7 +23,7 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -148,12 +148,10 @@ class IsolatedModel(Closes):
         self._n_deaths_in_a_row = 0
         self.proved = proved
         self._run: RunSettings | None = None
-        with ExitStack() as held, Ahead() as ahead:
-            held.callback(self.close)
+        with Ahead() as ahead:
             ahead.read_words(proved.path, proved.header)
             ready = self._started().ready.result()
             self._words = ahead.words()
-            held.pop_all()
         self._dim: int = ready["dim"]
         self._n_scores: int = ready["n_scores"]
         self._specials = frozenset[int](ready["specials"])
