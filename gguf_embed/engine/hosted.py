@@ -17,7 +17,6 @@ import pickle
 import signal
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from gguf_embed.engine.stacks import stack_pool
 from gguf_embed.engine.tokenizer import RunTooLong
 from gguf_embed.errors import GgufEmbedError
 from gguf_embed.native.model import Tokens
-from gguf_embed.system.child import take_job, tell
+from gguf_embed.system.child import do_jobs, take_job, tell
 
 # Tests let texts kill the child: "run:TEXT" or "tokenize:TEXT", with a line for each text; "load:"
 # kills it at its start.
@@ -114,13 +113,15 @@ def _main() -> None:
         }
     )
     n_tokenizers = min(8, os.cpu_count() or 1)
-    with (
-        stack_pool(n_tokenizers, "gguf-embed-tokenize") as tokenizers,
-        ThreadPoolExecutor(runner.settings.n_contexts + 1, "gguf-embed-run") as contexts,
-    ):
-        while (request := take_job()) is not None:
-            threads = tokenizers if request["do"] == "tokenize" else contexts
-            threads.submit(hosted.answer, request)
+    with stack_pool(n_tokenizers, "gguf-embed-tokenize") as tokenizers:
+
+        def do(request: Mapping[str, Any]) -> None:
+            if request["do"] == "tokenize":
+                tokenizers.submit(hosted.answer, request)
+            else:
+                hosted.answer(request)
+
+        do_jobs(do, n_threads=runner.settings.n_contexts + 2)
     loaded.close()
 
 

@@ -15,14 +15,10 @@ undisturbed run.
 from __future__ import annotations
 
 import base64
-import itertools
 import logging
-import os
 import pickle
-import signal
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
@@ -30,16 +26,14 @@ import numpy as np
 
 from gguf_embed.engine.ahead import Ahead
 from gguf_embed.engine.backend import BatchLimits, Head, Outcome
-from gguf_embed.engine.barriers import waiting
 from gguf_embed.engine.gate import Gate
 from gguf_embed.engine.loaded import limits_of
+from gguf_embed.engine.process import Died, Process
 from gguf_embed.engine.proved import Proved
-from gguf_embed.engine.segments import Segments
-from gguf_embed.engine.tokenizer import KillsTokenizer, RunTooLong
-from gguf_embed.errors import BadInput, BadModelFile, GgufEmbedError, NativeFailed
+from gguf_embed.engine.tokenizer import KillsTokenizer
+from gguf_embed.errors import BadInput, NativeFailed
 from gguf_embed.native.model import Tokens
 from gguf_embed.plan.settings import RunSettings
-from gguf_embed.system.child import Child, Ending
 from gguf_embed.system.closing import Closes
 from gguf_embed.system.files import printable
 from gguf_embed.vectors import Vectors
@@ -51,88 +45,9 @@ CRASHES_OF_A_ROW: Final = 2  # alone, before it is called the culprit
 KILLS_OF_A_ROW: Final = 6
 MAX_STARTS: Final = 3  # in a row without one that succeeds
 MAX_DEATHS: Final = 16  # in a row without anything computed between them
-CLOSING_S: Final = 5.0
 
 Status = Callable[[str], None]
 _Result = TypeVar("_Result")
-
-
-class Died(Exception):
-    """The child ended before it answered."""
-
-    def __init__(self, ending: Ending) -> None:
-        super().__init__(ending.reason or "it ended")
-        self.reason = str(self)
-        self.crashed = ending.crashed
-
-
-class Process:
-    """One child. `ask` may be called from several threads."""
-
-    def __init__(self, job: object) -> None:
-        environment = {"GGML_NO_BACKTRACE": "1", **waiting(os.environ)}
-        self._child = Child("gguf_embed.engine.hosted", job, environment=environment)
-        self.segments = Segments()
-        self._lock = threading.Lock()
-        self._numbers = itertools.count(1)
-        self._waiting: dict[int, Future[dict[str, Any]]] = {}
-        self._death: Died | None = None
-        self.ready: Future[dict[str, Any]] = Future()
-        self._reader = threading.Thread(target=self._read, daemon=True, name="gguf-embed-isolated")
-        self._reader.start()
-
-    @property
-    def pid(self) -> int:
-        """Of the child."""
-        return self._child.pid
-
-    @property
-    def death(self) -> Died | None:
-        """How it ended, once it has."""
-        return self._death
-
-    def ask(self, request: dict[str, object]) -> dict[str, Any]:
-        """Its answer. Raises Died."""
-        future: Future[dict[str, Any]] = Future()
-        with self._lock:
-            if self._death is not None:
-                raise self._death
-            number = next(self._numbers)
-            self._waiting[number] = future
-            self._child.send({"id": number, **request})
-        answer = future.result()
-        if "error" in answer:
-            raise _error(answer["error"], answer["message"])
-        return answer
-
-    def close(self) -> None:
-        """Let it end, or end it; nothing is left behind."""
-        with self._lock:
-            self._child.send(None)
-        self._reader.join(CLOSING_S)
-        if self._reader.is_alive():
-            with suppress(OSError):
-                os.kill(self.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
-            self._reader.join()
-        self.segments.close()
-
-    def _read(self) -> None:
-        for answer in self._child.answers():
-            if "id" in answer:
-                with self._lock:
-                    future = self._waiting.pop(answer["id"], None)
-                if future is not None:
-                    future.set_result(answer)
-            elif "ready" in answer or "failed" in answer:
-                self.ready.set_result(answer)
-        death = Died(self._child.ending)
-        with self._lock:
-            self._death = death
-            waiting, self._waiting = list(self._waiting.values()), {}
-        for future in waiting:
-            future.set_exception(death)
-        if not self.ready.done():
-            self.ready.set_exception(death)
 
 
 class IsolatedModel(Closes):
@@ -148,9 +63,11 @@ class IsolatedModel(Closes):
         self._n_deaths_in_a_row = 0
         self.proved = proved
         self._run: RunSettings | None = None
+        self._ready: dict[str, Any] = {}
         with Ahead() as ahead:
             ahead.read_words(proved.path, proved.header)
-            ready = self._started().ready.result()
+            self._started()
+            ready = self._ready
             self._words = ahead.words()
         self._dim: int = ready["dim"]
         self._n_scores: int = ready["n_scores"]
@@ -293,7 +210,7 @@ class IsolatedModel(Closes):
                 },
                 process,
             )
-            segment.path.unlink(missing_ok=True)  # both have mapped it
+            segment.unname()  # both have mapped it
             vectors = segment.vectors(tuple(answer["shape"])).copy()
         return Outcome(vectors=vectors, bad=tuple(answer["bad"]))
 
@@ -310,12 +227,12 @@ class IsolatedModel(Closes):
         with self._starting:
             if self._closed:
                 raise BadInput("the engine is closed; open the model again")
-            if self._process is not None and self._process.ready.done():
-                if self._process.death is None:
+            if self._process is not None:
+                if (death := self._process.death) is None:
                     return self._process
                 self.n_deaths += 1
                 self._n_deaths_in_a_row += 1
-                _log.warning("the child process that computes died: %s", self._process.death)
+                _log.warning("the child process that computes died: %s", death)
                 self._process.close()
                 self._process = None
             if self._n_deaths_in_a_row > MAX_DEATHS:
@@ -334,7 +251,7 @@ class IsolatedModel(Closes):
         for _ in range(MAX_STARTS):
             process = Process(job)
             try:
-                answer = process.ready.result()
+                answer = process.ready()
             except Died as death:
                 process.close()
                 reason = death.reason
@@ -346,6 +263,7 @@ class IsolatedModel(Closes):
                 process.close()
                 raise pickle.loads(base64.b64decode(answer["failed"]))  # from our own child
             self.proved, self._run = pickle.loads(base64.b64decode(answer["ready"]))
+            self._ready = answer
             return process
         raise NativeFailed(
             f"{printable(self.proved.path)}: the child process that computes died {MAX_STARTS} "
@@ -386,15 +304,3 @@ def _without(
     outcome = compute(rows)
     bad = tuple(sorted({*outcome.bad, *dead}))
     return Outcome(vectors=outcome.vectors, bad=bad, died=dead)
-
-
-def _error(name: str, message: str) -> Exception:
-    """An error of the child as it would have been raised here."""
-    kinds: dict[str, type[Exception]] = {
-        "RunTooLong": RunTooLong,
-        "BadModelFile": BadModelFile,
-        "BadInput": BadInput,
-    }
-    kind = kinds.get(name, NativeFailed)
-    assert issubclass(kind, (GgufEmbedError, RunTooLong))
-    return kind(message)

@@ -35,11 +35,18 @@ class Segment:
         with path.open("r+b") as file:
             self._map = mmap.mmap(file.fileno(), 0)
         self.n_bytes = len(self._map)
+        self._named = True
 
     def close(self) -> None:
         """Give the memory back; arrays over it must be gone."""
         with suppress(BufferError):
             self._map.close()
+
+    def unname(self) -> None:
+        """Nobody else is to map it."""
+        if self._named:
+            self.path.unlink(missing_ok=True)
+            self._named = False
 
     def tokens(self, n: int) -> npt.NDArray[np.int32]:
         """The first n numbers as token ids, in place."""

@@ -29,7 +29,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,8 +127,7 @@ class Child(Closes):
         if idle:
             lower_session(self._process.pid)
         self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._reader = threading.Thread(target=self._read, daemon=True, name="gguf-embed-child")
-        self._reader.start()
+        self._reader: threading.Thread | None = None  # once somebody waits for a limited time
         self._ending: Ending | None = None
         for job in jobs:
             self.send(job)
@@ -136,6 +136,15 @@ class Child(Closes):
     def pid(self) -> int:
         """Its process id."""
         return self._process.pid
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether there is no such process any more."""
+        return self._process.poll() is not None
+
+    def kill(self) -> None:
+        """End it; whoever reads its answers sees that."""
+        self._process.kill()
 
     def send(self, job: object) -> None:
         """Hand over one more job. A child that has died says so by its ending."""
@@ -146,11 +155,17 @@ class Child(Closes):
 
     def lines(self, *, timeout_s: float | None = None) -> Generator[str]:
         """Lines of its standard output as they come, until it ends or has run `timeout_s`."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        if timeout_s is None:
+            yield from map(_text, self._output())
+            self._finish(None)
+            return
+        if self._reader is None:
+            self._reader = threading.Thread(target=self._read, daemon=True, name="gguf-embed-child")
+            self._reader.start()
+        deadline = time.monotonic() + timeout_s
         while True:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
             try:
-                line = self._lines.get(timeout=left)
+                line = self._lines.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
                 self._process.kill()
                 self._finish(timeout_s)
@@ -158,7 +173,7 @@ class Child(Closes):
             if line is None:
                 self._finish(None)
                 return
-            yield line.decode("utf-8", "replace").rstrip("\r\n")
+            yield _text(line)
 
     def answers(self, *, timeout_s: float | None = None) -> Iterator[dict[str, Any]]:
         """The JSON objects among `lines`; what native code prints besides is passed over."""
@@ -182,6 +197,13 @@ class Child(Closes):
             self._process.kill()
             self._finish(None)
 
+    def _output(self) -> Iterator[bytes]:
+        """Its lines, from wherever they are read."""
+        if self._reader is not None:
+            return iter(self._lines.get, None)
+        assert self._process.stdout, "piped"
+        return iter(self._process.stdout.readline, b"")
+
     def _read(self) -> None:
         assert self._process.stdout, "piped"
         for line in self._process.stdout:
@@ -192,10 +214,12 @@ class Child(Closes):
         with suppress(OSError):
             if self._process.stdin:
                 self._process.stdin.close()
-        code = self._process.wait()
-        self._reader.join()
+        if self._reader is not None:
+            self._reader.join()
         if self._process.stdout:
+            self._process.stdout.read()  # a full pipe would keep it from ending
             self._process.stdout.close()
+        code = self._process.wait()
         n_bytes = self._errors.seek(0, os.SEEK_END)
         self._errors.seek(max(0, n_bytes - _LAST_BYTES))
         said = self._errors.read().decode("utf-8", "replace")
@@ -245,11 +269,16 @@ DONE = {"done": True}  # what a worker tells after each job
 
 def take_job() -> Any:
     """In the child: its job. From the first one on it ends when its parent does or closes it."""
-    if not _taking:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is the parent's to explain
-        _taking.append(threading.Thread(target=_take_jobs, daemon=True))
-        _taking[0].start()
-    return _jobs.get()
+    return _inbox.take()
+
+
+def do_jobs(do: Callable[[Any], None], *, n_threads: int) -> None:
+    """In the child: have the jobs done that come from now on, until None comes.
+
+    The thread that has read a job does it, and another reads on: no job waits for a thread to
+    wake. One more thread than jobs at a time, so that the end of the parent is seen.
+    """
+    _inbox.have_done(do, n_threads)
 
 
 def tell(answer: Mapping[str, object]) -> None:
@@ -284,19 +313,64 @@ def run_for_user(command: Sequence[str]) -> int | None:
         return None
 
 
-_jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
-_taking: list[threading.Thread] = []  # the one that reads, once there is one
+class _Inbox:
+    """In the child: what its parent sends. Threads take turns in reading it."""
+
+    def __init__(self) -> None:
+        self._reading = threading.Lock()  # around the two below
+        self._lines: deque[bytes] = deque()
+        self._rest = b""
+        self._kept: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._do: Callable[[Any], None] = self._kept.put
+        self._n_threads = 0
+
+    def take(self) -> Any:
+        """The next that is kept."""
+        self._start(1)
+        return self._kept.get()
+
+    def have_done(self, do: Callable[[Any], None], n_threads: int) -> None:
+        """See `do_jobs`."""
+        self._do = do
+        self._start(n_threads)
+        while (job := self._kept.get()) is not None:  # kept before there was `do`
+            do(job)
+
+    def _start(self, n_threads: int) -> None:
+        if not self._n_threads:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is the parent's to explain
+        for number in range(self._n_threads, n_threads):
+            name = f"gguf-embed-jobs-{number}"
+            threading.Thread(target=self._work, daemon=True, name=name).start()
+        self._n_threads = max(n_threads, self._n_threads)
+
+    def _work(self) -> None:
+        while True:
+            with self._reading:
+                job = self._next()
+            if job is None:
+                self._kept.put(None)
+            else:
+                self._do(job)
+
+    def _next(self) -> Any:
+        # Not sys.stdin: a thread that waits inside it aborts Python's own exit.
+        with suppress(OSError, ValueError):
+            while not self._lines:
+                if not (chunk := os.read(0, 1 << 16)):
+                    break
+                *lines, self._rest = (self._rest + chunk).split(b"\n")
+                self._lines.extend(lines)
+            else:
+                return json.loads(self._lines.popleft())
+        os._exit(1)  # whatever native code is doing
 
 
-def _take_jobs() -> None:
-    # Not sys.stdin: a thread that waits inside it aborts Python's own exit.
-    rest = b""
-    with suppress(OSError, ValueError):
-        while chunk := os.read(0, 1 << 16):
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                _jobs.put(json.loads(line))
-    os._exit(1)  # whatever native code is doing
+_inbox = _Inbox()
+
+
+def _text(line: bytes) -> str:
+    return line.decode("utf-8", "replace").rstrip("\r\n")
 
 
 def _import_path() -> list[str]:
