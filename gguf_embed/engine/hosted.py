@@ -12,15 +12,15 @@ The token ids of a request lie in the segment, end to end; its vectors take thei
 from __future__ import annotations
 
 import base64
+import itertools
 import os
 import pickle
 import signal
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from gguf_embed.engine.backend import Head
 from gguf_embed.engine.loaded import LoadedModel, load
@@ -28,7 +28,6 @@ from gguf_embed.engine.segments import Segment
 from gguf_embed.engine.stacks import stack_pool
 from gguf_embed.engine.tokenizer import RunTooLong
 from gguf_embed.errors import GgufEmbedError
-from gguf_embed.native.model import Tokens
 from gguf_embed.system.child import do_jobs, take_job, tell
 
 # Tests let texts kill the child: "run:TEXT" or "tokenize:TEXT", with a line for each text; "load:"
@@ -67,7 +66,8 @@ class HostedModel:
         segment = self._segment(request["segment"])
         lengths: Sequence[int] = request["lengths"]
         ids = segment.tokens(sum(lengths)).copy()
-        sequences: list[Tokens] = np.split(ids, np.cumsum(lengths)[:-1])
+        ends = itertools.accumulate(lengths)
+        sequences = [ids[end - n : end] for n, end in zip(lengths, ends, strict=True)]
         if self._stage == "run" and any(each.tolist() in self._deadly_ids for each in sequences):
             signal.raise_signal(signal.SIGSEGV)  # to this thread: os.kill may come late
         outcome = self._loaded.run(
@@ -112,16 +112,22 @@ def _main() -> None:
             "tokens_alone": runner.contexts_for(1, Head.TOKENS) > 1,
         }
     )
-    n_tokenizers = min(8, os.cpu_count() or 1)
-    with stack_pool(n_tokenizers, "gguf-embed-tokenize") as tokenizers:
+    n_tokenizers, n_contexts = min(8, os.cpu_count() or 1), runner.settings.n_contexts
+    with (
+        stack_pool(n_tokenizers, "gguf-embed-tokenize") as tokenizers,
+        ThreadPoolExecutor(n_contexts, "gguf-embed-run") as contexts,
+        # One thread for all that several contexts compute together: see `Scheduler`.
+        ThreadPoolExecutor(1, "gguf-embed-run-together") as together,
+    ):
 
         def do(request: Mapping[str, Any]) -> None:
             if request["do"] == "tokenize":
-                tokenizers.submit(hosted.answer, request)
+                threads = tokenizers
             else:
-                hosted.answer(request)
+                threads = together if request["n_contexts"] == n_contexts else contexts
+            threads.submit(hosted.answer, request)
 
-        do_jobs(do, n_threads=runner.settings.n_contexts + 2)
+        do_jobs(do)
     loaded.close()
 
 

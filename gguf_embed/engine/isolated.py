@@ -104,6 +104,11 @@ class IsolatedModel(Closes):
         """As the run settings of the child say."""
         return self._limits
 
+    @property
+    def tokenizes_here(self) -> bool:
+        """Whether `tokenize` asks no child."""
+        return self._words is not None
+
     def contexts_for(self, n_tokens: int, head: Head) -> int:
         """See `Runner.contexts_for`."""
         own = n_tokens > self._ordinary_tokens or (head is Head.TOKENS and self._tokens_alone)
@@ -198,7 +203,7 @@ class IsolatedModel(Closes):
         width = self._n_scores if head is Head.RANK else self._dim
         n_rows = sum(lengths) if head is Head.TOKENS else len(lengths)
         with process.segments.taken(4 * max(sum(lengths), n_rows * width)) as segment:
-            segment.tokens(sum(lengths))[:] = np.concatenate(sequences)
+            np.concatenate(sequences, out=segment.tokens(sum(lengths)))
             answer = self._ask(
                 {
                     "do": "run",

@@ -177,6 +177,12 @@ class Meter:
         with self._lifetime.call() as running:
             return getattr(running.backend, "n_deaths", 0)
 
+    @property
+    def tokenizes_here(self) -> bool:
+        """Whether texts are tokenized without another process, by Python alone."""
+        with self._lifetime.call() as running:
+            return getattr(running.backend, "tokenizes_here", False)
+
     def pace(self, wait: Callable[[], None]) -> None:
         """Have each microbatch begin once `wait` comes back."""
         with self._lifetime.call() as running:

@@ -114,8 +114,8 @@ class Runner(Closes):
                 return self._guarded_tokens(context, tokens)
             if n_tokens > self.ordinary_tokens:
                 return self._guarded(self.long_context(n_tokens), sequences, n_prefix)
-            with context.threads(n_contexts * self.settings.n_threads):
-                return self._guarded(context, sequences, n_prefix)
+            context.use_threads(n_contexts * self.settings.n_threads)
+            return self._guarded(context, sequences, n_prefix)
 
     def submit(
         self, sequences: Sequence[Tokens], *, n_prefix: int = 0, n_contexts: int = 1

@@ -93,7 +93,14 @@ class Scheduler(Closes):
         self._learning = learning
         self.on_computed: OnComputed | None = None  # called in the thread that computed it
         self.before_each: Callable[[], None] | None = None  # may wait; the same thread calls it
-        self._threads = ThreadPoolExecutor(self._n_contexts, thread_name_prefix="gguf-embed")
+        # The first that is idle works, so that texts that come one by one are computed by one
+        # thread: OpenMP has a team of threads for each that ever computed with several, and teams
+        # that take turns sleep at every barrier.
+        self._threads = [
+            ThreadPoolExecutor(1, thread_name_prefix=f"gguf-embed-{worker}")
+            for worker in range(self._n_contexts)
+        ]
+        self._idle = set(range(self._n_contexts))
 
     @property
     def waiting_tokens(self) -> int:
@@ -157,7 +164,8 @@ class Scheduler(Closes):
             self._closed = True
             self._refuse_all()
             self._changed.notify_all()
-        self._threads.shutdown(wait=True)
+        for thread in self._threads:
+            thread.shutdown(wait=True)
 
     def _refuse_all(self) -> None:
         self._fail_all(BadInput("the model was closed before all texts were done; open it again"))
@@ -171,26 +179,30 @@ class Scheduler(Closes):
         n_useful = min(self._n_free, self._turns.n_planned(self._n_free))
         try:
             while self._n_looking < n_useful:
-                self._threads.submit(self._work)
+                worker = min(self._idle)
+                self._threads[worker].submit(self._work, worker)
+                self._idle.remove(worker)
                 self._n_looking += 1
         except RuntimeError:  # Python itself is ending
             self._refuse_all()
 
-    def _work(self) -> None:
+    def _work(self, worker: int) -> None:
         try:
-            self._work_on()
+            self._work_on(worker)
         except BaseException as error:  # a fault of ours: nobody may wait for ever
             with self._changed:
+                self._idle.add(worker)
                 self._fail_all(error)
                 self._changed.notify_all()
             raise
 
-    def _work_on(self) -> None:
+    def _work_on(self, worker: int) -> None:
         while True:
             with self._changed:
                 self._n_looking -= 1
                 work = self._next()
                 if work is None:
+                    self._idle.add(worker)
                     return
                 self._n_free -= work.n_contexts
                 self._changed.notify_all()

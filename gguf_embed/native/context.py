@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +23,7 @@ from gguf_embed.system.closing import Closes
 from gguf_embed.vectors import Pooling, Vectors, output_mask, pool
 
 MAX_SEQS = 256  # LLAMA_MAX_SEQ
+_FEW_TOKENS = 512  # a batch has memory for so many from the start
 _BATCH_FIELDS = ("token", "pos", "n_seq_id", "seq_id", "logits")  # llama_batch
 TAPPED_TENSOR = b"result_norm"  # the last hidden state, before the language-model head
 
@@ -70,7 +70,8 @@ class Context(Closes):
         n_ctx = max(params.n_ctx, n_ubatch)
         # A batch is split into microbatches by llama.cpp itself, but an encoder sees it whole.
         self.n_batch = n_ubatch if encoder else n_ctx
-        self._seq_pointers = _SeqPointers(params.n_seq_max)
+        self._batch = _Batch(params.n_seq_max)
+        self._n_threads = params.n_threads
         self._n_outputs_max = self.n_batch  # tokens whose vectors one decode can give
         self._tap = _Tap(model.dim)
         self._prefix: Tokens | None = None
@@ -118,19 +119,12 @@ class Context(Closes):
         """Free the buffers, after the call in flight."""
         self._handle.close()
 
-    @contextmanager
-    def threads(self, n_threads: int) -> Generator[None]:
-        """Compute with so many threads for a while."""
-        if n_threads == self.params.n_threads:
-            yield
-            return
-        set_threads, usual = bindings().llama_set_n_threads, self.params.n_threads
-        with self._handle.in_use() as pointer:
-            set_threads(pointer, n_threads, n_threads)
-            try:
-                yield
-            finally:
-                set_threads(pointer, usual, usual)
+    def use_threads(self, n_threads: int) -> None:
+        """Compute with so many threads from now on."""
+        if n_threads != self._n_threads:
+            with self._handle.in_use() as pointer:
+                bindings().llama_set_n_threads(pointer, n_threads, n_threads)
+            self._n_threads = n_threads
 
     def forget(self) -> None:
         """Zero the KV cache: a NaN left in it would spread to every later text."""
@@ -166,7 +160,7 @@ class Context(Closes):
         with self._handle.in_use() as pointer:
             self._prefix = None
             bindings().llama_memory_clear(self._memory, False)
-            self._check([sequence], np.array([len(sequence)], np.int32), 0)
+            self._check([sequence], 0)
             # Where pooling needs few outputs, there is memory for so many. A causal text can be
             # decoded in pieces: each sees those before it in the cache.
             step = self._n_outputs_max if self.params.causal else len(sequence)
@@ -174,8 +168,7 @@ class Context(Closes):
             for start in range(0, len(sequence), step):
                 piece = sequence[start : start + step]
                 n = len(piece)
-                positions, seqs = np.arange(start, start + n), np.zeros(n, np.int32)
-                self._decode(pointer, piece, positions, seqs, np.ones(n, np.int8))
+                self._decode(pointer, [piece], np.ones(n, np.int8), first_position=start)
                 pieces.append(self._outputs(n))
             return np.concatenate(pieces)
 
@@ -186,17 +179,18 @@ class Context(Closes):
         elif self._memory:
             self._prefix = None
             bindings().llama_memory_clear(self._memory, False)
-        bodies = [sequence[n_prefix:] for sequence in sequences]
-        lengths = np.fromiter(map(len, bodies), np.int32, len(bodies))
-        self._check(bodies, lengths, n_prefix)
+        bodies = [sequence[n_prefix:] for sequence in sequences] if n_prefix else sequences
+        self._check(bodies, n_prefix)
         if not self.params.tap:
-            return self._pooled(pointer, bodies, lengths)
+            return self._pooled(pointer, bodies)
+        lengths = np.fromiter(map(len, bodies), np.int32, len(bodies))
         outputs = self._decode_tapped(pointer, bodies, lengths, n_prefix)
         return pool(outputs, lengths, self.params.pooling)
 
-    def _check(self, bodies: Sequence[Tokens], lengths: npt.NDArray[np.int32], before: int) -> None:
-        """What llama.cpp would abort the process for."""
-        n_tokens, n_seqs, params = int(lengths.sum()), len(bodies), self.params
+    def _check(self, bodies: Sequence[Tokens], before: int) -> None:
+        """What llama.cpp would abort the process for, but for its token ids: see `_decode`."""
+        lengths = list(map(len, bodies))
+        n_tokens, n_seqs, params = sum(lengths), len(bodies), self.params
         limit = params.n_ctx - before if self._memory else self.n_batch
         if not params.tap:
             # llama.cpp's own pooling is wrong for a sequence that spans two microbatches.
@@ -204,7 +198,7 @@ class Context(Closes):
         elif params.causal is False:
             limit = min(limit, params.n_ubatch)
         n_seq_max = params.n_seq_max - (before > 0)
-        shortest, longest = (int(lengths.min()), int(lengths.max())) if n_seqs else (0, 0)
+        shortest, longest = min(lengths, default=0), max(lengths, default=0)
         if not 1 <= n_seqs <= n_seq_max or n_tokens > limit or shortest < 1:
             raise ValueError(
                 f"{n_seqs} sequences of {n_tokens} tokens (shortest {shortest}): this context "
@@ -215,9 +209,6 @@ class Context(Closes):
                 f"a sequence of {longest} tokens: {self.model.path} has "
                 f"{self.model.n_ctx_train} positions"
             )
-        for body in bodies:
-            if int(body.max()) >= self.model.n_vocab or int(body.min()) < 0:
-                raise ValueError(f"a token id is not within 0..{self.model.n_vocab - 1}")
 
     def _check_sharing(self) -> None:
         """Elsewhere a prefix computed once would silently give other vectors."""
@@ -234,9 +225,8 @@ class Context(Closes):
             return
         native.llama_memory_clear(self._memory, False)
         self._prefix = None
-        length = np.array([len(prefix)], np.int32)
-        self._check([prefix], length, 0)
-        self._decode(pointer, prefix, np.arange(len(prefix)), np.zeros(len(prefix), np.int32), None)
+        self._check([prefix], 0)
+        self._decode(pointer, [prefix], np.zeros(len(prefix), np.int8))
         self._prefix = prefix.copy()
 
     def _decode_tapped(
@@ -251,9 +241,8 @@ class Context(Closes):
         if n_prefix:
             for seq in range(1, len(bodies) + 1):
                 native.llama_memory_seq_cp(self._memory, 0, seq, -1, -1)
-        positions, seqs = _end_to_end(lengths)
         mask = output_mask(lengths, self.params.pooling)
-        self._decode(pointer, np.concatenate(bodies), positions + n_prefix, seqs + first_seq, mask)
+        self._decode(pointer, bodies, mask, first_position=n_prefix, first_seq=first_seq)
         return self._outputs(int(mask.sum()))
 
     def _outputs(self, n: int) -> Vectors:
@@ -266,52 +255,43 @@ class Context(Closes):
             )
         return outputs
 
-    def _pooled(
-        self, pointer: Any, bodies: Sequence[Tokens], lengths: npt.NDArray[np.int32]
-    ) -> Vectors:
+    def _pooled(self, pointer: Any, bodies: Sequence[Tokens]) -> Vectors:
         native = bindings()
-        n_tokens = int(lengths.sum())
-        positions, seqs = _end_to_end(lengths)
-        self._decode(pointer, np.concatenate(bodies), positions, seqs, np.ones(n_tokens, np.int8))
+        n_tokens = sum(map(len, bodies))
+        self._decode(pointer, bodies, np.ones(n_tokens, np.int8))
         if self.params.pooling is Pooling.NONE:
             rows = native.llama_get_embeddings(pointer)
-            return _copy(rows, n_tokens * self.model.dim).reshape(n_tokens, self.model.dim)
+            return _values(rows, n_tokens * self.model.dim).reshape(n_tokens, -1).copy()
         dim = self.model.n_cls_out if self.params.pooling is Pooling.RANK else self.model.dim
         vectors = np.empty((len(bodies), dim), np.float32)
         for seq in range(len(bodies)):
-            vectors[seq] = _copy(native.llama_get_embeddings_seq(pointer, seq), dim)
+            vectors[seq] = _values(native.llama_get_embeddings_seq(pointer, seq), dim)
         return vectors
 
     def _decode(
         self,
         pointer: Any,
-        tokens: Tokens,
-        positions: npt.NDArray[np.int64],
-        seqs: npt.NDArray[np.int32],
-        mask: npt.NDArray[np.int8] | None,
+        sequences: Sequence[Tokens],
+        mask: npt.NDArray[np.int8],
+        *,
+        first_position: int = 0,
+        first_seq: int = 0,
     ) -> None:
-        """One native call; the GIL is released while it computes."""
+        """One native call; the GIL is released while it computes.
+
+        The tokens of each sequence count from `first_position`, the sequences from `first_seq`.
+        """
         native = bindings()
-        n_tokens = len(tokens)
-        arrays = (
-            np.ascontiguousarray(tokens, np.int32),
-            positions.astype(np.int32),
-            np.ones(n_tokens, np.int32),
-            self._seq_pointers.of(seqs),
-            np.zeros(n_tokens, np.int8) if mask is None else mask,
-        )
-        batch = native.llama_batch()
-        batch.n_tokens = n_tokens
-        for field, array in zip(_BATCH_FIELDS, arrays, strict=True):
-            current: Any = getattr(batch, field)
-            setattr(batch, field, ctypes.cast(array.ctypes.data, current.__class__))
+        batch = self._batch.filled(sequences, mask, first_position, first_seq)
+        if self._batch.greatest_token >= self.model.n_vocab:
+            raise ValueError(f"a token id is not within 0..{self.model.n_vocab - 1}")
         self._tap.begin()
         forget_reason()
         status = native.llama_decode(pointer, batch)
         self._tap.check()
         if status != 0:
             raise NativeFailed(
-                f"{self.model.path}: llama_decode gave {status} for {n_tokens} tokens: {reason()}"
+                f"{self.model.path}: llama_decode gave {status} for {len(mask)} tokens: {reason()}"
             )
 
 
@@ -362,29 +342,60 @@ class _Tap:
         return False
 
 
-class _SeqPointers:
-    """llama_batch wants, per token, a pointer to its sequence ids; one table serves all batches."""
+class _Batch:
+    """The llama_batch of a context. Its memory is kept: to hand it over takes longer than to fill
+    it with a short text.
+    """
 
     def __init__(self, n_seq_max: int) -> None:
+        self._struct: Any = bindings().llama_batch()
+        # llama_batch wants, per token, a pointer to its sequence ids; one table serves all.
         self._ids = np.arange(n_seq_max, dtype=np.int32)
         self._addresses = self._ids.ctypes.data + 4 * self._ids.astype(np.uintp)
+        self._have(_FEW_TOKENS)
 
-    def of(self, seqs: npt.NDArray[np.int32]) -> npt.NDArray[np.uintp]:
-        """Addresses of one-element id lists, shape (n_tokens,)."""
-        return self._addresses[seqs]
+    def filled(
+        self,
+        sequences: Sequence[Tokens],
+        mask: npt.NDArray[np.int8],
+        first_position: int,
+        first_seq: int,
+    ) -> Any:
+        """The llama_batch, valid until the next is filled."""
+        n = len(mask)
+        if n > len(self._tokens):
+            self._have(n)
+        start = 0
+        for seq, sequence in enumerate(sequences, first_seq):
+            end = start + len(sequence)
+            self._tokens[start:end] = sequence
+            self._positions[start:end] = np.arange(first_position, first_position + end - start)
+            self._seqs[start:end] = self._addresses[seq]
+            start = end
+        self._mask[:n] = mask
+        self._struct.n_tokens = n
+        return self._struct
+
+    @property
+    def greatest_token(self) -> int:
+        """Of those filled in; one below 0 counts as very large."""
+        return int(self._tokens[: self._struct.n_tokens].view(np.uint32).max())
+
+    def _have(self, n: int) -> None:
+        """Memory for so many tokens."""
+        self._tokens = np.zeros(n, np.int32)
+        self._positions = np.zeros(n, np.int32)
+        self._n_seqs = np.ones(n, np.int32)
+        self._seqs = np.zeros(n, np.uintp)
+        self._mask = np.zeros(n, np.int8)
+        arrays = (self._tokens, self._positions, self._n_seqs, self._seqs, self._mask)
+        for field, array in zip(_BATCH_FIELDS, arrays, strict=True):
+            current: Any = getattr(self._struct, field)
+            setattr(self._struct, field, ctypes.cast(array.ctypes.data, current.__class__))
 
 
-def _end_to_end(
-    lengths: npt.NDArray[np.int32],
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
-    """Position and sequence number, from 0, of each token of sequences laid end to end."""
-    starts = np.cumsum(lengths) - lengths
-    positions = np.arange(int(lengths.sum())) - np.repeat(starts, lengths)
-    return positions, np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
-
-
-def _copy(pointer: Any, n: int) -> npt.NDArray[np.float32]:
-    """A copy of n floats that llama.cpp owns until the next call."""
+def _values(pointer: Any, n: int) -> npt.NDArray[np.float32]:
+    """A copy of n floats that llama.cpp owns until the next call; read-only."""
     if not pointer:
         raise NativeFailed(f"llama.cpp returned no embedding: {reason()}")
-    return np.ctypeslib.as_array(pointer, shape=(n,)).astype(np.float32, copy=True)
+    return np.frombuffer(ctypes.string_at(pointer, 4 * n), np.float32)

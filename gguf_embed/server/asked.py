@@ -20,6 +20,7 @@ from gguf_embed.engine.options import (
 from gguf_embed.engine.turns import Priority
 from gguf_embed.vectors import Vectors
 
+# Of a request that is short.
 URGENT_TEXTS: Final = 4
 URGENT_CHARS: Final = 2000  # of all texts
 
@@ -40,9 +41,9 @@ class EmbedRequest:
     on_error: OnError = "raise"  # "skip": a text without a vector is among `failed`
 
     @property
-    def priority(self) -> Priority:
-        """Of all texts."""
-        return _priority(self.texts)
+    def is_short(self) -> bool:
+        """A few short texts: somebody's question, that overtakes."""
+        return _is_short(self.texts)
 
     @property
     def options(self) -> EncodeOptions:
@@ -52,7 +53,7 @@ class EmbedRequest:
             "dimensions": self.dimensions,
             "normalize": self.normalize,
             "truncate": self.truncate,
-            "priority": self.priority,
+            "priority": _priority(is_short=self.is_short),
             "on_error": self.on_error,
         }
 
@@ -75,14 +76,10 @@ class Result:
     model: str  # as the request named it
     served: str  # as it is served
     token_counts: npt.NDArray[np.int32]  # (n,), after the cut; of pairs, those of the query too
+    n_tokens: int  # of all texts
     n_truncated: int
     n_chars: int
     times: Times
-
-    @property
-    def n_tokens(self) -> int:
-        """Of all texts."""
-        return int(self.token_counts.sum())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,18 +121,25 @@ class RerankRequest:
         return [self.query, *self.documents]
 
     @property
+    def is_short(self) -> bool:
+        """See `EmbedRequest.is_short`."""
+        return _is_short(self.texts)
+
+    @property
     def options(self) -> RerankOptions:
         """As `Reranker.prepare` takes them."""
         return {
             "task": self.task,
             "raw": self.raw_scores,
             "truncate": self.truncate,
-            "priority": _priority(self.texts),
+            "priority": _priority(is_short=self.is_short),
             "on_error": self.on_error,
         }
 
 
-def _priority(texts: Sequence[str] | Sequence[list[int]]) -> Priority:
-    """A few short texts are somebody's question, and overtake."""
-    urgent = len(texts) <= URGENT_TEXTS and sum(map(len, texts)) <= URGENT_CHARS
-    return Priority.QUERY if urgent else Priority.NORMAL
+def _is_short(texts: Sequence[str] | Sequence[list[int]]) -> bool:
+    return len(texts) <= URGENT_TEXTS and sum(map(len, texts)) <= URGENT_CHARS
+
+
+def _priority(*, is_short: bool) -> Priority:
+    return Priority.QUERY if is_short else Priority.NORMAL

@@ -1,11 +1,26 @@
-"""What Prometheus sees. The names that text-embeddings-inference has begin with te_ as there."""
+"""What Prometheus sees. The names that text-embeddings-inference has begin with te_ as there.
+
+Every request is counted, so counting is cheap here: numbers are added up, and brought into
+Prometheus's shapes when they are asked for.
+"""
 
 from __future__ import annotations
 
-from functools import lru_cache
+import threading
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
 
 from gguf_embed.engine.scheduler import Computed
 from gguf_embed.server.asked import Result
@@ -16,152 +31,160 @@ _SECONDS: Final = (
 )
 _SIZES: Final = tuple(float(2**n) for n in range(14))
 _MODEL: Final = ("model", "dialect")
+_BATCH: Final = ("model",)
 
 
-class Meters:
+class Meters(Collector):
     """Of one server; may be used from any thread."""
 
     def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
         self.in_flight = 0  # requests
-        self._count = Gauge(
-            "te_request_count", "Requests", ("dialect", "method", "path"), registry=registry
+        self._lock = threading.Lock()  # around all below
+        self._requests = _Counts("te_request_count", "Requests", ("dialect", "method", "path"))
+        self._failures = _Counts(
+            "te_request_failure", "Requests refused or failed", ("dialect", "err")
         )
-        self._failures = Gauge(
-            "te_request_failure",
-            "Requests refused or failed",
-            ("dialect", "err"),
-            registry=registry,
+        self._statuses = _Counts("gguf_embed_responses", "Answers", ("dialect", "status"))
+        self._texts = _Counts("gguf_embed_texts", "Texts embedded or scored", _MODEL)
+        self._tokens = _Counts("gguf_embed_tokens", "Tokens embedded or scored", _MODEL)
+        self._truncated = _Counts("gguf_embed_truncated_texts", "Texts that were cut", _MODEL)
+        self._duration = _Spreads(
+            "te_request_duration", "Seconds of a request that a model computes", _MODEL, _SECONDS
         )
-        self._statuses = Counter(
-            "gguf_embed_responses", "Answers", ("dialect", "status"), registry=registry
-        )
-        self._duration = Histogram(
-            "te_request_duration",
-            "Seconds of a request that a model computes",
-            _MODEL,
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self._tokenization = Histogram(
+        self._tokenization = _Spreads(
             "te_request_tokenization_duration",
             "Seconds in which it was tokenized",
             _MODEL,
-            buckets=_SECONDS,
-            registry=registry,
+            _SECONDS,
         )
-        self._queue = Histogram(
-            "te_request_queue_duration",
-            "Seconds for which it waited",
-            _MODEL,
-            buckets=_SECONDS,
-            registry=registry,
+        self._queue = _Spreads(
+            "te_request_queue_duration", "Seconds for which it waited", _MODEL, _SECONDS
         )
-        self._inference = Histogram(
-            "te_request_inference_duration",
-            "Seconds in which it was computed",
-            _MODEL,
-            buckets=_SECONDS,
-            registry=registry,
+        self._inference = _Spreads(
+            "te_request_inference_duration", "Seconds in which it was computed", _MODEL, _SECONDS
         )
-        self._texts = Counter(
-            "gguf_embed_texts", "Texts embedded or scored", _MODEL, registry=registry
+        self._batch_size = _Spreads("te_batch_next_size", "Texts of a batch", _BATCH, _SIZES)
+        self._batch_tokens = _Spreads("te_batch_next_tokens", "Tokens of a batch", _BATCH, _SIZES)
+        self._batch_seconds = _Spreads(
+            "te_batch_inference_duration", "Seconds of a batch", _BATCH, _SECONDS
         )
-        self._tokens = Counter(
-            "gguf_embed_tokens", "Tokens embedded or scored", _MODEL, registry=registry
-        )
-        self._truncated = Counter(
-            "gguf_embed_truncated_texts", "Texts that were cut", _MODEL, registry=registry
-        )
-        self._batch_size = Histogram(
-            "te_batch_next_size", "Texts of a batch", ("model",), buckets=_SIZES, registry=registry
-        )
-        self._batch_tokens = Histogram(
-            "te_batch_next_tokens",
-            "Tokens of a batch",
-            ("model",),
-            buckets=_SIZES,
-            registry=registry,
-        )
-        self._batch_seconds = Histogram(
-            "te_batch_inference_duration",
-            "Seconds of a batch",
-            ("model",),
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self._queue_tokens = Gauge(
-            "gguf_embed_queue_tokens", "Tokens that wait", ("model",), registry=registry
-        )
-        self._loaded = Gauge("gguf_embed_models_loaded", "Models in memory", registry=registry)
-        self._deaths = Gauge(
-            "gguf_embed_engine_deaths",
-            "Deaths of the process that computes",
-            ("model",),
-            registry=registry,
-        )
-        Gauge("te_queue_size", "Requests in flight", registry=registry).set_function(
-            lambda: self.in_flight
-        )
-        # Children of labels are looked up under a lock and with a check each time: kept here.
-        self._embeds = lru_cache(256)(self._embeds_of)
-        self._batches = lru_cache(256)(self._batches_of)
+        self._models: dict[str, tuple[int, int]] = {}
+        self.registry = CollectorRegistry()
+        self.registry.register(self)
 
     def request(self, dialect: str, method: str, path: str, status: int, err: str | None) -> None:
         """One request that was answered."""
-        self._count.labels(dialect, method, path).inc()
-        self._statuses.labels(dialect, str(status)).inc()
-        if err is not None:
-            self._failures.labels(dialect, err).inc()
+        with self._lock:
+            self._requests.add((dialect, method, path))
+            self._statuses.add((dialect, str(status)))
+            if err is not None:
+                self._failures.add((dialect, err))
 
     def result(self, model: str, dialect: str, done: Result) -> None:
         """One that a model computed."""
-        duration, tokenization, queue, inference, texts, tokens = self._embeds(model, dialect)
-        times = done.times
-        duration.observe(times.total_s)
-        tokenization.observe(times.tokenize_s)
-        queue.observe(times.queue_s)
-        inference.observe(times.compute_s)
-        texts.inc(len(done.token_counts))
-        tokens.inc(done.n_tokens)
-        if done.n_truncated:
-            self._truncated.labels(model, dialect).inc(done.n_truncated)
+        labels, times, n_tokens = (model, dialect), done.times, done.n_tokens
+        with self._lock:
+            self._duration.add(labels, times.total_s)
+            self._tokenization.add(labels, times.tokenize_s)
+            self._queue.add(labels, times.queue_s)
+            self._inference.add(labels, times.compute_s)
+            self._texts.add(labels, len(done.token_counts))
+            self._tokens.add(labels, n_tokens)
+            if done.n_truncated:
+                self._truncated.add(labels, done.n_truncated)
 
     def microbatch(self, model: str, batch: Computed) -> None:
         """One that was computed, maybe for several requests."""
-        size, tokens, seconds = self._batches(model)
-        size.observe(batch.n_texts)
-        tokens.observe(batch.n_tokens)
-        seconds.observe(batch.seconds)
+        labels = (model,)
+        with self._lock:
+            self._batch_size.add(labels, batch.n_texts)
+            self._batch_tokens.add(labels, batch.n_tokens)
+            self._batch_seconds.add(labels, batch.seconds)
 
     def models(self, now: dict[str, tuple[int, int]]) -> None:
         """Those in memory: tokens that wait, and deaths of the child."""
-        self._loaded.set(len(now))
-        self._queue_tokens.clear()
-        for model, (waiting, deaths) in now.items():
-            self._queue_tokens.labels(model).set(waiting)
-            self._deaths.labels(model).set(deaths)
+        self._models = now
 
     def text(self) -> bytes:
         """As Prometheus reads it."""
         return generate_latest(self.registry)
 
-    def _embeds_of(
-        self, model: str, dialect: str
-    ) -> tuple[Histogram, Histogram, Histogram, Histogram, Counter, Counter]:
-        labels = (model, dialect)
-        return (
-            self._duration.labels(*labels),
-            self._tokenization.labels(*labels),
-            self._queue.labels(*labels),
-            self._inference.labels(*labels),
-            self._texts.labels(*labels),
-            self._tokens.labels(*labels),
+    def collect(self) -> Iterator[Metric]:
+        """All, for the registry."""
+        with self._lock:
+            yield self._requests.gauge()
+            yield self._failures.gauge()
+            for counts in (self._statuses, self._texts, self._tokens, self._truncated):
+                yield counts.counter()
+            for spreads in (
+                *(self._duration, self._tokenization, self._queue, self._inference),
+                *(self._batch_size, self._batch_tokens, self._batch_seconds),
+            ):
+                yield spreads.histogram()
+        waiting = GaugeMetricFamily("gguf_embed_queue_tokens", "Tokens that wait", labels=_BATCH)
+        deaths = GaugeMetricFamily(
+            "gguf_embed_engine_deaths", "Deaths of the process that computes", labels=_BATCH
         )
+        for model, (n_waiting, n_deaths) in self._models.items():
+            waiting.add_metric((model,), n_waiting)
+            deaths.add_metric((model,), n_deaths)
+        yield waiting
+        yield deaths
+        yield GaugeMetricFamily(
+            "gguf_embed_models_loaded", "Models in memory", value=len(self._models)
+        )
+        yield GaugeMetricFamily("te_queue_size", "Requests in flight", value=self.in_flight)
 
-    def _batches_of(self, model: str) -> tuple[Histogram, Histogram, Histogram]:
-        return (
-            self._batch_size.labels(model),
-            self._batch_tokens.labels(model),
-            self._batch_seconds.labels(model),
-        )
+
+class _Counts:
+    """A number for each combination of labels, which grows."""
+
+    def __init__(self, name: str, what: str, labels: Sequence[str]) -> None:
+        self._said = (name, what)
+        self._labels = labels
+        self._values = Counter[tuple[str, ...]]()
+
+    def add(self, labels: tuple[str, ...], n: int = 1) -> None:
+        """So many more."""
+        self._values[labels] += n
+
+    def counter(self) -> Metric:
+        """As Prometheus has it."""
+        return self._filled(CounterMetricFamily(*self._said, labels=self._labels))
+
+    def gauge(self) -> Metric:
+        """The same under the name that text-embeddings-inference has, which is no counter's."""
+        return self._filled(GaugeMetricFamily(*self._said, labels=self._labels))
+
+    def _filled(self, family: CounterMetricFamily | GaugeMetricFamily) -> Metric:
+        for labels, value in self._values.items():
+            family.add_metric(labels, value)
+        return family
+
+
+class _Spreads:
+    """How values are spread, for each combination of labels."""
+
+    def __init__(
+        self, name: str, what: str, labels: Sequence[str], bounds: tuple[float, ...]
+    ) -> None:
+        self._said = (name, what)
+        self._labels = labels
+        self._bounds = bounds
+        # Of each: how many values are up to each bound and above the one before; the last: beyond.
+        self._counts = defaultdict[tuple[str, ...], list[int]](lambda: [0] * (len(bounds) + 1))
+        self._sums = defaultdict[tuple[str, ...], float](float)
+
+    def add(self, labels: tuple[str, ...], value: float) -> None:
+        """One more."""
+        self._counts[labels][bisect_left(self._bounds, value)] += 1
+        self._sums[labels] += value
+
+    def histogram(self) -> Metric:
+        """As Prometheus has it."""
+        family = HistogramMetricFamily(*self._said, labels=self._labels)
+        names = [*map(str, self._bounds), "+Inf"]
+        for labels, counts in self._counts.items():
+            buckets = list(zip(names, accumulate(counts), strict=True))
+            family.add_metric(labels, buckets, self._sums[labels])
+        return family

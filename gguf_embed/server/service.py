@@ -81,7 +81,9 @@ class Service:
             if asked.prompt_if_known and asked.prompt_name not in loaded.embedder.prompts:
                 options["prompt_name"] = None
             pending, tokenize_s = await self._computed(
-                loaded, lambda: self._prepared(loaded.embedder, asked.texts, options)
+                loaded,
+                lambda: self._prepared(loaded.embedder, asked.texts, options),
+                at_once=asked.is_short and self.cache is None,
             )
             n_values = len(asked.texts) * loaded.embedder.dim
             # A thread costs more than few vectors do; many would hold the loop, and so would
@@ -95,6 +97,7 @@ class Service:
                 served=loaded.offer.id,
                 vectors=block.vectors,
                 token_counts=block.token_counts,
+                n_tokens=int(block.token_counts.sum()),
                 n_truncated=int(block.truncated.sum()),
                 failed=block.failed,
                 n_chars=sum(map(len, asked.texts)),
@@ -122,6 +125,7 @@ class Service:
             pending, tokenize_s = await self._computed(
                 loaded,
                 lambda: loaded.reranker.prepare(asked.query, asked.documents, **asked.options),
+                at_once=asked.is_short,
             )
             scored = await self.in_thread(pending.result)  # the head is computed there
             return Reranked(
@@ -130,6 +134,7 @@ class Service:
                 scores=scored.scores,
                 scored=scored,
                 token_counts=np.array(scored.n_tokens, np.int32),
+                n_tokens=sum(scored.n_tokens),
                 n_truncated=sum(scored.truncated),
                 n_chars=sum(map(len, asked.documents)) + len(asked.query) * len(asked.documents),
                 times=_times(begin, leased, tokenize_s, pending),
@@ -150,9 +155,13 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
     async def _computed(
-        self, loaded: Loaded, prepare: Callable[[], Call[_T]]
+        self, loaded: Loaded, prepare: Callable[[], Call[_T]], *, at_once: bool
     ) -> tuple[Call[_T], float]:
-        """Prepared, submitted and done; and the seconds until it was submitted."""
+        """Prepared, submitted and done; and the seconds until it was submitted.
+
+        `at_once`: on the loop, where that needs no other process. A few short texts are tokenized
+        before a thread would have begun.
+        """
         begin = time.monotonic()
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
@@ -163,9 +172,12 @@ class Service:
                 loop.call_soon_threadsafe(_set, done)
 
         try:
-            pending = await self.in_thread(
-                lambda: self._submitted(loaded, prepare, finish, started)
-            )
+            if at_once and loaded.model.meter.tokenizes_here:
+                pending = self._submitted(loaded, prepare, finish, started)
+            else:
+                pending = await self.in_thread(
+                    lambda: self._submitted(loaded, prepare, finish, started)
+                )
             tokenize_s = time.monotonic() - begin
             await done
         except asyncio.CancelledError:
@@ -180,7 +192,7 @@ class Service:
         on_done: Callable[[], None],
         started: _Started,
     ) -> Call[_T]:
-        """Tokenized and on its way; in a thread. Raises Refused where too much waits."""
+        """Tokenized and on its way. Raises Refused where too much waits."""
         meter, speed = loaded.model.meter, loaded.most_tokens_per_s
         self.limits.check_queue(meter.waiting_tokens, 0, speed)
         pending = prepare()

@@ -173,6 +173,7 @@ async def embed_all(call: Call) -> Answer:
         model=body.model or "",
         served=call.service.models.offers.find(body.model).id,
         token_counts=np.array([len(each) for each in vectors], np.int32),
+        n_tokens=sum(map(len, vectors)),
         n_truncated=n_truncated,
         n_chars=sum(map(len, texts)),
         times=Times(total_s=seconds, load_s=0, tokenize_s=0, queue_s=0, compute_s=seconds),

@@ -29,7 +29,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -272,13 +271,12 @@ def take_job() -> Any:
     return _inbox.take()
 
 
-def do_jobs(do: Callable[[Any], None], *, n_threads: int) -> None:
-    """In the child: have the jobs done that come from now on, until None comes.
+def do_jobs(do: Callable[[Any], None]) -> None:
+    """In the child: have `do` called with each job that comes from now on, until None comes.
 
-    The thread that has read a job does it, and another reads on: no job waits for a thread to
-    wake. One more thread than jobs at a time, so that the end of the parent is seen.
+    By the thread that reads them, which sees the parent's end only in between.
     """
-    _inbox.have_done(do, n_threads)
+    _inbox.have_done(do)
 
 
 def tell(answer: Mapping[str, object]) -> None:
@@ -314,55 +312,36 @@ def run_for_user(command: Sequence[str]) -> int | None:
 
 
 class _Inbox:
-    """In the child: what its parent sends. Threads take turns in reading it."""
+    """In the child: what its parent sends, read by a thread of its own."""
 
     def __init__(self) -> None:
-        self._reading = threading.Lock()  # around the two below
-        self._lines: deque[bytes] = deque()
-        self._rest = b""
         self._kept: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._do: Callable[[Any], None] = self._kept.put
-        self._n_threads = 0
+        self._reader: threading.Thread | None = None
 
     def take(self) -> Any:
         """The next that is kept."""
-        self._start(1)
+        if self._reader is None:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is the parent's to explain
+            self._reader = threading.Thread(target=self._read, daemon=True)
+            self._reader.start()
         return self._kept.get()
 
-    def have_done(self, do: Callable[[Any], None], n_threads: int) -> None:
+    def have_done(self, do: Callable[[Any], None]) -> None:
         """See `do_jobs`."""
         self._do = do
-        self._start(n_threads)
-        while (job := self._kept.get()) is not None:  # kept before there was `do`
+        while (job := self.take()) is not None:  # kept before there was `do`
             do(job)
 
-    def _start(self, n_threads: int) -> None:
-        if not self._n_threads:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is the parent's to explain
-        for number in range(self._n_threads, n_threads):
-            name = f"gguf-embed-jobs-{number}"
-            threading.Thread(target=self._work, daemon=True, name=name).start()
-        self._n_threads = max(n_threads, self._n_threads)
-
-    def _work(self) -> None:
-        while True:
-            with self._reading:
-                job = self._next()
-            if job is None:
-                self._kept.put(None)
-            else:
-                self._do(job)
-
-    def _next(self) -> Any:
+    def _read(self) -> None:
         # Not sys.stdin: a thread that waits inside it aborts Python's own exit.
+        rest = b""
         with suppress(OSError, ValueError):
-            while not self._lines:
-                if not (chunk := os.read(0, 1 << 16)):
-                    break
-                *lines, self._rest = (self._rest + chunk).split(b"\n")
-                self._lines.extend(lines)
-            else:
-                return json.loads(self._lines.popleft())
+            while chunk := os.read(0, 1 << 16):
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    job = json.loads(line)
+                    (self._kept.put if job is None else self._do)(job)
         os._exit(1)  # whatever native code is doing
 
 
