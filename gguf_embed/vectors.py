@@ -12,6 +12,8 @@ from gguf_embed.errors import BadOption
 
 Vectors: TypeAlias = npt.NDArray[np.float32]
 
+_LEAST_NORM = float(np.finfo(np.float32).tiny)
+
 
 class Pooling(IntEnum):
     """How token vectors become one vector; numbers as in GGUF `{arch}.pooling_type`."""
@@ -58,13 +60,13 @@ def finish(vectors: Vectors, *, dimensions: int | None, normalize: bool) -> Vect
     if not normalize:
         return np.ascontiguousarray(cut)
     norms = np.sqrt(np.einsum("nd,nd->n", cut, cut, dtype=np.float64))[:, None]
-    return (cut / np.maximum(norms, np.finfo(np.float32).tiny)).astype(np.float32)
+    return (cut / np.maximum(norms, _LEAST_NORM)).astype(np.float32)
 
 
 def unusable(vectors: Vectors) -> npt.NDArray[np.intp]:
     """The rows that have no direction: a value that is not finite, or no length."""
-    norms = np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64)
-    return np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
+    squares = np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64)
+    return np.nonzero(~((squares > 0) & (squares < np.inf)))[0]
 
 
 def least_cosine(a: Vectors, b: Vectors) -> float:

@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 
@@ -14,8 +15,7 @@ class PlainFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One line; a traceback comes after it."""
-        at = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
-        line = f"{at} {record.levelname} {_plain(record.getMessage())}"
+        line = f"{_clock(int(record.created))} {record.levelname} {_plain(record.getMessage())}"
         shown = ("dialect", "model", "n_texts", "n_tokens", "n_truncated", "error")
         facts = _facts(record)
         line += "".join(f" {key}={_plain(str(facts[key]))}" for key in shown if facts.get(key))
@@ -55,6 +55,12 @@ def set_up(*, json_lines: bool, requests: bool) -> None:
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     access = logging.getLogger("gguf_embed.server.access")
     access.setLevel(logging.INFO if requests else logging.WARNING)
+
+
+@lru_cache(1)
+def _clock(second: int) -> str:
+    """The time of day here; many lines are of the same second."""
+    return datetime.fromtimestamp(second).strftime("%H:%M:%S")
 
 
 def _facts(record: logging.LogRecord) -> dict[str, Any]:

@@ -44,6 +44,7 @@ class Loaded:
     model: Embedder | Reranker
     load_s: float
     keep_alive_s: float  # below 0: for ever
+    tokenizes_here: bool = False  # by Python alone
     used_at: float = 0.0  # time.monotonic()
     n_leases: int = 0
     tokens_per_s: float = 0.0  # lately
@@ -221,6 +222,7 @@ class Models:
                 model=model,
                 load_s=time.monotonic() - begin,
                 keep_alive_s=self._keep_alive_s,
+                tokenizes_here=model.meter.tokenizes_here,
                 used_at=time.monotonic(),
             )
             loaded.idle.set()

@@ -98,7 +98,7 @@ class Service:
                 vectors=block.vectors,
                 token_counts=block.token_counts,
                 n_tokens=int(block.token_counts.sum()),
-                n_truncated=int(block.truncated.sum()),
+                n_truncated=int(np.count_nonzero(block.truncated)),
                 failed=block.failed,
                 n_chars=sum(map(len, asked.texts)),
                 times=_times(begin, leased, tokenize_s, pending),
@@ -172,11 +172,11 @@ class Service:
                 loop.call_soon_threadsafe(_set, done)
 
         try:
-            if at_once and loaded.model.meter.tokenizes_here:
-                pending = self._submitted(loaded, prepare, finish, started)
+            if at_once and loaded.tokenizes_here:
+                pending = self._submitted(loaded, prepare(), finish, started)
             else:
                 pending = await self.in_thread(
-                    lambda: self._submitted(loaded, prepare, finish, started)
+                    lambda: self._submitted(loaded, self._allowed(loaded, prepare), finish, started)
                 )
             tokenize_s = time.monotonic() - begin
             await done
@@ -185,18 +185,21 @@ class Service:
             raise
         return pending, tokenize_s
 
+    def _allowed(self, loaded: Loaded, prepare: Callable[[], Call[_T]]) -> Call[_T]:
+        """Tokenized, where not too much waits already."""
+        self.limits.check_queue(loaded.model.meter.waiting_tokens, 0, loaded.most_tokens_per_s)
+        return prepare()
+
     def _submitted(
         self,
         loaded: Loaded,
-        prepare: Callable[[], Call[_T]],
+        pending: Call[_T],
         on_done: Callable[[], None],
         started: _Started,
     ) -> Call[_T]:
-        """Tokenized and on its way. Raises Refused where too much waits."""
-        meter, speed = loaded.model.meter, loaded.most_tokens_per_s
-        self.limits.check_queue(meter.waiting_tokens, 0, speed)
-        pending = prepare()
-        self.limits.check_queue(meter.waiting_tokens, pending.n_tokens, speed)
+        """On its way. Raises Refused where too much waits."""
+        waiting, speed = loaded.model.meter.waiting_tokens, loaded.most_tokens_per_s
+        self.limits.check_queue(waiting, pending.n_tokens, speed)
         pending.submit(on_done)
         started.begin(pending)
         return pending
