@@ -52,6 +52,40 @@ def test_more_jobs_until_it_is_closed(module):
     assert not psutil.pid_exists(running.pid)
 
 
+def test_jobs_are_done_by_the_thread_that_reads_them(module):
+    name = module(
+        "from threading import current_thread as thread, main_thread\n"
+        "from gguf_embed.system.child import do_jobs\n"
+        "take_job()\n"
+        "do_jobs(lambda job: tell({'job': job, 'main': thread() is main_thread()}))\n"
+        "tell({'ended': True})"
+    )
+    with Child(name, "the first") as running:
+        answers = running.answers(timeout_s=30)
+        time.sleep(0.5)  # it waits for jobs by now
+        for job in (1, "two", [3]):
+            running.send(job)
+            assert next(answers) == {"job": job, "main": False}
+        running.send(None)
+        assert next(answers) == {"ended": True}
+        assert running.ending.ok
+
+
+def test_jobs_that_came_too_early_are_done(module):
+    name = module(
+        "from gguf_embed.system.child import do_jobs\n"
+        "take_job()\ntime.sleep(0.5)\ndo_jobs(lambda job: tell({'job': job}))"
+    )
+    with Child(name, "the first", 1, 2, None) as running:
+        assert list(running.answers()) == [{"job": 1}, {"job": 2}]
+    assert running.ending.ok
+
+
+def test_one_that_says_much_ends_though_nobody_listens(module):
+    with Child(module("print('x' * 10_000_000)")) as running:
+        assert running.ending.ok
+
+
 @pytest.mark.parametrize(
     ("body", "reason", "crashed"),
     [

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import tiny
 
@@ -284,6 +285,59 @@ def test_nothing_is_left(backend: IsolatedModel):
     assert gone(pid)
     with pytest.raises(BadInput, match="is closed"):
         embedder.encode("a")
+
+
+def test_texts_that_come_one_by_one_are_computed_by_one_thread(backend: IsolatedModel):
+    """More threads that compute have more teams of threads."""
+    ids = backend.tokenize("the cat and the dog")
+    threads = psutil.Process(backend.pid)
+    n_contexts = backend.run_settings.n_contexts
+    assert n_contexts > 1
+    n_threads = set[int]()
+    for _ in range(20):
+        backend.run([ids], n_contexts=n_contexts)
+        n_threads.add(threads.num_threads())
+    assert len(n_threads) == 1
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
+def test_ctrl_c_loses_no_answer(path: Path):
+    """It comes while the main thread waits for the child, which others ask as well."""
+    code = (
+        "import signal, sys, threading; from pathlib import Path\n"
+        "from gguf_embed.engine.isolated import IsolatedModel\n"
+        "from gguf_embed.engine.opening import prove_model\n"
+        "from gguf_embed.plan.settings import Settings\n"
+        "text, long = 'the cat and the dog', 'the cat and the dog ' * 20_000\n"
+        "settings = Settings(tune=False, n_contexts=2)\n"
+        "with IsolatedModel(prove_model(Path(sys.argv[1]), settings)) as backend:\n"
+        "    signal.signal(signal.SIGALRM, signal.default_int_handler)\n"
+        "    expected, wrong, ended = backend.tokenize(text).tolist(), [], threading.Event()\n"
+        "    pid, n_stopped = backend.pid, 0\n"
+        "    def ask():\n"
+        "        while not ended.wait(0.01):\n"
+        "            if backend.tokenize(text).tolist() != expected: wrong.append(text)\n"
+        "    asking = threading.Thread(target=ask); asking.start()\n"
+        "    for n in range(20):\n"
+        "        try:\n"
+        "            signal.setitimer(signal.ITIMER_REAL, 0.02 + n / 2000)\n"
+        "            backend.tokenize(long)\n"
+        "        except KeyboardInterrupt:\n"
+        "            n_stopped += 1\n"
+        "        signal.setitimer(signal.ITIMER_REAL, 0)\n"
+        "        assert backend.tokenize(text).tolist() == expected\n"
+        "    ended.set(); asking.join()\n"
+        "    assert not wrong and n_stopped > 10 and backend.pid == pid, (n_stopped, wrong)\n"
+        "print('ok')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.stdout == "ok\n", done.stderr
 
 
 def test_the_child_ends_with_a_parent_that_is_killed(path: Path):

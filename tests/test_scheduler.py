@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -183,6 +185,28 @@ def test_all_contexts_work():
         assert not many.busy.acquire(timeout=0.05)
         many.open()
         assert vectors(ticket).shape == (9, 64)
+
+
+def test_texts_that_come_one_by_one_are_computed_by_one_thread():
+    """OpenMP has a team of threads for each thread that computed with several."""
+    used: list[int] = []
+
+    class Recorder(FakeBackend):
+        def run(self, sequences: Sequence[Tokens], **options: Any) -> Outcome:
+            used.append(threading.get_ident())
+            time.sleep(0.001)
+            return super().run(sequences, **options)
+
+    limits = BatchLimits(max_tokens=100, max_seqs=8, n_contexts=3)
+    with Scheduler(Recorder(limits=limits)) as scheduler:
+        vectors(scheduler.submit(Caller(), rows(*[100] * 99)))  # all of them work
+        assert len(set(used)) == 3
+        used.clear()
+        for _ in range(50):
+            time.sleep(0.002)  # all of them are idle
+            vectors(scheduler.submit(Caller(), rows(9)))
+    assert len(used) == 50
+    assert len(set(used)) == 1
 
 
 def test_many_callers_in_many_threads():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import random
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from gguf_embed import BadOption, Block, DoesNotFit, ModelNotFound, NativeFailed
@@ -25,6 +28,7 @@ from gguf_embed.jobs.cache import VectorCache
 from gguf_embed.jobs.cached import space_of
 from gguf_embed.plan.candidate import Candidate
 from gguf_embed.server.app import application
+from gguf_embed.server.asked import Result, Times
 from gguf_embed.server.indexes import Indexes, IndexOffer, index_name, offer_for
 from gguf_embed.server.limits import Limits
 from gguf_embed.server.meters import Meters
@@ -1114,6 +1118,77 @@ def test_health_ready_status_and_metrics(serve: Callable[..., Served]):
     status = client.get("/status").json()
     assert status["models"][0]["id"] == "fake"
     assert status["requests_in_flight"] == 1
+
+
+def test_values_are_counted_as_prometheus_counts_them():
+    """Against its own client, whose counting is too slow for every request."""
+    registry = CollectorRegistry()
+    labels = ("model", "dialect")
+    bounds = (
+        *(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
+        *(1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0),
+    )
+    duration = Histogram(
+        "te_request_duration",
+        "Seconds of a request that a model computes",
+        labels,
+        buckets=bounds,
+        registry=registry,
+    )
+    texts = Counter("gguf_embed_texts", "Texts embedded or scored", labels, registry=registry)
+    meters = Meters()
+    rng = random.Random(0)
+    for _ in range(500):
+        seconds = rng.choice([*bounds, 0.0, 1e4, rng.lognormvariate(0, 3)])
+        model, dialect, n = rng.choice("ab"), rng.choice("cd"), rng.randrange(9)
+        times = Times(total_s=seconds, load_s=0, tokenize_s=0, queue_s=0, compute_s=0)
+        done = Result(
+            model=model,
+            served=model,
+            token_counts=np.ones(n, np.int32),
+            n_tokens=n,
+            n_truncated=0,
+            n_chars=0,
+            times=times,
+        )
+        meters.result(model, dialect, done)
+        duration.labels(model, dialect).observe(seconds)
+        texts.labels(model, dialect).inc(n)
+
+    def samples(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+        return {
+            (sample.name, frozenset(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if not sample.name.endswith("_created")
+        }
+
+    ours = samples(meters.text().decode())
+    theirs = samples(generate_latest(registry).decode())
+    assert len(theirs) > 70
+    assert {name: ours.get(name) for name in theirs} == pytest.approx(theirs)
+
+
+def test_a_short_text_needs_no_thread(serve: Callable[..., Served], direct: FakeEmbedder):
+    """Where Python alone tokenizes; a long one, or many, would hold the loop."""
+    served = serve()
+    served.client.post("/embed", json={"inputs": TEXTS})
+    (loaded,) = served.service.models.loaded
+    asked = list[str]()
+    real = served.service.in_thread
+
+    async def in_thread(call: Callable[[], Any]) -> Any:
+        asked.append("a thread")
+        return await real(call)
+
+    served.service.in_thread = in_thread
+    for here, body in ((True, "a cat"), (False, "a cat"), (True, "c" * 2500), (True, TEXTS * 9)):
+        loaded.tokenizes_here = here
+        got = served.client.post("/embed", json={"inputs": body})
+        wanted = direct.encode([body] if isinstance(body, str) else body)
+        np.testing.assert_array_equal(floats(got.json()), wanted)
+        asked.append(str(here))
+    assert asked == ["True", *["a thread", "False"], *["a thread", "True"] * 2]
 
 
 def test_a_request_is_a_span_with_its_parts(serve: Callable[..., Served]):

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gguf_embed.errors import NativeFailed
+from gguf_embed.native.batch import Batch
 from gguf_embed.native.handle import Handle
 from gguf_embed.native.library import accelerating, bindings, forget_reason, ggml, reason
 from gguf_embed.native.model import Model, Tokens
@@ -23,8 +24,6 @@ from gguf_embed.system.closing import Closes
 from gguf_embed.vectors import Pooling, Vectors, output_mask, pool
 
 MAX_SEQS = 256  # LLAMA_MAX_SEQ
-_FEW_TOKENS = 512  # a batch has memory for so many from the start
-_BATCH_FIELDS = ("token", "pos", "n_seq_id", "seq_id", "logits")  # llama_batch
 TAPPED_TENSOR = b"result_norm"  # the last hidden state, before the language-model head
 
 
@@ -70,7 +69,7 @@ class Context(Closes):
         n_ctx = max(params.n_ctx, n_ubatch)
         # A batch is split into microbatches by llama.cpp itself, but an encoder sees it whole.
         self.n_batch = n_ubatch if encoder else n_ctx
-        self._batch = _Batch(params.n_seq_max)
+        self._batch = Batch(params.n_seq_max)
         self._n_threads = params.n_threads
         self._n_outputs_max = self.n_batch  # tokens whose vectors one decode can give
         self._tap = _Tap(model.dim)
@@ -340,58 +339,6 @@ class _Tap:
         except BaseException as error:  # an exception must not unwind through C
             self._error = error
         return False
-
-
-class _Batch:
-    """The llama_batch of a context. Its memory is kept: to hand it over takes longer than to fill
-    it with a short text.
-    """
-
-    def __init__(self, n_seq_max: int) -> None:
-        self._struct: Any = bindings().llama_batch()
-        # llama_batch wants, per token, a pointer to its sequence ids; one table serves all.
-        self._ids = np.arange(n_seq_max, dtype=np.int32)
-        self._addresses = self._ids.ctypes.data + 4 * self._ids.astype(np.uintp)
-        self._have(_FEW_TOKENS)
-
-    def filled(
-        self,
-        sequences: Sequence[Tokens],
-        mask: npt.NDArray[np.int8],
-        first_position: int,
-        first_seq: int,
-    ) -> Any:
-        """The llama_batch, valid until the next is filled."""
-        n = len(mask)
-        if n > len(self._tokens):
-            self._have(n)
-        start = 0
-        for seq, sequence in enumerate(sequences, first_seq):
-            end = start + len(sequence)
-            self._tokens[start:end] = sequence
-            self._positions[start:end] = np.arange(first_position, first_position + end - start)
-            self._seqs[start:end] = self._addresses[seq]
-            start = end
-        self._mask[:n] = mask
-        self._struct.n_tokens = n
-        return self._struct
-
-    @property
-    def greatest_token(self) -> int:
-        """Of those filled in; one below 0 counts as very large."""
-        return int(self._tokens[: self._struct.n_tokens].view(np.uint32).max())
-
-    def _have(self, n: int) -> None:
-        """Memory for so many tokens."""
-        self._tokens = np.zeros(n, np.int32)
-        self._positions = np.zeros(n, np.int32)
-        self._n_seqs = np.ones(n, np.int32)
-        self._seqs = np.zeros(n, np.uintp)
-        self._mask = np.zeros(n, np.int8)
-        arrays = (self._tokens, self._positions, self._n_seqs, self._seqs, self._mask)
-        for field, array in zip(_BATCH_FIELDS, arrays, strict=True):
-            current: Any = getattr(self._struct, field)
-            setattr(self._struct, field, ctypes.cast(array.ctypes.data, current.__class__))
 
 
 def _values(pointer: Any, n: int) -> npt.NDArray[np.float32]:
