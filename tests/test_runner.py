@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -303,10 +302,8 @@ class FakeContext:
         assert self.gives_tokens
         return self.run([np.array([token]) for token in sequence])
 
-    @contextmanager
-    def threads(self, n_threads: int) -> Generator[None]:
+    def use_threads(self, n_threads: int) -> None:
         self.n_threads.append(n_threads)
-        yield
 
     def run(self, sequences: Sequence[Tokens], *, n_prefix: int = 0) -> Vectors:
         assert not self.closed
