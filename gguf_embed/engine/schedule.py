@@ -53,7 +53,7 @@ def pack_rows(
     tokens: Sequence[Tokens], limits: BatchLimits, head: Head = Head.POOLED
 ) -> list[Microbatch]:
     """All rows of a caller in microbatches, rows that share a prefix with one another."""
-    if head is Head.TOKENS:
+    if head is Head.TOKENS or len(tokens) == 1:
         return [Microbatch(rows=(row,), n_tokens=len(ids)) for row, ids in enumerate(tokens)]
     groups = [Shared(rows=tuple(range(len(tokens))), n_prefix=0)]
     if limits.max_prefix and len(tokens) > 1:
