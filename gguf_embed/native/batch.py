@@ -26,6 +26,7 @@ class Batch:
         # llama_batch wants, per token, a pointer to its sequence ids; one table serves all.
         self._ids = np.arange(n_seq_max, dtype=np.int32)
         self._addresses = self._ids.ctypes.data + 4 * self._ids.astype(np.uintp)
+        self._counting = np.arange(_FEW_TOKENS, dtype=np.int32)
         self._have(_FEW_TOKENS)
 
     def filled(
@@ -39,16 +40,16 @@ class Batch:
 
         `mask` is 1 for each token whose output is wanted, shape (all tokens,).
         """
-        n = len(mask)
+        n, lengths = len(mask), list(map(len, sequences))
         if n > len(self._tokens):
             self._have(n)
-        start = 0
-        for seq, sequence in enumerate(sequences, first_seq):
-            end = start + len(sequence)
-            self._tokens[start:end] = sequence
-            self._positions[start:end] = np.arange(first_position, first_position + end - start)
-            self._seqs[start:end] = self._addresses[seq]
-            start = end
+        if first_position + n > len(self._counting):
+            self._counting = np.arange(first_position + n, dtype=np.int32)
+        counting = self._counting[first_position:]
+        np.concatenate(sequences, out=self._tokens[:n])
+        np.concatenate([counting[:length] for length in lengths], out=self._positions[:n])
+        addresses = self._addresses[first_seq : first_seq + len(lengths)]
+        self._seqs[:n] = addresses.repeat(lengths)
         self._mask[:n] = mask
         self._struct.n_tokens = n
         return self._struct
