@@ -1169,6 +1169,18 @@ def test_values_are_counted_as_prometheus_counts_them():
     assert {name: ours.get(name) for name in theirs} == pytest.approx(theirs)
 
 
+def test_deaths_are_told_after_a_model_has_left():
+    meters = Meters()
+    meters.models({"a": (5, 2), "b": (0, 0)})
+    meters.models({"b": (7, 1)})
+    text = meters.text().decode()
+    assert 'gguf_embed_engine_deaths{model="a"} 2.0' in text
+    assert 'gguf_embed_engine_deaths{model="b"} 1.0' in text
+    assert 'gguf_embed_queue_tokens{model="b"} 7.0' in text
+    assert 'gguf_embed_queue_tokens{model="a"}' not in text
+    assert "gguf_embed_models_loaded 1.0" in text
+
+
 def test_a_short_text_needs_no_thread(serve: Callable[..., Served], direct: FakeEmbedder):
     """Where Python alone tokenizes; a long one, or many, would hold the loop."""
     served = serve()

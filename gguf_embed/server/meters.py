@@ -68,7 +68,8 @@ class Meters(Collector):
         self._batch_seconds = _Spreads(
             "te_batch_inference_duration", "Seconds of a batch", _BATCH, _SECONDS
         )
-        self._models: dict[str, tuple[int, int]] = {}
+        self._waiting: dict[str, int] = {}  # tokens, of each model in memory
+        self._deaths: dict[str, int] = {}  # also of those that have left
         self.registry = CollectorRegistry()
         self.registry.register(self)
 
@@ -103,7 +104,8 @@ class Meters(Collector):
 
     def models(self, now: dict[str, tuple[int, int]]) -> None:
         """Those in memory: tokens that wait, and deaths of the child."""
-        self._models = now
+        self._waiting = {model: n_waiting for model, (n_waiting, _) in now.items()}
+        self._deaths = self._deaths | {model: n_deaths for model, (_, n_deaths) in now.items()}
 
     def text(self) -> bytes:
         """As Prometheus reads it."""
@@ -125,13 +127,14 @@ class Meters(Collector):
         deaths = GaugeMetricFamily(
             "gguf_embed_engine_deaths", "Deaths of the process that computes", labels=_BATCH
         )
-        for model, (n_waiting, n_deaths) in self._models.items():
+        for model, n_waiting in self._waiting.items():
             waiting.add_metric((model,), n_waiting)
+        for model, n_deaths in self._deaths.items():
             deaths.add_metric((model,), n_deaths)
         yield waiting
         yield deaths
         yield GaugeMetricFamily(
-            "gguf_embed_models_loaded", "Models in memory", value=len(self._models)
+            "gguf_embed_models_loaded", "Models in memory", value=len(self._waiting)
         )
         yield GaugeMetricFamily("te_queue_size", "Requests in flight", value=self.in_flight)
 
