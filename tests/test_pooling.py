@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from gguf_embed.errors import BadOption
-from gguf_embed.vectors import Pooling, check_dimensions, finish, is_trained_cut, output_mask, pool
+from gguf_embed.vectors import (
+    Pooling,
+    check_dimensions,
+    finish,
+    is_trained_cut,
+    output_mask,
+    pool,
+    unusable,
+)
 
 LENGTHS = np.array([3, 1, 2], np.int32)
 
@@ -93,3 +101,12 @@ def test_a_cut_is_trained_where_the_card_says_so(
     dimensions: int | None, mrl_min: int | None, mrl_dims: tuple[int, ...], trained: bool
 ):
     assert is_trained_cut(dimensions, dim=64, mrl_min=mrl_min, mrl_dims=mrl_dims) == trained
+
+
+def test_rows_without_a_direction_are_unusable():
+    """Values as small and as large as float32 has are a direction: squares are float64."""
+    bad, good = (np.nan, np.inf, -np.inf, 0.0), (1e-45, -1e-45, 3.4e38, -3.4e38, 1.0)
+    rows = [[value, 0.0] for value in (*bad, *good)]
+    assert unusable(np.array(rows, np.float32)).tolist() == [0, 1, 2, 3]
+    assert unusable(np.array([[np.inf, -np.inf], [1, np.nan]], np.float32)).tolist() == [0, 1]
+    assert unusable(np.empty((0, 3), np.float32)).tolist() == []
