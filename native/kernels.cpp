@@ -588,23 +588,38 @@ template <class Isa> inline typename Isa::Floats gelu(typename Isa::Floats x) {
 
 // ------------------------------------------------------------------------------ register tiles
 
-// Adds to the sums of R rows and two vectors of columns those over `n_pairs` pairs of inner values.
-template <class Isa, int R>
-inline void integer_tile(const int16_t * strip, const int16_t * x, int64_t stride, int64_t n_pairs,
-                         typename Isa::Ints (&sums)[R][2]) {
+// Where the numbers of a tile's rows lie: each row by itself, or dealt out, four numbers of each in turn. Dealt
+// out, they are one stream, which comes sooner from beyond the second level cache.
+template <int R> struct RowsApart {
     const int16_t * rows[R];
+    RowsApart(const int16_t * x, int64_t stride) {
 #pragma GCC unroll 12
-    for (int r = 0; r < R; r++) rows[r] = x + r * stride;
-    for (int64_t i = 0; i < n_pairs; i++) {
-        auto left = Isa::load(strip + i * strip_columns<Isa> * 2);
-        auto right = Isa::load(strip + i * strip_columns<Isa> * 2 + Isa::lanes * 2);
-        Isa::pin(left);
-        Isa::pin(right);
+        for (int r = 0; r < R; r++) rows[r] = x + r * stride;
+    }
+    const int16_t * at(int row, int64_t pair) const { return rows[row] + 2 * pair; }  // an even one
+};
+
+template <int R> struct RowsDealt {
+    const int16_t * x;
+    const int16_t * at(int row, int64_t pair) const { return x + 2 * pair * R + 4 * row; }
+};
+
+// Adds to the sums of R rows and two vectors of columns those over `n_pairs` pairs of inner values.
+template <class Isa, int R, class Rows>
+inline void integer_tile(const int16_t * strip, Rows rows, int64_t n_pairs, typename Isa::Ints (&sums)[R][2]) {
+    for (int64_t i = 0; i < n_pairs; i += 2) {
+#pragma GCC unroll 2
+        for (int odd = 0; odd < 2; odd++) {
+            auto left = Isa::load(strip + (i + odd) * strip_columns<Isa> * 2);
+            auto right = Isa::load(strip + (i + odd) * strip_columns<Isa> * 2 + Isa::lanes * 2);
+            Isa::pin(left);
+            Isa::pin(right);
 #pragma GCC unroll 12
-        for (int r = 0; r < R; r++) {
-            const auto pair = Isa::pair(rows[r] + 2 * i);
-            Isa::dot(sums[r][0], left, pair);
-            Isa::dot(sums[r][1], right, pair);
+            for (int r = 0; r < R; r++) {
+                const auto pair = Isa::pair(rows.at(r, i) + 2 * odd);
+                Isa::dot(sums[r][0], left, pair);
+                Isa::dot(sums[r][1], right, pair);
+            }
         }
     }
 }
@@ -613,13 +628,10 @@ inline void integer_tile(const int16_t * strip, const int16_t * x, int64_t strid
 // (a + d) (b + c) = ac + bd + ab + cd (Winograd, 1968). The sum of all ab belongs to the row and that of all cd to the
 // column: the sums begin with what takes them away. They may leave 32 bits on their way; modulo 2^32
 // they are exact.
-template <class Isa, int R>
-__attribute__((always_inline)) inline void crossed_tile(const int16_t * strip, const int16_t * x, int64_t stride,
-                                                        int64_t n_pairs, typename Isa::Ints (&sums)[R][2]) {
+template <class Isa, int R, class Rows>
+__attribute__((always_inline)) inline void crossed_tile(const int16_t * strip, Rows rows, int64_t n_pairs,
+                                                        typename Isa::Ints (&sums)[R][2]) {
     constexpr int width = strip_columns<Isa> * 2;
-    const int16_t * rows[R];
-#pragma GCC unroll 4
-    for (int r = 0; r < R; r++) rows[r] = x + r * stride;
     for (int64_t i = 0; i < n_pairs; i += 2) {
         const int16_t * const at = strip + i * width;
         auto left = Isa::load(at), right = Isa::load(at + width / 2);
@@ -630,7 +642,7 @@ __attribute__((always_inline)) inline void crossed_tile(const int16_t * strip, c
         Isa::pin(next_right);
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) {
-            const auto pair = Isa::pair(rows[r] + 2 * i), next = Isa::pair(rows[r] + 2 * i + 2);
+            const auto pair = Isa::pair(rows.at(r, i)), next = Isa::pair(rows.at(r, i) + 2);
             Isa::dot(sums[r][0], Isa::plus16(pair, next_left), Isa::plus16(next, left));
             Isa::dot(sums[r][1], Isa::plus16(pair, next_right), Isa::plus16(next, right));
         }
@@ -666,9 +678,9 @@ template <class Isa> void before_columns(const int16_t * strip, int64_t n_pairs,
 
 // The sums of R rows and two vectors of columns, by either of the two. `before_of(r)` is what a row's begin with.
 // Always inlined: GCC would keep the sums in memory, which costs a sixth of the speed.
-template <class Isa, int R, class Before>
-__attribute__((always_inline)) inline void whole_tile(const int16_t * strip, const int32_t * before, const int16_t * x,
-                                                      int64_t stride, Before before_of, typename Isa::Ints (&sums)[R][2]) {
+template <class Isa, int R, class Rows, class Before>
+__attribute__((always_inline)) inline void whole_tile(const int16_t * strip, const int32_t * before, Rows rows,
+                                                      int64_t n_pairs, Before before_of, typename Isa::Ints (&sums)[R][2]) {
     if constexpr (Isa::crosses) {
         const auto left = Isa::load(before), right = Isa::load(before + Isa::lanes);
 #pragma GCC unroll 4
@@ -677,11 +689,11 @@ __attribute__((always_inline)) inline void whole_tile(const int16_t * strip, con
             sums[r][0] = Isa::plus32(left, of_row);
             sums[r][1] = Isa::plus32(right, of_row);
         }
-        crossed_tile<Isa, R>(strip, x, stride, stride / 2, sums);
+        crossed_tile<Isa, R>(strip, rows, n_pairs, sums);
     } else {
 #pragma GCC unroll 12
         for (int r = 0; r < R; r++) sums[r][0] = sums[r][1] = Isa::zero();
-        integer_tile<Isa, R>(strip, x, stride, stride / 2, sums);
+        integer_tile<Isa, R>(strip, rows, n_pairs, sums);
     }
 }
 
@@ -812,7 +824,7 @@ void integer_rows(const Product & p, int64_t row, int64_t n_inner, int64_t block
     const int64_t stride = whole_groups<Isa>(n_inner);
     const int16_t * x = p.quantized + block * p.block * p.n_rows + row * stride;
     const RowBlock * const of = p.blocks + block * p.n_rows + row;
-    whole_tile<Isa, R>(strip.pairs, strip.before, x, stride, [&](int r) { return of[r].before; }, whole);
+    whole_tile<Isa, R>(strip.pairs, strip.before, RowsDealt<R>{x}, stride / 2, [&](int r) { return of[r].before; }, whole);
     const auto left = Isa::load_floats(strip.scale), right = Isa::load_floats(strip.scale + Isa::lanes);
     float * to = sums + row * strip_columns<Isa>;
 #pragma GCC unroll 12
@@ -888,12 +900,27 @@ template <class Isa, int R, class Work> inline void tile_of(int64_t rows, int64_
     work(row, std::integral_constant<int, R>{});
 }
 
+struct Tiling {
+    int64_t least, n_larger;  // rows of a tile; the first tiles have one more
+    Tiling(int64_t n_rows, int64_t most) {
+        const int64_t n_tiles = (n_rows + most - 1) / most;
+        least = n_rows / n_tiles;
+        n_larger = n_rows % n_tiles;
+    }
+    int64_t rows_of(int64_t tile) const { return least + (tile < n_larger); }
+    int64_t tile_of(int64_t row) const {
+        const int64_t tile = row / (least + 1);
+        return tile < n_larger ? tile : n_larger + (row - n_larger * (least + 1)) / least;
+    }
+    int64_t first_of(int64_t tile) const { return tile * least + smaller(tile, n_larger); }
+};
+
 template <class Isa, int most = Isa::rows, class Work> void tiles(int64_t n_rows, Work work) {
     if (n_rows < 1) return;
-    const int64_t n_tiles = (n_rows + most - 1) / most, least = n_rows / n_tiles;
-    int64_t n_larger = n_rows % n_tiles;
-    for (int64_t row = 0; row < n_rows; n_larger--) {
-        const int64_t rows = least + (n_larger > 0);
+    const Tiling tiling(n_rows, most);
+    int64_t tile = 0;
+    for (int64_t row = 0; row < n_rows; tile++) {
+        const int64_t rows = tiling.rows_of(tile);
         tile_of<Isa, most>(rows, row, work);
         row += rows;
     }
@@ -924,19 +951,32 @@ int64_t block_of(Weight type, int64_t n_inner) {
 // So many rows are few: turning the weights would cost more than summing lanes.
 constexpr int64_t most_few_rows = 24;
 
+// Four numbers of a row, then those of the other rows of its tile.
+inline void deal(const int16_t * numbers, int64_t n, int64_t n_rows, int16_t * to) {
+    for (int64_t i = 0; i < n; i += 4) std::memcpy(to + i * n_rows, numbers + i, 4 * sizeof *to);
+}
+
 template <class Isa>
 void quantize_rows(const float * x, int64_t stride, int64_t n_rows, int64_t n_inner, int64_t block, int64_t first,
                    int64_t last, int16_t * quantized, RowBlock * blocks) {
+    const Tiling tiling(n_rows, Isa::integer_rows);
     for (int64_t row = first; row < last; row++) {
         for (int64_t b = 0; b * block < n_inner; b++) {
             const int64_t n = smaller(block, n_inner - b * block);
             const float * from = x + row * stride + b * block;
             RowBlock & of = blocks[b * n_rows + row];
-            int16_t * const to = quantized + b * block * n_rows + row * whole_groups<Isa>(n);
-            to_int16<Isa>(from, n, unit_of<Isa>(from, n, largest_of_row, of.scale), to);
-            if constexpr (Isa::crosses) {
-                if (n_rows > most_few_rows) of.before = before_row<Isa>(to, whole_groups<Isa>(n));
+            const int64_t whole = whole_groups<Isa>(n);
+            int16_t * const to = quantized + b * block * n_rows;
+            const float per_unit = unit_of<Isa>(from, n, largest_of_row, of.scale);
+            if (n_rows <= most_few_rows) {
+                to_int16<Isa>(from, n, per_unit, to + row * whole);
+                continue;
             }
+            alignas(64) int16_t numbers[max_block];
+            to_int16<Isa>(from, n, per_unit, numbers);
+            if constexpr (Isa::crosses) of.before = before_row<Isa>(numbers, whole);
+            const int64_t tile = tiling.tile_of(row), first_row = tiling.first_of(tile);
+            deal(numbers, whole, tiling.rows_of(tile), to + first_row * whole + 4 * (row - first_row));
         }
     }
 }
@@ -1181,7 +1221,8 @@ void attend(const Attention & a, int64_t head, const int32_t * rows, int n_rows,
         typename Isa::Ints sums[cells][2];
         const int64_t cell = begin + at;
         const auto before_of = [&](int i) { return tile.befores[cell + i]; };
-        whole_tile<Isa, cells>(tile.queries, before, tile.keys + cell * n_inner, n_inner, before_of, sums);
+        const RowsApart<cells> keys(tile.keys + cell * n_inner, n_inner);
+        whole_tile<Isa, cells>(tile.queries, before, keys, n_inner / 2, before_of, sums);
         float * to = scores + cell * width;
 #pragma GCC unroll 12
         for (int i = 0; i < cells; i++, to += width) {

@@ -36,7 +36,7 @@ struct Product {
     int64_t n_columns;  // n
     int64_t n_inner;    // k
     int64_t block;      // inner values that share a scale
-    const int16_t * quantized;  // [block of k][row][block, in whole groups], see `quantize_rows`
+    const int16_t * quantized;  // [block of k][row][block, in whole groups], in an order of its own: see `quantize_rows`
     const RowBlock * blocks;    // [block of k][row]
     const float * x;            // the float kernel reads the rows themselves
     int64_t x_stride;           // floats from row to row
