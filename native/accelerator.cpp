@@ -277,11 +277,13 @@ void read_mask(const ggml_tensor * mask, int64_t n_rows, Visibility & visibility
 struct Step {
     const ggml_tensor * node = nullptr;
     const ggml_tensor * first = nullptr;  // the product or the norm
+    const ggml_tensor * gate = nullptr;  // a second product of the same rows
     const ggml_tensor * weight = nullptr;  // of a norm
     const ggml_tensor * bias = nullptr;
     const ggml_tensor * residual = nullptr;
     Activation activation = Activation::none;
     bool quantizes = false;  // the rows of a product, which the step before may have done already
+    bool ends_alone = true;  // the next step begins when all threads are done with this one
 };
 
 struct Engine {
@@ -385,6 +387,23 @@ int fuse_product(const ggml_cgraph * graph, int i, Step & step) {
     return i;
 }
 
+// Makes one step of two products of the same rows and the SwiGLU of both; returns the index of the last node, or
+// of the first product where they do not follow each other.
+int fuse_gate(const ggml_cgraph * graph, int i, Step & step) {
+    const int second = next_node(graph, i), last = next_node(graph, second);
+    if (last >= graph->n_nodes) return i;
+    const ggml_tensor *a = graph->nodes[i], *b = graph->nodes[second], *t = graph->nodes[last];
+    const bool pair = b->op == GGML_OP_MUL_MAT && takes(b) && b->src[1] == a->src[1] && b->src[0]->type == a->src[0]->type && same_shape(b, a);
+    if (!pair || !is_inner(graph, a) || !is_inner(graph, b)) return i;
+    if (t->op != GGML_OP_GLU || !takes(t) || !may_write(t, a->src[1], false)) return i;
+    if ((t->src[0] != a || t->src[1] != b) && (t->src[0] != b || t->src[1] != a)) return i;
+    step.gate = t->src[0];
+    step.first = t->src[1];
+    step.node = t;
+    step.activation = Activation::swiglu;
+    return last;
+}
+
 // The same for a norm, its weight and its bias.
 int fuse_norm(const ggml_cgraph * graph, int i, Step & step) {
     const auto follows = [&](ggml_op op) -> const ggml_tensor * {
@@ -410,6 +429,21 @@ int fuse_norm(const ggml_cgraph * graph, int i, Step & step) {
     return i;
 }
 
+// Whether threads may begin with a product while others still compute the one before it: of the same rows, where
+// neither touches what the other writes.
+bool may_overlap(const Step & before, const Step & step) {
+    if (before.first->op != GGML_OP_MUL_MAT || step.first->op != GGML_OP_MUL_MAT) return false;
+    if (before.first->src[1] != step.first->src[1] || step.quantizes) return false;
+    const auto apart = [](const Step & writes, const Step & reads) {
+        const ggml_tensor * const x = reads.first->src[1];
+        for (const ggml_tensor * t : {reads.node, x, reads.bias, reads.residual}) {
+            if (t != nullptr && overlaps(writes.node, t)) return false;
+        }
+        return true;
+    };
+    return apart(before, step) && apart(step, before);
+}
+
 void plan(Engine & engine, const ggml_cgraph * graph) {
     engine.steps.clear();
     const ggml_tensor * quantized = nullptr;  // whose rows the buffer holds
@@ -428,12 +462,14 @@ void plan(Engine & engine, const ggml_cgraph * graph) {
                 quantized = t->src[1];
                 block = wanted;
             }
-            i = fuse_product(graph, i, step);
+            const int last = fuse_gate(graph, i, step);
+            i = last > i ? last : fuse_product(graph, i, step);
         } else if (t->op == GGML_OP_NORM || t->op == GGML_OP_RMS_NORM) {
             i = fuse_norm(graph, i, step);
         }
         // A view that is written to may be the rows that were quantized.
         if (step.node->view_src != nullptr) quantized = nullptr;
+        if (!engine.steps.empty()) engine.steps.back().ends_alone = !may_overlap(engine.steps.back(), step);
         engine.steps.push_back(step);
     }
 }
@@ -455,7 +491,7 @@ class Worker {
                 case GGML_OP_FLASH_ATTN_EXT: attention(step.node); break;
                 default: rows(step); break;
             }
-            meet();
+            if (step.ends_alone) meet();
         }
     }
 
@@ -479,6 +515,7 @@ class Worker {
         Product p{};
         weight_of(w->type, p.type);
         p.weights = bytes_of(w);
+        if (step.gate) p.gate = bytes_of(step.gate->src[0]);
         p.row_bytes = w->nb[1];
         if (p.type == Weight::other) p.to_float = ggml_get_type_traits(w->type)->to_float;
         p.n_rows = x->ne[1];

@@ -580,6 +580,11 @@ template <class Isa> inline typename Isa::Floats gated(typename Isa::Floats x, t
     return Isa::div(x, Isa::add(Isa::all(1.0f), two_to<Isa>(Isa::min(Isa::all(126.0f), y))));
 }
 
+// x sigmoid(x) y
+template <class Isa> inline typename Isa::Floats swiglu_of(typename Isa::Floats x, typename Isa::Floats y) {
+    return Isa::mul(gated<Isa>(x, Isa::mul(x, Isa::all(-log2_e))), y);
+}
+
 // x/2 (1 + tanh(u)) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3)
 template <class Isa> inline typename Isa::Floats gelu(typename Isa::Floats x) {
     const auto inner = Isa::fma(Isa::mul(x, x), Isa::all(0.044715f), Isa::all(1.0f));
@@ -770,7 +775,7 @@ inline void float_tile(const float * strip, const float * x, int64_t stride, int
 
 // ------------------------------------------------------------------------------------ products
 
-// What a thread needs to multiply a strip; the sums of all rows, [row][column], come after it.
+// What a thread needs to multiply a strip; the sums of all rows, [row][column], come after it, and then the gate's.
 template <class Isa> struct Scratch {
     Strip<Isa> strip;
     Factors<Isa> factors;
@@ -780,8 +785,9 @@ template <class Isa> struct Scratch {
 
 constexpr size_t aligned(size_t n) { return (n + 63) / 64 * 64; }
 
-// Bias, activation and what is added, for all rows of a strip.
-template <class Isa, Activation activation> void finish(const Product & p, int64_t column, int n, const float * sums) {
+// Bias, activation and what is added, for all rows of a strip. `gates`: the gate's sums.
+template <class Isa, Activation activation>
+void finish(const Product & p, int64_t column, int n, const float * sums, const float * gates) {
     constexpr int width = strip_columns<Isa>;
     using Floats = typename Isa::Floats;
     alignas(64) float padded[width] = {};
@@ -795,6 +801,9 @@ template <class Isa, Activation activation> void finish(const Product & p, int64
         if constexpr (activation == Activation::gelu) {
             left = gelu<Isa>(left);
             right = gelu<Isa>(right);
+        } else if constexpr (activation == Activation::swiglu) {
+            left = swiglu_of<Isa>(Isa::load_floats(gates + row * width), left);
+            right = swiglu_of<Isa>(Isa::load_floats(gates + row * width + Isa::lanes), right);
         }
         if (n == width) {
             if (residual) {
@@ -982,7 +991,7 @@ void quantize_rows(const float * x, int64_t stride, int64_t n_rows, int64_t n_in
 }
 
 template <class Isa> size_t product_scratch(const Product & p) {
-    return aligned(sizeof(Scratch<Isa>)) + static_cast<size_t>(p.n_rows) * strip_columns<Isa> * sizeof(float);
+    return aligned(sizeof(Scratch<Isa>)) + static_cast<size_t>(p.n_rows) * strip_columns<Isa> * sizeof(float) * (p.gate ? 2 : 1);
 }
 
 // Floats of all columns, [inner][column].
@@ -1036,30 +1045,38 @@ void unpack_block(const Product & p, const char * const * columns, int n_columns
     }
 }
 
-template <class Isa> void product(const Product & p, int64_t strip, char * scratch) {
-    auto & s = *reinterpret_cast<Scratch<Isa> *>(scratch);
-    auto * sums = reinterpret_cast<float *>(scratch + aligned(sizeof(Scratch<Isa>)));
-    const int64_t column = strip * strip_columns<Isa>;
-    const int n = static_cast<int>(smaller(strip_columns<Isa>, p.n_columns - column));
+// A strip of a matrix, and the one that is multiplied after it.
+struct Strips {
+    const char *weights, *next_weights;
+    int64_t column, next_column;
+};
+
+// The sums of a strip, all rows. Where `to_out`, the places that they go to are fetched meanwhile.
+template <class Isa> void multiply(const Product & p, const Strips & strips, bool to_out, Scratch<Isa> & s, float * sums) {
+    const int n = static_cast<int>(smaller(strip_columns<Isa>, p.n_columns - strips.column));
     const bool few = p.n_rows <= most_few_rows && is_integer(p.type);
     const bool fewer = p.n_rows <= Isa::few_rows && p.type == Weight::q8_0;
     const Form form = fewer ? Form::bytes : few ? Form::columns : Form::pairs;
     const auto bytes_to = [&](int64_t inner) {
         return static_cast<int64_t>(p.row_bytes * static_cast<size_t>(inner) / static_cast<size_t>(p.n_inner));
     };
-    const auto columns_of = [&](int64_t first_column, int64_t inner, const char ** columns) {
+    const auto columns_of = [&](const char * weights, int64_t first_column, int64_t inner, const char ** columns) {
         for (int c = 0; c < strip_columns<Isa>; c++) {
             const auto number = static_cast<size_t>(smaller(first_column + c, p.n_columns - 1));
-            columns[c] = p.weights + number * p.row_bytes + bytes_to(inner);
+            columns[c] = weights + number * p.row_bytes + bytes_to(inner);
         }
     };
     const char *columns[strip_columns<Isa>], *next[strip_columns<Isa>];
-    columns_of(column, 0, columns);
+    columns_of(strips.weights, strips.column, 0, columns);
     for (int64_t first = 0; first < p.n_inner; first += p.block) {
         const int64_t n_inner = smaller(p.block, p.n_inner - first), end = first + n_inner;
         unpack_block<Isa>(p, columns, n, n_inner, s, form);
         const bool last = end == p.n_inner;
-        columns_of(last ? column + strip_columns<Isa> : column, last ? 0 : end, next);
+        if (last) {
+            columns_of(strips.next_weights, strips.next_column, 0, next);
+        } else {
+            columns_of(strips.weights, strips.column, end, next);
+        }
         const int64_t after = smaller(last ? p.block : end + p.block, p.n_inner);
         Ahead ahead{next, bytes_to(after) - (last ? 0 : bytes_to(end))};
         if (few) {
@@ -1072,7 +1089,7 @@ template <class Isa> void product(const Product & p, int64_t strip, char * scrat
             int64_t fetched = 0;  // columns; each tile fetches its share
             tiles<Isa, Isa::integer_rows>(p.n_rows, [&](int64_t row, auto rows) {
                 for (; fetched * p.n_rows < (row + rows) * strip_columns<Isa>; fetched++) fetch<Isa>(ahead, fetched);
-                if (last) fetch_ends<Isa>(p, row, rows, column);
+                if (last && to_out) fetch_ends<Isa>(p, row, rows, strips.column);
                 integer_rows<Isa, rows>(p, row, n_inner, first / p.block, s.strip, sums);
             });
         } else {
@@ -1082,8 +1099,21 @@ template <class Isa> void product(const Product & p, int64_t strip, char * scrat
         }
         std::memcpy(columns, next, sizeof columns);
     }
-    if (p.activation == Activation::gelu) return finish<Isa, Activation::gelu>(p, column, n, sums);
-    finish<Isa, Activation::none>(p, column, n, sums);
+}
+
+template <class Isa> void product(const Product & p, int64_t strip, char * scratch) {
+    auto & s = *reinterpret_cast<Scratch<Isa> *>(scratch);
+    auto * sums = reinterpret_cast<float *>(scratch + aligned(sizeof(Scratch<Isa>)));
+    float * const gates = sums + p.n_rows * strip_columns<Isa>;
+    const int64_t column = strip * strip_columns<Isa>, next_column = column + strip_columns<Isa>;
+    if (p.gate) multiply<Isa>(p, {p.gate, p.weights, column, column}, false, s, gates);
+    multiply<Isa>(p, {p.weights, p.gate ? p.gate : p.weights, column, next_column}, true, s, sums);
+    const int n = static_cast<int>(smaller(strip_columns<Isa>, p.n_columns - column));
+    switch (p.activation) {
+        case Activation::none: return finish<Isa, Activation::none>(p, column, n, sums, gates);
+        case Activation::gelu: return finish<Isa, Activation::gelu>(p, column, n, sums, gates);
+        case Activation::swiglu: return finish<Isa, Activation::swiglu>(p, column, n, sums, gates);
+    }
 }
 
 // ----------------------------------------------------------------------------------- attention
@@ -1323,8 +1353,7 @@ template <class Isa> void gelu_row(const float * x, float * out, int64_t n) {
 
 template <class Isa> void swiglu(const float * gate, const float * up, float * out, int64_t n) {
     for (int64_t i = 0; i < n; i += Isa::lanes) {
-        const auto g = partial<Isa>(gate + i, n - i);
-        store_partial<Isa>(out + i, Isa::mul(gated<Isa>(g, Isa::mul(g, Isa::all(-log2_e))), partial<Isa>(up + i, n - i)), n - i);
+        store_partial<Isa>(out + i, swiglu_of<Isa>(partial<Isa>(gate + i, n - i), partial<Isa>(up + i, n - i)), n - i);
     }
 }
 

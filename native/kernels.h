@@ -18,7 +18,7 @@ enum class Weight : int { f32, f16, bf16, q8_0, q4_0, q5_0, q4_k, q5_k, q6_k, iq
 
 using ToFloat = void (*)(const void * source, float * target, int64_t n);
 
-enum class Activation : int { none, gelu };
+enum class Activation : int { none, gelu, swiglu };
 
 // A block of a row as int16.
 struct RowBlock {
@@ -27,9 +27,12 @@ struct RowBlock {
 };
 
 // out[m][n] = activation(sum over k of x[m][k] * weights[n][k] + bias[n]) + residual[m][n]
+// With a gate, a second matrix of the same type and shape, for Activation::swiglu and without bias:
+// out[m][n] = silu(sum over k of x[m][k] * gate[n][k]) * (sum over k of x[m][k] * weights[n][k]) + residual[m][n]
 struct Product {
     Weight type;
     const char * weights;
+    const char * gate;  // or null
     size_t row_bytes;  // from one column's weights to the next
     ToFloat to_float;  // for Weight::other
     int64_t n_rows;     // m
