@@ -9,6 +9,8 @@
 
 #include <omp.h>
 
+#include <math.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cstring>
@@ -127,6 +129,42 @@ bool takes_swiglu(const ggml_tensor * t) {  // gate and up apart
            same_shape(gate, t) && same_shape(up, t) && no_sources_from(t, 2);
 }
 
+// A turn of pairs by angles that grow with the position.
+struct Rope {
+    int32_t n_turned, mode, first;
+    float base, scale, extrapolation, magnitude;
+};
+
+Rope rope_of(const ggml_tensor * t) {
+    Rope rope{};
+    rope.n_turned = t->op_params[1];
+    rope.mode = t->op_params[2];
+    rope.first = t->op_params[15];
+    float values[4];
+    std::memcpy(values, t->op_params + 5, sizeof values);
+    rope.base = values[0];
+    rope.scale = values[1];
+    rope.extrapolation = values[2];
+    rope.magnitude = values[3];
+    return rope;
+}
+
+bool takes_rope(const ggml_tensor * t) {
+    const ggml_tensor *x = t->src[0], *positions = t->src[1], *factors = t->src[2];
+    const Rope rope = rope_of(t);
+    return packed_floats(t) && float_rows(x) && same_shape(x, t) && positions->type == GGML_TYPE_I32 && ggml_is_contiguous(positions) &&
+           (factors == nullptr || packed_floats(factors)) && (rope.mode == GGML_ROPE_TYPE_NORMAL || rope.mode == GGML_ROPE_TYPE_NEOX) &&
+           rope.extrapolation == 0 && rope.first == 0 && no_sources_from(t, 3);
+}
+
+// Rows of floats that go to rows of a cache.
+bool takes_set_rows(const ggml_tensor * t) {
+    const ggml_tensor *rows = t->src[0], *numbers = t->src[1];
+    return (t->type == GGML_TYPE_F16 || t->type == GGML_TYPE_F32) && t->nb[0] == ggml_type_size(t->type) && is_matrix(t) &&
+           float_rows(rows) && is_matrix(rows) && numbers->type == GGML_TYPE_I64 && ggml_is_contiguous(numbers) &&
+           ggml_nelements(numbers) == rows->ne[1] && no_sources_from(t, 3);
+}
+
 bool takes(const ggml_tensor * t) {
     switch (t->op) {
         case GGML_OP_NONE:
@@ -145,6 +183,8 @@ bool takes(const ggml_tensor * t) {
                    same_shape(t->src[0], t);
         case GGML_OP_GLU: return takes_swiglu(t);
         case GGML_OP_CPY: return takes_cast(t);
+        case GGML_OP_ROPE: return takes_rope(t);
+        case GGML_OP_SET_ROWS: return takes_set_rows(t);
         default: return false;
     }
 }
@@ -282,7 +322,7 @@ struct Step {
     const ggml_tensor * bias = nullptr;
     const ggml_tensor * residual = nullptr;
     Activation activation = Activation::none;
-    bool quantizes = false;  // the rows of a product, which the step before may have done already
+    bool prepares = false;  // the rows of a product as int16, or the angles of a turn: a step before may have done it
     bool ends_alone = true;  // the next step begins when all threads are done with this one
 };
 
@@ -291,6 +331,7 @@ struct Engine {
     int n_threads = GGML_DEFAULT_N_THREADS;
     std::vector<Step> steps;
     Room quantized, row_blocks;
+    Room angles;  // of each token: cosines, then sines
     std::vector<Room> scratch;  // of each thread
     Visibility visibility;
     // Numbers of the next pieces of work of a step: two phases each.
@@ -433,7 +474,7 @@ int fuse_norm(const ggml_cgraph * graph, int i, Step & step) {
 // neither touches what the other writes.
 bool may_overlap(const Step & before, const Step & step) {
     if (before.first->op != GGML_OP_MUL_MAT || step.first->op != GGML_OP_MUL_MAT) return false;
-    if (before.first->src[1] != step.first->src[1] || step.quantizes) return false;
+    if (before.first->src[1] != step.first->src[1] || step.prepares) return false;
     const auto apart = [](const Step & writes, const Step & reads) {
         const ggml_tensor * const x = reads.first->src[1];
         for (const ggml_tensor * t : {reads.node, x, reads.bias, reads.residual}) {
@@ -444,9 +485,14 @@ bool may_overlap(const Step & before, const Step & step) {
     return apart(before, step) && apart(step, before);
 }
 
+bool same_angles(const ggml_tensor * a, const ggml_tensor * b) {
+    return a->src[1] == b->src[1] && a->src[2] == b->src[2] && std::equal(std::begin(a->op_params), std::end(a->op_params), b->op_params);
+}
+
 void plan(Engine & engine, const ggml_cgraph * graph) {
     engine.steps.clear();
     const ggml_tensor * quantized = nullptr;  // whose rows the buffer holds
+    const ggml_tensor * turned = nullptr;     // whose angles are there
     int64_t block = 0;
     for (int i = 0; i < graph->n_nodes; i++) {
         const ggml_tensor * t = graph->nodes[i];
@@ -458,7 +504,7 @@ void plan(Engine & engine, const ggml_cgraph * graph) {
             weight_of(t->src[0]->type, weight);
             if (engine.kernels->is_integer(weight)) {
                 const int64_t wanted = engine.kernels->block_of(weight, t->src[0]->ne[0]);
-                step.quantizes = quantized != t->src[1] || block != wanted;
+                step.prepares = quantized != t->src[1] || block != wanted;
                 quantized = t->src[1];
                 block = wanted;
             }
@@ -466,6 +512,9 @@ void plan(Engine & engine, const ggml_cgraph * graph) {
             i = last > i ? last : fuse_product(graph, i, step);
         } else if (t->op == GGML_OP_NORM || t->op == GGML_OP_RMS_NORM) {
             i = fuse_norm(graph, i, step);
+        } else if (t->op == GGML_OP_ROPE) {
+            step.prepares = turned == nullptr || !same_angles(turned, t);
+            turned = t;
         }
         // A view that is written to may be the rows that were quantized.
         if (step.node->view_src != nullptr) quantized = nullptr;
@@ -489,6 +538,8 @@ class Worker {
             switch (step.first->op) {
                 case GGML_OP_MUL_MAT: product(step); break;
                 case GGML_OP_FLASH_ATTN_EXT: attention(step.node); break;
+                case GGML_OP_ROPE: turns(step); break;
+                case GGML_OP_SET_ROWS: set_rows(step.node); break;
                 default: rows(step); break;
             }
             if (step.ends_alone) meet();
@@ -537,7 +588,7 @@ class Worker {
             auto * blocks = reinterpret_cast<RowBlock *>(engine_.row_blocks.of(0));
             p.quantized = quantized;
             p.blocks = blocks;
-            if (step.quantizes) {
+            if (step.prepares) {
                 const int64_t piece = std::min<int64_t>(16, (p.n_rows + n_threads_ - 1) / n_threads_);
                 share(0, (p.n_rows + piece - 1) / piece, [&](int64_t i) {
                     kernels_.quantize_rows(p.x, p.x_stride, p.n_rows, p.n_inner, p.block, i * piece,
@@ -652,6 +703,61 @@ class Worker {
         added.push_back(0);
     }
 
+    void turns(const Step & step) {
+        const ggml_tensor *out = step.node, *x = out->src[0];
+        const auto * positions = static_cast<const int32_t *>(out->src[1]->data);
+        const Rope rope = rope_of(out);
+        const int64_t half = rope.n_turned / 2, n_tokens = out->ne[2], n_heads = out->ne[1];
+        auto * const angles = reinterpret_cast<float *>(engine_.angles.of(0));
+        const int64_t piece = 16;
+        if (step.prepares) {
+            // As ggml has them: a longer way to an angle would give another one far from the start.
+            const float * const factors = out->src[2] ? floats_of(out->src[2]) : nullptr;
+            const float step_down = powf(rope.base, -2.0f / static_cast<float>(rope.n_turned));
+            share(0, (n_tokens + piece - 1) / piece, [&](int64_t number) {
+                for (int64_t token = number * piece; token < std::min(n_tokens, (number + 1) * piece); token++) {
+                    float *cosines = angles + token * rope.n_turned, *sines = cosines + half;
+                    auto theta = static_cast<float>(positions[token]);
+                    for (int64_t i = 0; i < half; i++) {
+                        const float angle = rope.scale * (factors ? theta / factors[i] : theta);
+                        cosines[i] = cosf(angle) * rope.magnitude;
+                        sines[i] = sinf(angle) * rope.magnitude;
+                        theta *= step_down;
+                    }
+                }
+            });
+            meet();
+        }
+        share(1, out->ne[3] * ((n_tokens + piece - 1) / piece), [&](int64_t number) {
+            const int64_t n_pieces = (n_tokens + piece - 1) / piece, batch = number / n_pieces, at = number % n_pieces * piece;
+            for (int64_t token = at; token < std::min(n_tokens, at + piece); token++) {
+                const float *cosines = angles + token * rope.n_turned, *sines = cosines + half;
+                for (int64_t head = 0; head < n_heads; head++) {
+                    const auto * from = reinterpret_cast<const float *>(place_of(x, head, token, batch));
+                    auto * to = reinterpret_cast<float *>(place_of(out, head, token, batch));
+                    kernels_.turn(from, to, out->ne[0], rope.n_turned, rope.mode == GGML_ROPE_TYPE_NORMAL, cosines, sines);
+                }
+            }
+        });
+    }
+
+    void set_rows(const ggml_tensor * t) {
+        const ggml_tensor * rows = t->src[0];
+        const auto * numbers = static_cast<const int64_t *>(t->src[1]->data);
+        const int64_t n = rows->ne[0], piece = std::max<int64_t>(1, 8192 / n);
+        share(0, (rows->ne[1] + piece - 1) / piece, [&](int64_t number) {
+            for (int64_t row = number * piece; row < std::min(rows->ne[1], (number + 1) * piece); row++) {
+                GGML_ASSERT(numbers[row] >= 0 && numbers[row] < t->ne[1]);
+                char * const to = place_of(t, numbers[row], 0, 0);
+                if (t->type == GGML_TYPE_F16) {
+                    kernels_.to_half(float_row(rows, row), to, n);
+                } else {
+                    std::memcpy(to, float_row(rows, row), static_cast<size_t>(n) * sizeof(float));
+                }
+            }
+        });
+    }
+
     // Operations on rows, each on its own.
     void rows(const Step & step) {
         const ggml_tensor *out = step.node, *a = step.first->src[0], *b = step.first->src[1];
@@ -703,8 +809,11 @@ ggml_status compute(ggml_backend_t backend, ggml_cgraph * graph) {
     try {
         plan(engine, graph);
         if (engine.steps.empty()) return GGML_STATUS_SUCCESS;
-        size_t quantized = 0, row_blocks = 0;
+        size_t quantized = 0, row_blocks = 0, angles = 0;
         for (const auto & step : engine.steps) {
+            if (step.first->op == GGML_OP_ROPE) {
+                angles = std::max(angles, static_cast<size_t>(step.node->ne[2] * rope_of(step.node).n_turned) * sizeof(float));
+            }
             if (step.first->op != GGML_OP_MUL_MAT) continue;
             const ggml_tensor *w = step.first->src[0], *x = step.first->src[1];
             const auto rows = static_cast<size_t>(x->ne[1]), inner = static_cast<size_t>(w->ne[0]);
@@ -713,6 +822,7 @@ ggml_status compute(ggml_backend_t backend, ggml_cgraph * graph) {
         }
         engine.quantized.of(quantized);
         engine.row_blocks.of(row_blocks);
+        engine.angles.of(angles);
         engine.visibility.mask = nullptr;  // its values are those of this graph
         const int n_threads = std::max(1, engine.n_threads);
         engine.scratch.resize(static_cast<size_t>(n_threads));

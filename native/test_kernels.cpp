@@ -217,6 +217,25 @@ void test_product(const Kernels & kernels, const Format & format, int64_t n_rows
     }
 }
 
+// Of two products and SwiGLU apart, to the bit.
+void test_gate(const Kernels & kernels, const Format & format, int64_t n_rows, int64_t n_columns, int64_t n_inner) {
+    std::mt19937 random(static_cast<unsigned>(n_rows + n_columns + n_inner));
+    Job up = job(format, n_rows, n_columns, n_inner, kernels, random), gate = job(format, n_rows, n_columns, n_inner, kernels, random);
+    gate.product.x = up.product.x;
+    for (Job * j : {&up, &gate}) {
+        quantize(*j, kernels);
+        multiply(*j, kernels);
+    }
+    std::vector<float> apart(up.out.size());
+    kernels.swiglu(gate.out.data(), up.out.data(), apart.data(), static_cast<int64_t>(apart.size()));
+    up.product.gate = gate.product.weights;
+    up.product.activation = Activation::swiglu;
+    up.scratch.resize(kernels.product_scratch(up.product) + 64);
+    multiply(up, kernels);
+    digest_of(up.out);
+    CHECK(up.out == apart, "%s %ld x %ld x %ld: with a gate it is another result", ggml_type_name(format.type), n_rows, n_columns, n_inner);
+}
+
 void test_extremes(const Kernels & kernels) {
     const Format & format = formats[3];
     std::mt19937 random(5);
@@ -436,6 +455,22 @@ void test_small(const Kernels & kernels, int64_t n) {
     CHECK(half == exact, "half precision of %ld", n);
 }
 
+void test_turn(const Kernels & kernels, int64_t n, int64_t n_turned, bool side_by_side) {
+    std::mt19937 random(static_cast<unsigned>(n + n_turned));
+    const auto half = static_cast<size_t>(n_turned / 2);
+    const auto x = normal(n, random), cosines = normal(n_turned / 2, random), sines = normal(n_turned / 2, random);
+    std::vector<float> out(x.size()), there = x;
+    kernels.turn(x.data(), out.data(), n, n_turned, side_by_side, cosines.data(), sines.data());
+    kernels.turn(there.data(), there.data(), n, n_turned, side_by_side, cosines.data(), sines.data());
+    CHECK(out == there, "a turn of %ld is another one in place", n);
+    for (size_t i = 0; i < half; i++) {
+        const size_t first = side_by_side ? 2 * i : i, second = side_by_side ? 2 * i + 1 : i + half;
+        const double a = x[first], b = x[second], c = cosines[i], s = sines[i];
+        CHECK(std::fabs(out[first] - (a * c - b * s)) < 1e-5 && std::fabs(out[second] - (a * s + b * c)) < 1e-5, "pair %zu of %ld", i, n);
+    }
+    CHECK(std::equal(out.begin() + n_turned, out.end(), x.begin() + n_turned), "what is not turned stays, of %ld", n);
+}
+
 // Numbers far from what models have: the powers of two inside end where floats do.
 void test_far(const Kernels & kernels) {
     std::vector<float> x{0.0f, NAN};
@@ -528,6 +563,7 @@ void test(const Kernels & kernels) {
         test_product(kernels, format, 3, 17, 3 * unit);
         test_product(kernels, format, 8, 40, 1024 + unit);
         test_product(kernels, format, 50, 9, 512 + unit);  // so many rows that weights are turned
+        for (const int64_t rows : {1, 20, 50}) test_gate(kernels, format, rows, 35, 512 + unit);
     }
     for (const int64_t rows : {33, 36, 37}) test_product(kernels, formats[3], rows, 5, 64);  // tiles of 9, 11 and 12
     test_product(kernels, formats[0], 4, 20, 77);
@@ -545,6 +581,9 @@ void test(const Kernels & kernels) {
     for (const int n : {2, 3, 9, 200}) test_weights(kernels, n);
     for (const int64_t n : {1, 7, 8, 31, 384, 1030}) test_small(kernels, n);
     test_far(kernels);
+    for (const bool side_by_side : {false, true}) {
+        for (const int64_t half : {1, 7, 8, 17, 64}) test_turn(kernels, 2 * half + half % 3, 2 * half, side_by_side);
+    }
     std::printf("%s: %d failures, digest %016llx\n", kernels.name, failures, static_cast<unsigned long long>(digest));
 }
 

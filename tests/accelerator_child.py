@@ -26,7 +26,7 @@ from gguf_embed.native.quantizer import quantize_rows
 
 Floats = NDArray[np.float32]
 POINTER = ctypes.c_void_p
-NUMBERS = {name: number for number, name in TYPE_NAMES.items()}
+NUMBERS = {name: number for number, name in TYPE_NAMES.items()} | {"I32": 26, "I64": 27}
 
 
 class InitParams(ctypes.Structure):
@@ -92,8 +92,17 @@ class Graph:
     def op(self, name: str, *arguments: Any) -> Pointer:
         return ggml(f"ggml_{name}", self.context, *arguments)
 
-    def run(self, backend: Backend, result: Pointer, dtype: Any = np.float32) -> NDArray[Any]:
-        """The flat result as this backend computes it; the tensors' memory serves all backends."""
+    def integers(self, values: NDArray[np.int32] | NDArray[np.int64]) -> Pointer:
+        kind = "I32" if values.dtype == np.int32 else "I64"
+        return self.tensor(kind, values.shape[::-1], values.tobytes())
+
+    def run(
+        self, backend: Backend, result: Pointer, dtype: Any = np.float32, first: Pointer | None = None
+    ) -> NDArray[Any]:
+        """The flat result as this backend computes it; the tensors' memory serves all backends.
+
+        `first` is computed before what else the result needs.
+        """
         if self.buffer is None:
             self.buffer = ggml("ggml_backend_alloc_ctx_tensors", self.context, backend.pointer)
             for tensor, data in self.data:
@@ -102,7 +111,9 @@ class Graph:
                 address = Pointer(ctypes.addressof(source))
                 ggml("ggml_backend_tensor_set", tensor, address, start, size, result=None)
         graph = ggml("ggml_new_graph", self.context)
-        ggml("ggml_build_forward_expand", graph, result, result=None)
+        for tensor in (first, result):
+            if tensor is not None:
+                ggml("ggml_build_forward_expand", graph, tensor, result=None)
         status = ggml("ggml_backend_graph_compute", backend.pointer, graph, result=ctypes.c_int)
         assert status == 0, status
         size = ggml("ggml_nbytes", result, result=ctypes.c_size_t)
@@ -210,6 +221,136 @@ def product(case: dict[str, Any]) -> dict[str, Any]:
         "theirs": float((np.abs(theirs - exact) / lengths).max()),
         "same": same,
     }
+
+
+def gate(case: dict[str, Any]) -> dict[str, Any]:
+    """Two products of the same rows and the SwiGLU of both: the error as a share of what the
+    products' may be, whether it is the same as in three steps, and rows computed alone.
+    """
+    rng = np.random.default_rng(case["seed"])
+    rows, columns, inner = case["rows"], case["columns"], case["inner"]
+    x = normal(rng, rows, inner)
+    values = [normal(rng, columns, inner, size=0.05) for _ in range(2)]
+    kinds = [case["type"], case.get("other_type", case["type"])]
+
+    def run(chosen: slice, *, apart: bool) -> tuple[Floats, list[Floats]]:
+        graph = Graph()
+        seen = graph.floats(x[chosen])
+        made = [graph.weights(v, kind) for v, kind in zip(values, kinds, strict=True)]
+        products = [graph.op("mul_mat", weights, seen) for weights, _ in made]
+        result = graph.op("swiglu_split", *products)
+        if apart:  # somebody wants to see the products
+            for product in products:
+                ggml("ggml_set_output", product, result=None)
+        out = graph.run(accelerator(), result, first=products[case.get("first", 0)])
+        graph.free()
+        return out.reshape(-1, columns), [exact for _, exact in made]
+
+    accelerator().set_threads(case.get("threads", 1))
+    ours, weights = run(slice(None), apart=False)
+    apart, _ = run(slice(None), apart=True)
+    alone = [run(slice(i, i + 1), apart=False)[0] for i in {0, rows // 2, rows - 1}]
+    wide = x.astype(np.float64)
+    g, u = (wide @ w.astype(np.float64).T for w in weights)
+    silu = g / (1 + np.exp(-g))
+    of_gate, of_up = (
+        np.linalg.norm(wide, axis=1)[:, None] * np.linalg.norm(w, axis=1) for w in weights
+    )
+    # The gate's slope is 1.1 at most.
+    error = np.abs(ours - silu * u) / (1.1 * of_gate * np.abs(u) + np.abs(silu) * of_up + 1e-3)
+    return {
+        "error": float(error.max()),
+        "as_three": np.array_equal(ours, apart),
+        "same": all(
+            np.array_equal(part[0], ours[i])
+            for part, i in zip(alone, {0, rows // 2, rows - 1}, strict=True)
+        ),
+    }
+
+
+def products_in_turn(case: dict[str, Any]) -> dict[str, Any]:
+    """Three products of the same rows, which follow each other without a wait, and their sum:
+    whether it is the same as with the rows apart, so that each waits.
+    """
+    rng = np.random.default_rng(case["seed"])
+    x = normal(rng, case["rows"], 64)
+    values = [normal(rng, columns, 64, size=0.05) for columns in (case["columns"],) * 3]
+    bias = normal(rng, 1, case["columns"])
+
+    def run(*, apart: bool) -> Floats:
+        graph = Graph()
+        seen = graph.floats(x)
+        sums: list[Pointer] = []
+        for v in values:
+            weights, _ = graph.weights(v, case["type"])
+            product = graph.op("mul_mat", weights, graph.floats(x) if apart else seen)
+            sums.append(graph.op("add", product, graph.floats(bias)))
+        total = graph.op("add", graph.op("add", sums[0], sums[1]), sums[2])
+        out = graph.run(accelerator(), total)
+        graph.free()
+        return out
+
+    accelerator().set_threads(case["threads"])
+    return {"same": np.array_equal(run(apart=False), run(apart=True))}
+
+
+def turn(case: dict[str, Any]) -> dict[str, Any]:
+    """Error of pairs that are turned by their positions, against ggml and float64."""
+    rng = np.random.default_rng(case["seed"])
+    n_tokens, n_heads, dim, turned = (case[name] for name in ("tokens", "heads", "dim", "turned"))
+    x = normal(rng, n_tokens, n_heads, dim)
+    positions = rng.integers(0, case["longest"], n_tokens, dtype=np.int32)
+    factors = rng.uniform(1, 8, turned // 2).astype(np.float32)
+    graph = Graph()
+    a = graph.floats(x)
+    if case["inner"]:  # a result of ours, whose memory the turn may take
+        a = graph.op("mul", a, graph.floats(np.ones(dim, np.float32)))
+    side_by_side, scale, magnitude = case["side_by_side"], case["scale"], case["magnitude"]
+    result = graph.op(
+        "rope_ext",
+        *(a, graph.integers(positions), graph.floats(factors) if case["factors"] else Pointer(None)),
+        *map(integer, (turned, 0 if side_by_side else 2, 4096)),
+        *(case["base"], scale, 0.0, magnitude, 32.0, 1.0),
+    )
+    supported = accelerator().supports(result)
+    accelerator().set_threads(case.get("threads", 1))
+    ours = graph.run(accelerator(), result).reshape(x.shape)
+    theirs = graph.run(cpu(), result).reshape(x.shape)
+    graph.free()
+    angles = positions[:, None] * case["base"] ** (-2.0 / turned * np.arange(turned // 2)) * scale
+    if case["factors"]:
+        angles = angles / factors
+    c, s = np.cos(angles)[:, None] * magnitude, np.sin(angles)[:, None] * magnitude
+    first = slice(0, turned, 2) if side_by_side else slice(0, turned // 2)
+    second = slice(1, turned, 2) if side_by_side else slice(turned // 2, turned)
+    exact = x.astype(np.float64)
+    exact[..., first], exact[..., second] = (
+        x[..., first] * c - x[..., second] * s,
+        x[..., first] * s + x[..., second] * c,
+    )
+    return {
+        "supported": supported,
+        "to_ggml": float(np.abs(ours - theirs).max()),
+        "error": float(np.abs(ours - exact).max()),
+    }
+
+
+def set_rows(case: dict[str, Any]) -> dict[str, Any]:
+    """Rows that go to rows of a cache: whether exactly those are there and the others stayed."""
+    rng = np.random.default_rng(case["seed"])
+    cells, n, dtype = case["cells"], case["n"], np.float16 if case["half"] else np.float32
+    cache = normal(rng, cells, n).astype(dtype)
+    numbers = rng.permutation(cells)[: case["rows"]].astype(np.int64)
+    rows = normal(rng, len(numbers), n)
+    graph = Graph()
+    held = (graph.halves if case["half"] else graph.floats)(cache.astype(np.float32))
+    result = graph.op("set_rows", held, graph.floats(rows), graph.integers(numbers))
+    supported = accelerator().supports(result)
+    accelerator().set_threads(case.get("threads", 1))
+    out = graph.run(accelerator(), result, dtype).reshape(cells, n)
+    graph.free()
+    cache[numbers] = rows.astype(dtype)
+    return {"supported": supported, "same": np.array_equal(out, cache)}
 
 
 def attention(case: dict[str, Any]) -> dict[str, Any]:
@@ -327,7 +468,19 @@ def refused(case: dict[str, Any]) -> dict[str, Any]:
         tensor("F16", (8, 8)) if mask else Pointer(None),
         *params,
     )
-    x, w = tensor("F32", (64, 8)), tensor("Q8_0", (64, 16))
+    x, w, x2 = tensor("F32", (64, 8)), tensor("Q8_0", (64, 16)), tensor("F32", (64, 2))
+
+    def turned(*, mode: int = 2, extrapolation: float = 0.0, kind: str = "F32") -> Pointer:
+        positions = tensor("I32", (32 if mode == 8 else 8,))
+        of, params = tensor(kind, (64, 2, 8)), (1e4, 1.0, extrapolation, 1.0, 32.0, 1.0)
+        if mode != 8:
+            return graph.op(
+                "rope_ext", of, positions, Pointer(None), *map(integer, (64, mode, 4096)), *params
+            )
+        sections = (ctypes.c_int * 4)(8, 12, 12, 0)
+        address = Pointer(ctypes.addressof(sections))
+        kinds = (integer(64), address, *map(integer, (mode, 4096)))
+        return graph.op("rope_multi", of, positions, Pointer(None), *kinds, *params)
 
     def with_precision(made: Pointer, precision: int, hint: int = 0) -> Pointer:
         if hint:
@@ -385,6 +538,22 @@ def refused(case: dict[str, Any]) -> dict[str, Any]:
         "SwiGLU in one tensor": lambda: graph.op("swiglu", x),
         "a cast to another type": lambda: graph.op("cast", x, integer(NUMBERS["BF16"])),
         "a norm of columns": lambda: graph.op("norm", graph.op("transpose", x), 1e-6),
+        "a turn, plain": lambda: turned(),
+        "a turn that is interpolated": lambda: turned(extrapolation=1.0),
+        "a turn by several positions": lambda: turned(mode=8),
+        "a turn of halves": lambda: turned(kind="F16"),
+        "rows of halves to a cache": lambda: graph.op(
+            "set_rows", tensor("F16", (64, 8)), tensor("F16", (64, 2)), tensor("I64", (2,))
+        ),
+        "rows to a cache, plain": lambda: graph.op(
+            "set_rows", tensor("F16", (64, 8)), x2, tensor("I64", (2,))
+        ),
+        "rows to a cache by short numbers": lambda: graph.op(
+            "set_rows", tensor("F16", (64, 8)), x2, tensor("I32", (2,))
+        ),
+        "rows to a quantized cache": lambda: graph.op(
+            "set_rows", tensor("Q8_0", (64, 8)), x2, tensor("I64", (2,))
+        ),
         "a transposed row": lambda: graph.op(
             "mul_mat", w, graph.op("transpose", tensor("F32", (8, 64)))
         ),
@@ -394,7 +563,11 @@ def refused(case: dict[str, Any]) -> dict[str, Any]:
     return {"taken": taken}
 
 
-RUN = {"product": product, "attention": attention, "small": small, "refused": refused}
+RUN = {
+    **{"product": product, "gate": gate, "products_in_turn": products_in_turn},
+    **{"attention": attention, "turn": turn, "set_rows": set_rows, "small": small},
+    "refused": refused,
+}
 
 
 def choose(kernel: str) -> None:

@@ -149,6 +149,42 @@ def test_inner_sizes_that_fill_no_vector(ask: Ask, weight: str):
         assert got["error"] <= BOUNDS[weight]
 
 
+@pytest.mark.parametrize("weight", BOUNDS)
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    rows=st.integers(1, 40),
+    columns=st.integers(1, 70),
+    blocks=st.integers(1, 4),
+    threads=st.integers(1, 3),
+    first=st.sampled_from([0, 1]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_a_gate_and_its_product_in_one_step(ask: Ask, weight: str, blocks: int, **case: Any):
+    inner = blocks * (256 if weight.endswith("K") or weight == "IQ4_XS" else 32)
+    got = ask(run="gate", type=weight, inner=inner, **case)
+    assert got["as_three"], "in one step the result is another than in three"
+    assert got["same"], "a row alone differs from the row in a batch"
+    assert got["error"] <= max(BOUNDS[weight], SHORT_BOUND)
+
+
+def test_a_gate_of_another_type(ask: Ask):
+    got = ask(run="gate", type="Q8_0", other_type="F16", rows=30, columns=20, inner=64, seed=1)
+    assert (got["as_three"], got["same"]) == (True, True)
+    assert got["error"] <= SHORT_BOUND
+
+
+@pytest.mark.parametrize("weight", ["F32", "F16", "Q8_0"])
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    rows=st.integers(1, 40),
+    columns=st.integers(1, 70),
+    threads=st.integers(1, 4),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_products_of_the_same_rows_in_turn(ask: Ask, weight: str, **case: Any):
+    assert ask(run="products_in_turn", type=weight, **case)["same"]
+
+
 # ------------------------------------------------------------------------------------- attention
 
 
@@ -252,7 +288,46 @@ def test_a_cast_of_four_dimensions(ask: Ask):
     assert (got["supported"], got["error"]) == (True, 0)
 
 
-PLAIN = ("a product, plain", "attention, plain", "attention, float32 sums", "a sum, plain")
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    tokens=st.integers(1, 40),
+    heads=st.integers(1, 3),
+    dims=st.sampled_from([(2, 2), (16, 16), (34, 34), (64, 64), (80, 32), (128, 128)]),
+    longest=st.sampled_from([1, 40, 40_000]),
+    base=st.sampled_from([1e4, 1e6]),
+    scale=st.sampled_from([1.0, 0.25]),
+    magnitude=st.sampled_from([1.0, 1.5]),
+    threads=st.integers(1, 3),
+    seed=st.integers(0, 2**32 - 1),
+    parts=st.fixed_dictionaries(dict.fromkeys(("side_by_side", "factors", "inner"), st.booleans())),
+)
+def test_pairs_turned_by_positions(
+    ask: Ask, dims: tuple[int, int], longest: int, parts: dict[str, bool], **case: Any
+):
+    got = ask(run="turn", dim=dims[0], turned=dims[1], longest=longest, **parts, **case)
+    assert got["supported"]
+    assert got["to_ggml"] <= 4e-6  # which may multiply and add in one
+    assert got["error"] <= 1e-5 + 1e-6 * longest  # an angle is a float32
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    cells=st.integers(1, 60),
+    rows=st.integers(1, 60),
+    n=st.integers(1, 300),
+    half=st.booleans(),
+    threads=st.integers(1, 3),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_rows_that_go_to_a_cache(ask: Ask, cells: int, rows: int, **case: Any):
+    got = ask(run="set_rows", cells=cells, rows=min(cells, rows), **case)
+    assert (got["supported"], got["same"]) == (True, True)
+
+
+PLAIN = (
+    *("a product, plain", "attention, plain", "attention, float32 sums", "a sum, plain"),
+    *("a turn, plain", "rows to a cache, plain"),
+)
 
 
 @pytest.mark.parametrize("what", PLAIN)
@@ -287,6 +362,12 @@ def test_the_plain_form_of_what_is_refused_is_taken(ask: Ask, what: str):
         "a cast to another type",
         "a norm of columns",
         "a transposed row",
+        "a turn that is interpolated",
+        "a turn by several positions",
+        "a turn of halves",
+        "rows of halves to a cache",
+        "rows to a cache by short numbers",
+        "rows to a quantized cache",
     ],
 )
 def test_what_is_not_covered_is_refused(ask: Ask, what: str):
