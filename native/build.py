@@ -89,7 +89,7 @@ def build(target: Path, *, headers: Path | None = None, libraries: Path | None =
         compiler = _compiler()
     with tempfile.TemporaryDirectory() as scratch:
         flags = ["-isystem", str(headers), "-fopenmp", *_exported()]
-        units = [*_kernels(compiler, only_here=only_here), ("accelerator", flags)]
+        units = [*_kernels(compiler, only_here=only_here), ("accelerator", flags), ("tap", flags)]
         objects = _compiled(compiler, Path(scratch), units)
         made = Path(scratch) / library_name()
         command = [compiler, "-shared", "-s", "-fopenmp", "-o", str(made)]

@@ -97,7 +97,11 @@ class Graph:
         return self.tensor(kind, values.shape[::-1], values.tobytes())
 
     def run(
-        self, backend: Backend, result: Pointer, dtype: Any = np.float32, first: Pointer | None = None
+        self,
+        backend: Backend,
+        result: Pointer,
+        dtype: Any = np.float32,
+        first: Pointer | None = None,
     ) -> NDArray[Any]:
         """The flat result as this backend computes it; the tensors' memory serves all backends.
 
@@ -306,9 +310,10 @@ def turn(case: dict[str, Any]) -> dict[str, Any]:
     if case["inner"]:  # a result of ours, whose memory the turn may take
         a = graph.op("mul", a, graph.floats(np.ones(dim, np.float32)))
     side_by_side, scale, magnitude = case["side_by_side"], case["scale"], case["magnitude"]
+    divided_by = graph.floats(factors) if case["factors"] else Pointer(None)
     result = graph.op(
         "rope_ext",
-        *(a, graph.integers(positions), graph.floats(factors) if case["factors"] else Pointer(None)),
+        *(a, graph.integers(positions), divided_by),
         *map(integer, (turned, 0 if side_by_side else 2, 4096)),
         *(case["base"], scale, 0.0, magnitude, 32.0, 1.0),
     )
@@ -564,8 +569,13 @@ def refused(case: dict[str, Any]) -> dict[str, Any]:
 
 
 RUN = {
-    **{"product": product, "gate": gate, "products_in_turn": products_in_turn},
-    **{"attention": attention, "turn": turn, "set_rows": set_rows, "small": small},
+    "product": product,
+    "gate": gate,
+    "products_in_turn": products_in_turn,
+    "attention": attention,
+    "turn": turn,
+    "set_rows": set_rows,
+    "small": small,
     "refused": refused,
 }
 

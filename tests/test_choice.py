@@ -36,7 +36,7 @@ from gguf_embed.gguf.header import read_header
 from gguf_embed.machine import measured, selftest, selftest_child
 from gguf_embed.machine import probe as hardware
 from gguf_embed.machine.machine import Machine, machine_from_json
-from gguf_embed.native import context as native_context
+from gguf_embed.native import tap as native_tap
 from gguf_embed.native.model import Model
 from gguf_embed.plan.fitter import BATCH_TOKENS_TIGHT, MARGIN_SHARE
 from gguf_embed.plan.memory import MIB, predict
@@ -580,7 +580,7 @@ def test_the_pooled_path_needs_memory_for_the_head(world: World):
 
 
 def test_without_a_tap_it_is_planned_anew(world: World, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(native_context, "TAPPED_TENSOR", b"of another architecture")
+    monkeypatch.setattr(native_tap, "TAPPED_TENSOR", b"of another architecture")
     path = world.files["F16"]
     world.with_ram(enough_for("F16"))
     tapped, pooled = world.choose(path).plan, world.choose(path, tap=False).plan

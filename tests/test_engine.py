@@ -27,7 +27,7 @@ from gguf_embed.engine import loaded, runner, tune
 from gguf_embed.engine.embedder import Block, Embedder
 from gguf_embed.engine.stream import ENCODE_WINDOW, WINDOW
 from gguf_embed.errors import BadInput, BadModelFile, BadOption, BadText, NativeFailed, TextTooLong
-from gguf_embed.native import context as native_context
+from gguf_embed.native import tap as native_tap
 from gguf_embed.native.context import Context, ContextParams
 from gguf_embed.native.model import Model, Tokens
 from gguf_embed.plan.settings import Settings
@@ -689,7 +689,7 @@ def test_without_a_tap_the_pooled_path_serves(
 ):
     texts = [CAT, DOG, "\x01" * 600]  # the last one longer than a microbatch
     tapped = qwen3.encode(texts)
-    monkeypatch.setattr(native_context, "TAPPED_TENSOR", b"of another architecture")
+    monkeypatch.setattr(native_tap, "TAPPED_TENSOR", b"of another architecture")
     with Embedder.open(
         tiny_model("qwen3"), settings=Settings(tune=False, n_threads=1, tap=True)
     ) as embedder:

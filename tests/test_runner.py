@@ -18,8 +18,8 @@ from gguf_embed.engine import runner
 from gguf_embed.engine.backend import Head
 from gguf_embed.engine.runner import Runner, tap_works
 from gguf_embed.errors import BadInput, NativeFailed
-from gguf_embed.native import context as native_context
-from gguf_embed.native.context import MAX_SEQS, Context, ContextParams
+from gguf_embed.native import tap as native_tap
+from gguf_embed.native.context import MAX_SEQS, Context, ContextParams, TapUnavailable
 from gguf_embed.native.model import Model, Tokens
 from gguf_embed.plan.contexts import LONG_STEP
 from gguf_embed.plan.mode import EmbedMode
@@ -238,7 +238,7 @@ def test_the_tap_is_proved_before_it_is_used(
 ):
     model = load("qwen3")
     assert tap_works(model, LAST, RunSettings())
-    monkeypatch.setattr(native_context, "TAPPED_TENSOR", b"of another architecture")
+    monkeypatch.setattr(native_tap, "TAPPED_TENSOR", b"of another architecture")
     assert not tap_works(model, LAST, RunSettings())
 
 
@@ -246,9 +246,66 @@ def test_a_tap_at_the_wrong_tensor_is_not_used(
     load: Callable[..., Model], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     """A tensor of the right shape that is not the one pooled."""
-    monkeypatch.setattr(native_context, "TAPPED_TENSOR", b"ffn_out-1")
+    monkeypatch.setattr(native_tap, "TAPPED_TENSOR", b"ffn_out-1")
     assert not tap_works(load("qwen3"), LAST, RunSettings())
     assert "differs" in caplog.text
+
+
+@pytest.fixture(params=["in the library", "in Python"])
+def each_tap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contexts that are made meanwhile have this one."""
+    if request.param == "in Python":
+        monkeypatch.setattr(native_tap, "_function_of_library", lambda: None)
+    elif native_tap.tap_of(8).data is None:
+        pytest.skip("no library was compiled for this llama.cpp")
+
+
+@pytest.mark.usefixtures("each_tap")
+@pytest.mark.parametrize("pooling", [Pooling.LAST, Pooling.CLS, Pooling.MEAN])
+def test_a_tap_takes_what_is_pooled(load: Callable[..., Model], pooling: Pooling):
+    model, some = load("qwen3"), texts(3, 70, 1, 40)
+    changes = {"pooling": pooling, "n_ubatch": 32, "n_ctx": 256}
+    whole = decode(model, some, pooling=pooling)
+    assert distance(decode(model, some, tap=True, **changes), whole) < 1e-5  # in four microbatches
+    for text, vector in zip(some, whole, strict=True):
+        assert distance(decode(model, [text], tap=True, **changes), vector[None]) < 1e-5
+
+
+@pytest.mark.usefixtures("each_tap")
+@pytest.mark.parametrize("name", [b"ffn_out-0", b"no such tensor"])
+def test_what_is_not_the_last_hidden_state_is_refused(
+    load: Callable[..., Model], monkeypatch: pytest.MonkeyPatch, name: bytes
+):
+    """All tokens' rows where those of some were asked for, or none."""
+    monkeypatch.setattr(native_tap, "TAPPED_TENSOR", name)
+    with pytest.raises(TapUnavailable, match="outputs at"):
+        decode(load("qwen3"), texts(5, 9), tap=True)
+
+
+def test_rows_of_another_width_are_refused(
+    load: Callable[..., Model], monkeypatch: pytest.MonkeyPatch
+):
+    """By the library, which would write beyond its memory."""
+    monkeypatch.setattr(native_tap, "TAPPED_TENSOR", b"kqv_out-1")
+    if native_tap.tap_of(8).data is None:
+        pytest.skip("no library was compiled for this llama.cpp")
+    with pytest.raises(TapUnavailable, match="outputs at"):
+        decode(load("qwen3"), texts(1), tap=True)
+
+
+def test_what_fails_in_a_tap_in_python_is_raised(
+    load: Callable[..., Model], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(native_tap, "_function_of_library", lambda: None)
+    with Context(load("qwen3"), replace(PARAMS, tap=True), encoder=False) as context:
+        monkeypatch.setattr(context._tap, "_get_rows", fail)
+        with pytest.raises(ZeroDivisionError):
+            context.run(texts(5))
+
+
+def fail(_: int) -> int:
+    """What no memory would be."""
+    raise ZeroDivisionError
 
 
 @pytest.mark.parametrize("mode", [CLS, EmbedMode(pooling=Pooling.RANK, causal=True, encoder=False)])

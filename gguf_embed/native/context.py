@@ -18,13 +18,13 @@ import numpy.typing as npt
 from gguf_embed.errors import NativeFailed
 from gguf_embed.native.batch import Batch
 from gguf_embed.native.handle import Handle
-from gguf_embed.native.library import accelerating, bindings, forget_reason, ggml, reason
+from gguf_embed.native.library import accelerating, bindings, forget_reason, reason
 from gguf_embed.native.model import Model, Tokens
+from gguf_embed.native.tap import TAPPED_TENSOR, tap_of
 from gguf_embed.system.closing import Closes
 from gguf_embed.vectors import Pooling, Vectors, output_mask, pool
 
 MAX_SEQS = 256  # LLAMA_MAX_SEQ
-TAPPED_TENSOR = b"result_norm"  # the last hidden state, before the language-model head
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +72,7 @@ class Context(Closes):
         self._batch = Batch(params.n_seq_max)
         self._n_threads = params.n_threads
         self._n_outputs_max = self.n_batch  # tokens whose vectors one decode can give
-        self._tap = _Tap(model.dim)
+        self._tap = tap_of(model.dim) if params.tap else None
         self._prefix: Tokens | None = None
 
         native_params = native.llama_context_default_params()
@@ -92,11 +92,9 @@ class Context(Closes):
         native_params.embeddings = not params.tap
         native_params.kv_unified = True
         native_params.no_perf = True
-        # Kept on self: ctypes frees a callback that nothing refers to. It does not refer to self,
-        # so that a context is freed as soon as it is dropped.
-        self._callback = native.ggml_backend_sched_eval_callback(self._tap.on_tensor)
-        if params.tap:
-            native_params.cb_eval = self._callback
+        if self._tap is not None:
+            native_params.cb_eval = self._tap.callback
+            native_params.cb_eval_user_data = self._tap.data
             native_params.pooling_type = int(Pooling.NONE)
             last_only = params.pooling in (Pooling.LAST, Pooling.CLS)
             self._n_outputs_max = params.n_seq_max if last_only else self.n_batch
@@ -246,6 +244,7 @@ class Context(Closes):
 
     def _outputs(self, n: int) -> Vectors:
         """What the tap took out of the last decode, which asked for `n` tokens."""
+        assert self._tap is not None
         outputs = self._tap.take()
         if outputs.shape != (n, self.model.dim):
             raise TapUnavailable(
@@ -284,10 +283,10 @@ class Context(Closes):
         batch = self._batch.filled(sequences, mask, first_position, first_seq)
         if self._batch.greatest_token >= self.model.n_vocab:
             raise ValueError(f"a token id is not within 0..{self.model.n_vocab - 1}")
-        self._tap.begin()
+        if self._tap is not None:
+            self._tap.begin(int(mask.sum()))
         forget_reason()
         status = native.llama_decode(pointer, batch)
-        self._tap.check()
         if status != 0:
             raise NativeFailed(
                 f"{self.model.path}: llama_decode gave {status} for {len(mask)} tokens: {reason()}"
@@ -296,49 +295,6 @@ class Context(Closes):
 
 class TapUnavailable(NativeFailed):
     """This architecture's graph has no tensor to tap; the pooled path serves instead."""
-
-
-class _Tap:
-    """Takes rows out of the graph at TAPPED_TENSOR, in a callback of ggml's scheduler."""
-
-    def __init__(self, dim: int) -> None:
-        self._dim = dim
-        self._taken: list[Vectors] = []
-        self._error: BaseException | None = None
-        pointer, size = ctypes.c_void_p, ctypes.c_size_t
-        self._get_name = ggml("ggml_get_name", ctypes.c_char_p, pointer)
-        self._get_rows = ggml("ggml_nrows", ctypes.c_int64, pointer)
-        self._get_data = ggml("ggml_backend_tensor_get", None, pointer, pointer, size, size)
-
-    def begin(self) -> None:
-        """Forget what an earlier decode gave."""
-        self._taken = []
-
-    def check(self) -> None:
-        """Raise what was raised inside the callback."""
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
-
-    def take(self) -> Vectors:
-        """The rows of the last decode, in order; shape (0, 0) where the tensor never came."""
-        return np.concatenate(self._taken) if self._taken else np.empty((0, 0), np.float32)
-
-    def on_tensor(self, tensor: int, ask: bool, _data: object) -> bool:
-        """Called by ggml's scheduler for each node; True to `ask` stops after that node.
-
-        Returning False after the tapped tensor ends the graph there: the head is not computed.
-        """
-        try:
-            if ask:
-                return self._get_name(tensor) == TAPPED_TENSOR
-            rows = np.empty((self._get_rows(tensor), self._dim), np.float32)
-            if rows.size:
-                self._get_data(tensor, rows.ctypes.data, 0, rows.nbytes)
-            self._taken.append(rows)
-        except BaseException as error:  # an exception must not unwind through C
-            self._error = error
-        return False
 
 
 def _values(pointer: Any, n: int) -> npt.NDArray[np.float32]:
