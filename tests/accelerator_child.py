@@ -120,10 +120,14 @@ class Graph:
                 ggml("ggml_build_forward_expand", graph, tensor, result=None)
         status = ggml("ggml_backend_graph_compute", backend.pointer, graph, result=ctypes.c_int)
         assert status == 0, status
-        size = ggml("ggml_nbytes", result, result=ctypes.c_size_t)
+        return self.read(result, dtype)
+
+    def read(self, tensor: Pointer, dtype: Any = np.float32) -> NDArray[Any]:
+        """The flat numbers of a tensor."""
+        size = ggml("ggml_nbytes", tensor, result=ctypes.c_size_t)
         out = np.empty(size, np.uint8)
         start, target = ctypes.c_size_t(0), Pointer(out.ctypes.data)
-        ggml("ggml_backend_tensor_get", result, target, start, ctypes.c_size_t(size), result=None)
+        ggml("ggml_backend_tensor_get", tensor, target, start, ctypes.c_size_t(size), result=None)
         return out.view(dtype)
 
     def free(self) -> None:
@@ -229,13 +233,16 @@ def product(case: dict[str, Any]) -> dict[str, Any]:
 
 def gate(case: dict[str, Any]) -> dict[str, Any]:
     """Two products of the same rows and the SwiGLU of both: the error as a share of what the
-    products' may be, whether it is the same as in three steps, and rows computed alone.
+    products' may be, whether it is the same as in three steps, which are there where somebody
+    wants to see them, and rows computed alone.
     """
     rng = np.random.default_rng(case["seed"])
     rows, columns, inner = case["rows"], case["columns"], case["inner"]
     x = normal(rng, rows, inner)
     values = [normal(rng, columns, inner, size=0.05) for _ in range(2)]
     kinds = [case["type"], case.get("other_type", case["type"])]
+
+    products_there: list[Floats] = []
 
     def run(chosen: slice, *, apart: bool) -> tuple[Floats, list[Floats]]:
         graph = Graph()
@@ -247,6 +254,8 @@ def gate(case: dict[str, Any]) -> dict[str, Any]:
             for product in products:
                 ggml("ggml_set_output", product, result=None)
         out = graph.run(accelerator(), result, first=products[case.get("first", 0)])
+        if apart:
+            products_there.extend(graph.read(product).reshape(-1, columns) for product in products)
         graph.free()
         return out.reshape(-1, columns), [exact for _, exact in made]
 
@@ -262,8 +271,13 @@ def gate(case: dict[str, Any]) -> dict[str, Any]:
     )
     # The gate's slope is 1.1 at most.
     error = np.abs(ours - silu * u) / (1.1 * of_gate * np.abs(u) + np.abs(silu) * of_up + 1e-3)
+    there = [
+        np.abs(product - exact) / lengths
+        for product, exact, lengths in zip(products_there, (g, u), (of_gate, of_up), strict=True)
+    ]
     return {
         "error": float(error.max()),
+        "of_products": float(np.max(there)),
         "as_three": np.array_equal(ours, apart),
         "same": all(
             np.array_equal(part[0], ours[i])
@@ -338,6 +352,32 @@ def turn(case: dict[str, Any]) -> dict[str, Any]:
         "to_ggml": float(np.abs(ours - theirs).max()),
         "error": float(np.abs(ours - exact).max()),
     }
+
+
+def turns(case: dict[str, Any]) -> dict[str, Any]:
+    """Turns by other angles in one graph: whether each is the same as alone."""
+    rng = np.random.default_rng(case["seed"])
+    x = normal(rng, 20, 2, 32)
+    positions = [rng.integers(0, 500, 20, dtype=np.int32) for _ in range(2)]
+
+    def run(chosen: Sequence[tuple[int, int, float]]) -> Floats:
+        graph = Graph()
+        a, made = graph.floats(x), [graph.integers(p) for p in positions]
+        total = None
+        for which, turned, base in chosen:
+            kinds = map(integer, (turned, 2, 4096))
+            params = (base, 1.0, 0.0, 1.0, 32.0, 1.0)
+            one = graph.op("rope_ext", a, made[which], Pointer(None), *kinds, *params)
+            total = one if total is None else graph.op("add", total, one)
+        assert total is not None
+        out = graph.run(accelerator(), total)
+        graph.free()
+        return out
+
+    accelerator().set_threads(case["threads"])
+    chosen = [(0, 32, 1e4), (1, 32, 1e4), (1, 16, 1e4), (1, 16, 1e6), (0, 32, 1e4)]
+    alone = [run([one]) for one in chosen]
+    return {"same": np.array_equal(run(chosen), functools.reduce(np.add, alone))}
 
 
 def set_rows(case: dict[str, Any]) -> dict[str, Any]:
@@ -574,6 +614,7 @@ RUN = {
     "products_in_turn": products_in_turn,
     "attention": attention,
     "turn": turn,
+    "turns": turns,
     "set_rows": set_rows,
     "small": small,
     "refused": refused,
