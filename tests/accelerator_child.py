@@ -287,29 +287,28 @@ def gate(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def products_in_turn(case: dict[str, Any]) -> dict[str, Any]:
-    """Three products of the same rows, which follow each other without a wait, and their sum:
-    whether it is the same as with the rows apart, so that each waits.
-    """
+    """Products one after the other, of the same rows or others: whether each is as alone."""
     rng = np.random.default_rng(case["seed"])
-    x = normal(rng, case["rows"], 64)
-    values = [normal(rng, columns, 64, size=0.05) for columns in (case["columns"],) * 3]
-    bias = normal(rng, 1, case["columns"])
+    columns, of = case["columns"], case["of"]
+    x = [normal(rng, case["rows"], 64) for _ in range(2)]
+    values = [normal(rng, columns, 64, size=0.05) for _ in of]
+    bias = normal(rng, 1, columns)
 
-    def run(*, apart: bool) -> Floats:
+    def run(chosen: Sequence[int]) -> Floats:
         graph = Graph()
-        seen = graph.floats(x)
-        sums: list[Pointer] = []
-        for v in values:
-            weights, _ = graph.weights(v, case["type"])
-            product = graph.op("mul_mat", weights, graph.floats(x) if apart else seen)
+        rows, sums = [graph.floats(some) for some in x], list[Pointer]()
+        for i in chosen:
+            weights, _ = graph.weights(values[i], case["type"])
+            product = graph.op("mul_mat", weights, rows[of[i]])
             sums.append(graph.op("add", product, graph.floats(bias)))
-        total = graph.op("add", graph.op("add", sums[0], sums[1]), sums[2])
+        total = functools.reduce(lambda a, b: graph.op("add", a, b), sums)
         out = graph.run(accelerator(), total)
         graph.free()
         return out
 
     accelerator().set_threads(case["threads"])
-    return {"same": np.array_equal(run(apart=False), run(apart=True))}
+    alone = [run([i]) for i in range(len(of))]
+    return {"same": np.array_equal(run(range(len(of))), functools.reduce(np.add, alone))}
 
 
 def turn(case: dict[str, Any]) -> dict[str, Any]:

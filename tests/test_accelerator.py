@@ -174,14 +174,15 @@ def test_a_gate_of_another_type(ask: Ask):
 
 
 @pytest.mark.parametrize("weight", ["F32", "F16", "Q8_0"])
-@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
-    rows=st.integers(1, 40),
-    columns=st.integers(1, 70),
+    rows=st.integers(1, 200),
+    columns=st.integers(1, 200),
+    of=st.lists(st.sampled_from([0, 1]), min_size=3, max_size=6),
     threads=st.integers(1, 4),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_products_of_the_same_rows_in_turn(ask: Ask, weight: str, **case: Any):
+def test_products_in_turn(ask: Ask, weight: str, **case: Any):
     assert ask(run="products_in_turn", type=weight, **case)["same"]
 
 
