@@ -101,11 +101,11 @@ class Graph:
         backend: Backend,
         result: Pointer,
         dtype: Any = np.float32,
-        first: Pointer | None = None,
+        first: Sequence[Pointer] = (),
     ) -> NDArray[Any]:
         """The flat result as this backend computes it; the tensors' memory serves all backends.
 
-        `first` is computed before what else the result needs.
+        `first` are computed before what else the result needs.
         """
         if self.buffer is None:
             self.buffer = ggml("ggml_backend_alloc_ctx_tensors", self.context, backend.pointer)
@@ -115,9 +115,8 @@ class Graph:
                 address = Pointer(ctypes.addressof(source))
                 ggml("ggml_backend_tensor_set", tensor, address, start, size, result=None)
         graph = ggml("ggml_new_graph", self.context)
-        for tensor in (first, result):
-            if tensor is not None:
-                ggml("ggml_build_forward_expand", graph, tensor, result=None)
+        for tensor in (*first, result):
+            ggml("ggml_build_forward_expand", graph, tensor, result=None)
         status = ggml("ggml_backend_graph_compute", backend.pointer, graph, result=ctypes.c_int)
         assert status == 0, status
         return self.read(result, dtype)
@@ -253,7 +252,7 @@ def gate(case: dict[str, Any]) -> dict[str, Any]:
         if apart:  # somebody wants to see the products
             for product in products:
                 ggml("ggml_set_output", product, result=None)
-        out = graph.run(accelerator(), result, first=products[case.get("first", 0)])
+        out = graph.run(accelerator(), result, first=[products[case.get("first", 0)]])
         if apart:
             products_there.extend(graph.read(product).reshape(-1, columns) for product in products)
         graph.free()
@@ -302,7 +301,7 @@ def products_in_turn(case: dict[str, Any]) -> dict[str, Any]:
             product = graph.op("mul_mat", weights, rows[of[i]])
             sums.append(graph.op("add", product, graph.floats(bias)))
         total = functools.reduce(lambda a, b: graph.op("add", a, b), sums)
-        out = graph.run(accelerator(), total)
+        out = graph.run(accelerator(), total, first=sums)
         graph.free()
         return out
 

@@ -176,8 +176,8 @@ def test_a_gate_of_another_type(ask: Ask):
 @pytest.mark.parametrize("weight", ["F32", "F16", "Q8_0"])
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
-    rows=st.integers(1, 200),
-    columns=st.integers(1, 200),
+    rows=st.integers(1, 300),
+    columns=st.integers(1, 1500),
     of=st.lists(st.sampled_from([0, 1]), min_size=3, max_size=6),
     threads=st.integers(1, 4),
     seed=st.integers(0, 2**32 - 1),
