@@ -1045,40 +1045,37 @@ void unpack_block(const Product & p, const char * const * columns, int n_columns
     }
 }
 
-// A strip of a matrix, and the one that is multiplied after it.
-struct Strips {
-    const char *weights, *next_weights;
-    int64_t column, next_column;
+// Where a strip begins: in which matrix, at which column.
+struct Place {
+    const char * weights;
+    int64_t column;
 };
 
-// The sums of a strip, all rows. Where `to_out`, the places that they go to are fetched meanwhile.
-template <class Isa> void multiply(const Product & p, const Strips & strips, bool to_out, Scratch<Isa> & s, float * sums) {
-    const int n = static_cast<int>(smaller(strip_columns<Isa>, p.n_columns - strips.column));
+// The sums of a strip, all rows. `after` is multiplied next. Where the sums go `to_out`, their places are
+// fetched meanwhile.
+template <class Isa> void multiply(const Product & p, Place at, Place after, bool to_out, Scratch<Isa> & s, float * sums) {
+    const int n = static_cast<int>(smaller(strip_columns<Isa>, p.n_columns - at.column));
     const bool few = p.n_rows <= most_few_rows && is_integer(p.type);
     const bool fewer = p.n_rows <= Isa::few_rows && p.type == Weight::q8_0;
     const Form form = fewer ? Form::bytes : few ? Form::columns : Form::pairs;
     const auto bytes_to = [&](int64_t inner) {
         return static_cast<int64_t>(p.row_bytes * static_cast<size_t>(inner) / static_cast<size_t>(p.n_inner));
     };
-    const auto columns_of = [&](const char * weights, int64_t first_column, int64_t inner, const char ** columns) {
+    const auto columns_of = [&](Place place, int64_t inner, const char ** columns) {
         for (int c = 0; c < strip_columns<Isa>; c++) {
-            const auto number = static_cast<size_t>(smaller(first_column + c, p.n_columns - 1));
-            columns[c] = weights + number * p.row_bytes + bytes_to(inner);
+            const auto number = static_cast<size_t>(smaller(place.column + c, p.n_columns - 1));
+            columns[c] = place.weights + number * p.row_bytes + bytes_to(inner);
         }
     };
     const char *columns[strip_columns<Isa>], *next[strip_columns<Isa>];
-    columns_of(strips.weights, strips.column, 0, columns);
+    columns_of(at, 0, columns);
     for (int64_t first = 0; first < p.n_inner; first += p.block) {
         const int64_t n_inner = smaller(p.block, p.n_inner - first), end = first + n_inner;
         unpack_block<Isa>(p, columns, n, n_inner, s, form);
         const bool last = end == p.n_inner;
-        if (last) {
-            columns_of(strips.next_weights, strips.next_column, 0, next);
-        } else {
-            columns_of(strips.weights, strips.column, end, next);
-        }
-        const int64_t after = smaller(last ? p.block : end + p.block, p.n_inner);
-        Ahead ahead{next, bytes_to(after) - (last ? 0 : bytes_to(end))};
+        columns_of(last ? after : at, last ? 0 : end, next);
+        const int64_t next_end = smaller(last ? p.block : end + p.block, p.n_inner);
+        Ahead ahead{next, bytes_to(next_end) - (last ? 0 : bytes_to(end))};
         if (few) {
             tiles<Isa, Isa::few_rows>(p.n_rows, [&](int64_t row, auto rows) {
                 few_rows<Isa, rows>(p, row, n_inner, first / p.block, columns, form, s, sums, ahead);
@@ -1089,7 +1086,7 @@ template <class Isa> void multiply(const Product & p, const Strips & strips, boo
             int64_t fetched = 0;  // columns; each tile fetches its share
             tiles<Isa, Isa::integer_rows>(p.n_rows, [&](int64_t row, auto rows) {
                 for (; fetched * p.n_rows < (row + rows) * strip_columns<Isa>; fetched++) fetch<Isa>(ahead, fetched);
-                if (last && to_out) fetch_ends<Isa>(p, row, rows, strips.column);
+                if (last && to_out) fetch_ends<Isa>(p, row, rows, at.column);
                 integer_rows<Isa, rows>(p, row, n_inner, first / p.block, s.strip, sums);
             });
         } else {
@@ -1105,9 +1102,11 @@ template <class Isa> void product(const Product & p, int64_t strip, char * scrat
     auto & s = *reinterpret_cast<Scratch<Isa> *>(scratch);
     auto * sums = reinterpret_cast<float *>(scratch + aligned(sizeof(Scratch<Isa>)));
     float * const gates = sums + p.n_rows * strip_columns<Isa>;
-    const int64_t column = strip * strip_columns<Isa>, next_column = column + strip_columns<Isa>;
-    if (p.gate) multiply<Isa>(p, {p.gate, p.weights, column, column}, false, s, gates);
-    multiply<Isa>(p, {p.weights, p.gate ? p.gate : p.weights, column, next_column}, true, s, sums);
+    const int64_t column = strip * strip_columns<Isa>;
+    const Place of_gate{p.gate, column}, of_weights{p.weights, column};
+    const Place after{p.gate ? p.gate : p.weights, column + strip_columns<Isa>};
+    if (p.gate) multiply<Isa>(p, of_gate, of_weights, false, s, gates);
+    multiply<Isa>(p, of_weights, after, true, s, sums);
     const int n = static_cast<int>(smaller(strip_columns<Isa>, p.n_columns - column));
     switch (p.activation) {
         case Activation::none: return finish<Isa, Activation::none>(p, column, n, sums, gates);
