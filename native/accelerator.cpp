@@ -129,15 +129,15 @@ bool takes_swiglu(const ggml_tensor * t) {  // gate and up apart
            same_shape(gate, t) && same_shape(up, t) && no_sources_from(t, 2);
 }
 
-// A turn of pairs by angles that grow with the position.
+// A rotation of pairs by angles that grow with the position.
 struct Rope {
-    int32_t n_turned, mode, first;
+    int32_t n_rotated, mode, first;
     float base, scale, extrapolation, magnitude;
 };
 
 Rope rope_of(const ggml_tensor * t) {
     Rope rope{};
-    rope.n_turned = t->op_params[1];
+    rope.n_rotated = t->op_params[1];
     rope.mode = t->op_params[2];
     rope.first = t->op_params[15];
     float values[4];
@@ -322,7 +322,7 @@ struct Step {
     const ggml_tensor * bias = nullptr;
     const ggml_tensor * residual = nullptr;
     Activation activation = Activation::none;
-    bool prepares = false;  // the rows of a product as int16, or the angles of a turn: a step before may have done it
+    bool prepares = false;  // the rows of a product as int16, or the angles of a rotation: a step before may have done it
     bool ends_alone = true;  // the next step begins when all threads are done with this one
 };
 
@@ -492,7 +492,7 @@ bool same_angles(const ggml_tensor * a, const ggml_tensor * b) {
 void plan(Engine & engine, const ggml_cgraph * graph) {
     engine.steps.clear();
     const ggml_tensor * quantized = nullptr;  // whose rows the buffer holds
-    const ggml_tensor * turned = nullptr;     // whose angles are there
+    const ggml_tensor * rotated = nullptr;    // whose angles are there
     int64_t block = 0;
     for (int i = 0; i < graph->n_nodes; i++) {
         const ggml_tensor * t = graph->nodes[i];
@@ -513,8 +513,8 @@ void plan(Engine & engine, const ggml_cgraph * graph) {
         } else if (t->op == GGML_OP_NORM || t->op == GGML_OP_RMS_NORM) {
             i = fuse_norm(graph, i, step);
         } else if (t->op == GGML_OP_ROPE) {
-            step.prepares = turned == nullptr || !same_angles(turned, t);
-            turned = t;
+            step.prepares = rotated == nullptr || !same_angles(rotated, t);
+            rotated = t;
         }
         // A view that is written to may be the rows that were quantized.
         if (step.node->view_src != nullptr) quantized = nullptr;
@@ -538,7 +538,7 @@ class Worker {
             switch (step.first->op) {
                 case GGML_OP_MUL_MAT: product(step); break;
                 case GGML_OP_FLASH_ATTN_EXT: attention(step.node); break;
-                case GGML_OP_ROPE: turns(step); break;
+                case GGML_OP_ROPE: rotation(step); break;
                 case GGML_OP_SET_ROWS: set_rows(step.node); break;
                 default: rows(step); break;
             }
@@ -703,20 +703,20 @@ class Worker {
         added.push_back(0);
     }
 
-    void turns(const Step & step) {
+    void rotation(const Step & step) {
         const ggml_tensor *out = step.node, *x = out->src[0];
         const auto * positions = static_cast<const int32_t *>(out->src[1]->data);
         const Rope rope = rope_of(out);
-        const int64_t half = rope.n_turned / 2, n_tokens = out->ne[2], n_heads = out->ne[1];
+        const int64_t half = rope.n_rotated / 2, n_tokens = out->ne[2], n_heads = out->ne[1];
         auto * const angles = reinterpret_cast<float *>(engine_.angles.of(0));
         const int64_t piece = 16;
         if (step.prepares) {
-            // As ggml has them: a longer way to an angle would give another one far from the start.
+            // Step by step, as ggml has them: floats that come another way are other angles far from the start.
             const float * const factors = out->src[2] ? floats_of(out->src[2]) : nullptr;
-            const float step_down = powf(rope.base, -2.0f / static_cast<float>(rope.n_turned));
+            const float step_down = powf(rope.base, -2.0f / static_cast<float>(rope.n_rotated));
             share(0, (n_tokens + piece - 1) / piece, [&](int64_t number) {
                 for (int64_t token = number * piece; token < std::min(n_tokens, (number + 1) * piece); token++) {
-                    float *cosines = angles + token * rope.n_turned, *sines = cosines + half;
+                    float *cosines = angles + token * rope.n_rotated, *sines = cosines + half;
                     auto theta = static_cast<float>(positions[token]);
                     for (int64_t i = 0; i < half; i++) {
                         const float angle = rope.scale * (factors ? theta / factors[i] : theta);
@@ -731,11 +731,11 @@ class Worker {
         share(1, out->ne[3] * ((n_tokens + piece - 1) / piece), [&](int64_t number) {
             const int64_t n_pieces = (n_tokens + piece - 1) / piece, batch = number / n_pieces, at = number % n_pieces * piece;
             for (int64_t token = at; token < std::min(n_tokens, at + piece); token++) {
-                const float *cosines = angles + token * rope.n_turned, *sines = cosines + half;
+                const float *cosines = angles + token * rope.n_rotated, *sines = cosines + half;
                 for (int64_t head = 0; head < n_heads; head++) {
                     const auto * from = reinterpret_cast<const float *>(place_of(x, head, token, batch));
                     auto * to = reinterpret_cast<float *>(place_of(out, head, token, batch));
-                    kernels_.turn(from, to, out->ne[0], rope.n_turned, rope.mode == GGML_ROPE_TYPE_NORMAL, cosines, sines);
+                    kernels_.rotate(from, to, out->ne[0], rope.n_rotated, rope.mode == GGML_ROPE_TYPE_NORMAL, cosines, sines);
                 }
             }
         });
@@ -812,7 +812,7 @@ ggml_status compute(ggml_backend_t backend, ggml_cgraph * graph) {
         size_t quantized = 0, row_blocks = 0, angles = 0;
         for (const auto & step : engine.steps) {
             if (step.first->op == GGML_OP_ROPE) {
-                angles = std::max(angles, static_cast<size_t>(step.node->ne[2] * rope_of(step.node).n_turned) * sizeof(float));
+                angles = std::max(angles, static_cast<size_t>(step.node->ne[2] * rope_of(step.node).n_rotated) * sizeof(float));
             }
             if (step.first->op != GGML_OP_MUL_MAT) continue;
             const ggml_tensor *w = step.first->src[0], *x = step.first->src[1];

@@ -1379,8 +1379,8 @@ template <class Isa> void to_half(const float * x, void * out, int64_t n) {
 }
 
 template <class Isa>
-void turn_pairs(const float * x, float * out, int64_t n, int64_t n_turned, bool side_by_side, const float * cosines, const float * sines) {
-    const int64_t half = n_turned / 2, first = side_by_side ? 2 : 1, second = side_by_side ? 1 : half;
+void rotate(const float * x, float * out, int64_t n, int64_t n_rotated, bool side_by_side, const float * cosines, const float * sines) {
+    const int64_t half = n_rotated / 2, first = side_by_side ? 2 : 1, second = side_by_side ? 1 : half;
     int64_t i = 0;
     for (; !side_by_side && i + Isa::lanes <= half; i += Isa::lanes) {
         const auto a = Isa::load_floats(x + i), b = Isa::load_floats(x + half + i);
@@ -1393,7 +1393,7 @@ void turn_pairs(const float * x, float * out, int64_t n, int64_t n_turned, bool 
         out[first * i] = a * cosines[i] - b * sines[i];
         out[first * i + second] = a * sines[i] + b * cosines[i];
     }
-    if (out != x) std::memcpy(out + n_turned, x + n_turned, static_cast<size_t>(n - n_turned) * sizeof(float));
+    if (out != x) std::memcpy(out + n_rotated, x + n_rotated, static_cast<size_t>(n - n_rotated) * sizeof(float));
 }
 
 template <class Isa> const Kernels * kernels() {
@@ -1402,7 +1402,7 @@ template <class Isa> const Kernels * kernels() {
         block_of,            is_integer,          Isa::group,         quantize_rows<Isa>, product_scratch<Isa>,
         attention_scratch<Isa>, product<Isa>,     gather_cells<Isa>,  attend<Isa>,
         norm<Isa>,           gelu_row<Isa>,       swiglu<Isa>,        add<Isa>,
-        multiply<Isa>,       to_half<Isa>,        turn_pairs<Isa>,
+        multiply<Isa>,       to_half<Isa>,        rotate<Isa>,
     };
     return &table;
 }

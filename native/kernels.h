@@ -110,9 +110,9 @@ struct Kernels {
     void (*add)(const float * a, const float * b, float * out, int64_t n);
     void (*multiply)(const float * a, const float * b, float * out, int64_t n);
     void (*to_half)(const float * x, void * out, int64_t n);
-    // The first n_turned numbers are pairs, each turned by its angle; the others stay. The halves of a pair
-    // lie n_turned / 2 apart, or side by side. `out` may be x.
-    void (*turn)(const float * x, float * out, int64_t n, int64_t n_turned, bool side_by_side, const float * cosines, const float * sines);
+    // The first n_rotated numbers are pairs, each rotated by its angle; the others stay. The halves of a pair
+    // lie n_rotated / 2 apart, or side by side. `out` may be x.
+    void (*rotate)(const float * x, float * out, int64_t n, int64_t n_rotated, bool side_by_side, const float * cosines, const float * sines);
 };
 
 // Each from a unit of its own, for its own processors.

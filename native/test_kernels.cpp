@@ -455,20 +455,20 @@ void test_small(const Kernels & kernels, int64_t n) {
     CHECK(half == exact, "half precision of %ld", n);
 }
 
-void test_turn(const Kernels & kernels, int64_t n, int64_t n_turned, bool side_by_side) {
-    std::mt19937 random(static_cast<unsigned>(n + n_turned));
-    const auto half = static_cast<size_t>(n_turned / 2);
-    const auto x = normal(n, random), cosines = normal(n_turned / 2, random), sines = normal(n_turned / 2, random);
+void test_rotation(const Kernels & kernels, int64_t n, int64_t n_rotated, bool side_by_side) {
+    std::mt19937 random(static_cast<unsigned>(n + n_rotated));
+    const auto half = static_cast<size_t>(n_rotated / 2);
+    const auto x = normal(n, random), cosines = normal(n_rotated / 2, random), sines = normal(n_rotated / 2, random);
     std::vector<float> out(x.size()), there = x;
-    kernels.turn(x.data(), out.data(), n, n_turned, side_by_side, cosines.data(), sines.data());
-    kernels.turn(there.data(), there.data(), n, n_turned, side_by_side, cosines.data(), sines.data());
-    CHECK(out == there, "a turn of %ld is another one in place", n);
+    kernels.rotate(x.data(), out.data(), n, n_rotated, side_by_side, cosines.data(), sines.data());
+    kernels.rotate(there.data(), there.data(), n, n_rotated, side_by_side, cosines.data(), sines.data());
+    CHECK(out == there, "a rotation of %ld is another one in place", n);
     for (size_t i = 0; i < half; i++) {
         const size_t first = side_by_side ? 2 * i : i, second = side_by_side ? 2 * i + 1 : i + half;
         const double a = x[first], b = x[second], c = cosines[i], s = sines[i];
         CHECK(std::fabs(out[first] - (a * c - b * s)) < 1e-5 && std::fabs(out[second] - (a * s + b * c)) < 1e-5, "pair %zu of %ld", i, n);
     }
-    CHECK(std::equal(out.begin() + n_turned, out.end(), x.begin() + n_turned), "what is not turned stays, of %ld", n);
+    CHECK(std::equal(out.begin() + n_rotated, out.end(), x.begin() + n_rotated), "what is not rotated stays, of %ld", n);
 }
 
 // Numbers far from what models have: the powers of two inside end where floats do.
@@ -582,7 +582,7 @@ void test(const Kernels & kernels) {
     for (const int64_t n : {1, 7, 8, 31, 384, 1030}) test_small(kernels, n);
     test_far(kernels);
     for (const bool side_by_side : {false, true}) {
-        for (const int64_t half : {1, 7, 8, 17, 64}) test_turn(kernels, 2 * half + half % 3, 2 * half, side_by_side);
+        for (const int64_t half : {1, 7, 8, 17, 64}) test_rotation(kernels, 2 * half + half % 3, 2 * half, side_by_side);
     }
     std::printf("%s: %d failures, digest %016llx\n", kernels.name, failures, static_cast<unsigned long long>(digest));
 }

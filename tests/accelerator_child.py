@@ -310,23 +310,23 @@ def products_in_turn(case: dict[str, Any]) -> dict[str, Any]:
     return {"same": np.array_equal(run(range(len(of))), functools.reduce(np.add, alone))}
 
 
-def turn(case: dict[str, Any]) -> dict[str, Any]:
-    """Error of pairs that are turned by their positions, against ggml and float64."""
+def rotation(case: dict[str, Any]) -> dict[str, Any]:
+    """Error of pairs that are rotated by their positions, against ggml and float64."""
     rng = np.random.default_rng(case["seed"])
-    n_tokens, n_heads, dim, turned = (case[name] for name in ("tokens", "heads", "dim", "turned"))
+    n_tokens, n_heads, dim, rotated = (case[name] for name in ("tokens", "heads", "dim", "rotated"))
     x = normal(rng, n_tokens, n_heads, dim)
     positions = rng.integers(0, case["longest"], n_tokens, dtype=np.int32)
-    factors = rng.uniform(1, 8, turned // 2).astype(np.float32)
+    factors = rng.uniform(1, 8, rotated // 2).astype(np.float32)
     graph = Graph()
     a = graph.floats(x)
-    if case["inner"]:  # a result of ours, whose memory the turn may take
+    if case["inner"]:  # a result of ours, whose memory the rotation may take
         a = graph.op("mul", a, graph.floats(np.ones(dim, np.float32)))
     side_by_side, scale, magnitude = case["side_by_side"], case["scale"], case["magnitude"]
     divided_by = graph.floats(factors) if case["factors"] else Pointer(None)
     result = graph.op(
         "rope_ext",
         *(a, graph.integers(positions), divided_by),
-        *map(integer, (turned, 0 if side_by_side else 2, 4096)),
+        *map(integer, (rotated, 0 if side_by_side else 2, 4096)),
         *(case["base"], scale, 0.0, magnitude, 32.0, 1.0),
     )
     supported = accelerator().supports(result)
@@ -334,12 +334,12 @@ def turn(case: dict[str, Any]) -> dict[str, Any]:
     ours = graph.run(accelerator(), result).reshape(x.shape)
     theirs = graph.run(cpu(), result).reshape(x.shape)
     graph.free()
-    angles = positions[:, None] * case["base"] ** (-2.0 / turned * np.arange(turned // 2)) * scale
+    angles = positions[:, None] * case["base"] ** (-2.0 / rotated * np.arange(rotated // 2)) * scale
     if case["factors"]:
         angles = angles / factors
     c, s = np.cos(angles)[:, None] * magnitude, np.sin(angles)[:, None] * magnitude
-    first = slice(0, turned, 2) if side_by_side else slice(0, turned // 2)
-    second = slice(1, turned, 2) if side_by_side else slice(turned // 2, turned)
+    first = slice(0, rotated, 2) if side_by_side else slice(0, rotated // 2)
+    second = slice(1, rotated, 2) if side_by_side else slice(rotated // 2, rotated)
     exact = x.astype(np.float64)
     exact[..., first], exact[..., second] = (
         x[..., first] * c - x[..., second] * s,
@@ -352,8 +352,8 @@ def turn(case: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def turns(case: dict[str, Any]) -> dict[str, Any]:
-    """Turns by other angles in one graph: whether each is the same as alone."""
+def rotations(case: dict[str, Any]) -> dict[str, Any]:
+    """Rotations by other angles in one graph: whether each is the same as alone."""
     rng = np.random.default_rng(case["seed"])
     x = normal(rng, 20, 2, 32)
     positions = [rng.integers(0, 500, 20, dtype=np.int32) for _ in range(2)]
@@ -362,8 +362,8 @@ def turns(case: dict[str, Any]) -> dict[str, Any]:
         graph = Graph()
         a, made = graph.floats(x), [graph.integers(p) for p in positions]
         total = None
-        for which, turned, base in chosen:
-            kinds = map(integer, (turned, 2, 4096))
+        for which, rotated, base in chosen:
+            kinds = map(integer, (rotated, 2, 4096))
             params = (base, 1.0, 0.0, 1.0, 32.0, 1.0)
             one = graph.op("rope_ext", a, made[which], Pointer(None), *kinds, *params)
             total = one if total is None else graph.op("add", total, one)
@@ -513,7 +513,7 @@ def refused(case: dict[str, Any]) -> dict[str, Any]:
     )
     x, w, x2 = tensor("F32", (64, 8)), tensor("Q8_0", (64, 16)), tensor("F32", (64, 2))
 
-    def turned(*, mode: int = 2, extrapolation: float = 0.0, kind: str = "F32") -> Pointer:
+    def rotated(*, mode: int = 2, extrapolation: float = 0.0, kind: str = "F32") -> Pointer:
         positions = tensor("I32", (32 if mode == 8 else 8,))
         of, params = tensor(kind, (64, 2, 8)), (1e4, 1.0, extrapolation, 1.0, 32.0, 1.0)
         if mode != 8:
@@ -581,10 +581,10 @@ def refused(case: dict[str, Any]) -> dict[str, Any]:
         "SwiGLU in one tensor": lambda: graph.op("swiglu", x),
         "a cast to another type": lambda: graph.op("cast", x, integer(NUMBERS["BF16"])),
         "a norm of columns": lambda: graph.op("norm", graph.op("transpose", x), 1e-6),
-        "a turn, plain": lambda: turned(),
-        "a turn that is interpolated": lambda: turned(extrapolation=1.0),
-        "a turn by several positions": lambda: turned(mode=8),
-        "a turn of halves": lambda: turned(kind="F16"),
+        "a rotation, plain": lambda: rotated(),
+        "a rotation that is interpolated": lambda: rotated(extrapolation=1.0),
+        "a rotation by several positions": lambda: rotated(mode=8),
+        "a rotation of halves": lambda: rotated(kind="F16"),
         "rows of halves to a cache": lambda: graph.op(
             "set_rows", tensor("F16", (64, 8)), tensor("F16", (64, 2)), tensor("I64", (2,))
         ),
@@ -611,8 +611,8 @@ RUN = {
     "gate": gate,
     "products_in_turn": products_in_turn,
     "attention": attention,
-    "turn": turn,
-    "turns": turns,
+    "rotation": rotation,
+    "rotations": rotations,
     "set_rows": set_rows,
     "small": small,
     "refused": refused,

@@ -117,6 +117,11 @@ def ask(library: Path, kernel: str) -> Iterator[Ask]:
 # -------------------------------------------------------------------------------------- products
 
 
+def block_of(weight: str) -> int:
+    """Numbers that a quantization keeps together."""
+    return 256 if weight.endswith("K") or weight == "IQ4_XS" else 32
+
+
 @pytest.mark.parametrize("weight", BOUNDS)
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
@@ -129,7 +134,7 @@ def ask(library: Path, kernel: str) -> Iterator[Ask]:
     parts=st.fixed_dictionaries(dict.fromkeys(("bias", "gelu", "residual"), st.booleans())),
 )
 def test_products(ask: Ask, weight: str, blocks: int, parts: dict[str, bool], **case: Any):
-    inner = blocks * (256 if weight.endswith("K") or weight == "IQ4_XS" else 32)
+    inner = blocks * block_of(weight)
     got = ask(run="product", type=weight, inner=inner, padding=blocks % 3, **case, **parts)
     assert got["supported"]
     assert got["same"], "a row alone differs from the row in a batch"
@@ -160,7 +165,7 @@ def test_inner_sizes_that_fill_no_vector(ask: Ask, weight: str):
     seed=st.integers(0, 2**32 - 1),
 )
 def test_a_gate_and_its_product_in_one_step(ask: Ask, weight: str, blocks: int, **case: Any):
-    inner = blocks * (256 if weight.endswith("K") or weight == "IQ4_XS" else 32)
+    inner = blocks * block_of(weight)
     got = ask(run="gate", type=weight, inner=inner, **case)
     assert got["as_three"], "in one step the result is another than in three"
     assert got["same"], "a row alone differs from the row in a batch"
@@ -302,18 +307,18 @@ def test_a_cast_of_four_dimensions(ask: Ask):
     seed=st.integers(0, 2**32 - 1),
     parts=st.fixed_dictionaries(dict.fromkeys(("side_by_side", "factors", "inner"), st.booleans())),
 )
-def test_pairs_turned_by_positions(
+def test_pairs_rotated_by_positions(
     ask: Ask, dims: tuple[int, int], longest: int, parts: dict[str, bool], **case: Any
 ):
-    got = ask(run="turn", dim=dims[0], turned=dims[1], longest=longest, **parts, **case)
+    got = ask(run="rotation", dim=dims[0], rotated=dims[1], longest=longest, **parts, **case)
     assert got["supported"]
     assert got["to_ggml"] <= 4e-6  # which may multiply and add in one
     assert got["error"] <= 1e-5 + 1e-6 * longest  # an angle is a float32
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_turns_by_other_angles_in_one_graph(ask: Ask, threads: int):
-    assert ask(run="turns", threads=threads, seed=threads)["same"]
+def test_rotations_by_other_angles_in_one_graph(ask: Ask, threads: int):
+    assert ask(run="rotations", threads=threads, seed=threads)["same"]
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
@@ -332,7 +337,7 @@ def test_rows_that_go_to_a_cache(ask: Ask, cells: int, rows: int, **case: Any):
 
 PLAIN = (
     *("a product, plain", "attention, plain", "attention, float32 sums", "a sum, plain"),
-    *("a turn, plain", "rows to a cache, plain"),
+    *("a rotation, plain", "rows to a cache, plain"),
 )
 
 
@@ -368,9 +373,9 @@ def test_the_plain_form_of_what_is_refused_is_taken(ask: Ask, what: str):
         "a cast to another type",
         "a norm of columns",
         "a transposed row",
-        "a turn that is interpolated",
-        "a turn by several positions",
-        "a turn of halves",
+        "a rotation that is interpolated",
+        "a rotation by several positions",
+        "a rotation of halves",
         "rows of halves to a cache",
         "rows to a cache by short numbers",
         "rows to a quantized cache",

@@ -56,7 +56,7 @@ def pack_rows(
     if head is Head.TOKENS or len(tokens) == 1:
         return [Microbatch(rows=(row,), n_tokens=len(ids)) for row, ids in enumerate(tokens)]
     groups = [Shared(rows=tuple(range(len(tokens))), n_prefix=0)]
-    if limits.max_prefix and len(tokens) > 1:
+    if limits.max_prefix:
         groups = shared_prefixes(tokens, group_cost=prefix_cost(limits))
     batches: list[Microbatch] = []
     for group in groups:
