@@ -816,9 +816,12 @@ ggml_status compute(ggml_backend_t backend, ggml_cgraph * graph) {
             }
             if (step.first->op != GGML_OP_MUL_MAT) continue;
             const ggml_tensor *w = step.first->src[0], *x = step.first->src[1];
-            const auto rows = static_cast<size_t>(x->ne[1]), inner = static_cast<size_t>(w->ne[0]);
-            quantized = std::max(quantized, rows * (inner + static_cast<size_t>(engine.kernels->group)) * sizeof(int16_t));
-            row_blocks = std::max(row_blocks, rows * (inner / 32 + 1) * sizeof(RowBlock));
+            const int64_t rows = x->ne[1], inner = w->ne[0];
+            Weight weight;
+            weight_of(w->type, weight);
+            const auto numbers = engine.kernels->quantized_size(rows, inner, engine.kernels->block_of(weight, inner));
+            quantized = std::max(quantized, static_cast<size_t>(numbers) * sizeof(int16_t));
+            row_blocks = std::max(row_blocks, static_cast<size_t>(rows * (inner / 32 + 1)) * sizeof(RowBlock));
         }
         engine.quantized.of(quantized);
         engine.row_blocks.of(row_blocks);

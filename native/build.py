@@ -35,6 +35,7 @@ AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
 # Struct of the instruction set: function of its kernels, the flag by which Linux says that a CPU
 # has it, flags of the compiler. A CPU takes the first that it has.
 KERNELS = {
+    "Amx": ("amx_kernels", "amx_int8", [*AVX512, "-mavx512vnni", "-mamx-tile", "-mamx-int8"]),
     "Avx512Vnni": ("avx512_vnni_kernels", "avx512_vnni", [*AVX512, "-mavx512vnni"]),
     "Avx512": ("avx512_kernels", "avx512dq", AVX512),
     "AvxVnni": ("avx_vnni_kernels", "avx_vnni", [*AVX2, "-mavxvnni"]),

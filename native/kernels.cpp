@@ -16,7 +16,9 @@
 
 #include "kernels.h"
 
-#ifdef __AVX512F__
+#ifdef __AMX_INT8__
+#include "amx.h"
+#elif defined __AVX512F__
 #include "avx512.h"
 #else
 #include "avx2.h"
@@ -475,8 +477,20 @@ template <class Isa> float unit_of(const float * x, int64_t n, float limit, floa
     return unit > 1e-37f && unit < 1e37f ? 1.0f / unit : 0.0f;
 }
 
+template <int64_t unit> constexpr int64_t rounded_up(int64_t n) { return (n + unit - 1) / unit * unit; }
+
 // A group of int16 is whole: zeros follow the last number.
-template <class Isa> constexpr int64_t whole_groups(int64_t n) { return (n + Isa::group - 1) / Isa::group * Isa::group; }
+template <class Isa> constexpr int64_t whole_groups(int64_t n) { return rounded_up<Isa::group>(n); }
+
+// Numbers that a block of all rows takes. Tiles are whole.
+template <class Isa> int64_t block_size(int64_t block, int64_t n_rows) {
+    if constexpr (Isa::has_tiles) return rounded_up<Isa::tile_inner>(block) * rounded_up<Isa::tile_rows>(n_rows);
+    return block * n_rows;
+}
+
+template <class Isa> int64_t quantized_size(int64_t n_rows, int64_t n_inner, int64_t block) {
+    return (n_inner + block - 1) / block * block_size<Isa>(whole_groups<Isa>(block), n_rows);
+}
 
 template <class Isa> void to_int16(const float * x, int64_t n, float per_unit, int16_t * out) {
     const auto factor = Isa::all(per_unit);
@@ -781,6 +795,7 @@ template <class Isa> struct Scratch {
     Factors<Isa> factors;
     alignas(64) float floats[float_block * strip_columns<Isa>];  // of the float kernel: [inner][column]
     typename Isa::Ints lane_sums[Isa::few_rows][Isa::lanes];  // of few rows: [row][column]
+    typename Isa::Parts parts;  // of a tile of many rows
 };
 
 constexpr size_t aligned(size_t n) { return (n + 63) / 64 * 64; }
@@ -831,7 +846,7 @@ template <class Isa, int R>
 void integer_rows(const Product & p, int64_t row, int64_t n_inner, int64_t block, const Strip<Isa> & strip, float * sums) {
     typename Isa::Ints whole[R][2];
     const int64_t stride = whole_groups<Isa>(n_inner);
-    const int16_t * x = p.quantized + block * p.block * p.n_rows + row * stride;
+    const int16_t * x = p.quantized + block * block_size<Isa>(p.block, p.n_rows) + row * stride;
     const RowBlock * const of = p.blocks + block * p.n_rows + row;
     whole_tile<Isa, R>(strip.pairs, strip.before, RowsDealt<R>{x}, stride / 2, [&](int r) { return of[r].before; }, whole);
     const auto left = Isa::load_floats(strip.scale), right = Isa::load_floats(strip.scale + Isa::lanes);
@@ -866,7 +881,7 @@ template <class Isa, int R>
 void few_rows(const Product & p, int64_t row, int64_t n_inner, int64_t block, const char * const * columns, Form form,
               Scratch<Isa> & s, float * sums, Ahead ahead) {
     const int64_t stride = whole_groups<Isa>(n_inner);
-    const int16_t * x = p.quantized + block * p.block * p.n_rows + row * stride;
+    const int16_t * x = p.quantized + block * block_size<Isa>(p.block, p.n_rows) + row * stride;
     for (int half = 0; half < strip_columns<Isa>; half += Isa::lanes) {
         for (int c = 0; c < Isa::lanes; c++) {
             fetch<Isa>(ahead, half + c);
@@ -935,6 +950,46 @@ template <class Isa, int most = Isa::rows, class Work> void tiles(int64_t n_rows
     }
 }
 
+// All rows, a register tile after the other. `before(row, n)` is called before n rows.
+template <class Isa, class Before>
+void vector_rows(const Product & p, int64_t n_inner, int64_t block, Strip<Isa> & strip, float * sums, Before before) {
+    if constexpr (Isa::crosses) before_columns<Isa>(strip.pairs, whole_groups<Isa>(n_inner) / 2, strip.before);
+    tiles<Isa, Isa::integer_rows>(p.n_rows, [&](int64_t row, auto rows) {
+        before(row, rows);
+        integer_rows<Isa, rows>(p, row, n_inner, block, strip, sums);
+    });
+}
+
+// The same by tiles of bytes. While one is multiplied, the one before it is added to the sums.
+template <class Isa, class Before>
+void byte_rows(const Product & p, int64_t n_inner, int64_t block, Scratch<Isa> & s, float * sums, Before before) {
+    constexpr int width = strip_columns<Isa>, halves = width / Isa::tile_columns;
+    const int64_t whole_inner = rounded_up<Isa::tile_inner>(n_inner);
+    const int16_t * const x = p.quantized + block * block_size<Isa>(p.block, p.n_rows);
+    int16_t * const pairs = s.strip.pairs;
+    for (int64_t i = 0; i < whole_inner * width; i += 4 * width) {
+        for (int c = 0; c < 2 * width; c += 2 * Isa::lanes) Isa::split_pairs(pairs + i + c, pairs + i + 2 * width + c);
+    }
+    const auto add = [&](int64_t tile) {
+        const int64_t row = tile / halves * Isa::tile_rows, column = tile % halves * Isa::tile_columns;
+        const auto scales = Isa::load_floats(s.strip.scale + column);
+        const RowBlock * const of = p.blocks + block * p.n_rows + row;
+        float * to = sums + row * width + column;
+        const auto n = static_cast<int>(smaller(Isa::tile_rows, p.n_rows - row));
+        for (int r = 0; r < n; r++, to += width) add_block<Isa>(Isa::whole(s.parts, r), scales, of[r].scale, block == 0, to);
+    };
+    const typename Isa::Tiles tiles;
+    const int64_t n_tiles = rounded_up<Isa::tile_rows>(p.n_rows) / Isa::tile_rows * halves;
+    for (int64_t tile = 0; tile < n_tiles; tile++) {
+        const int64_t row = tile / halves * Isa::tile_rows, column = tile % halves * Isa::tile_columns;
+        if (column == 0) before(row, smaller(Isa::tile_rows, p.n_rows - row));
+        Isa::multiply_bytes(x + row * whole_inner, pairs + 2 * column, whole_inner / Isa::tile_inner);
+        if (tile > 0) add(tile - 1);
+        Isa::store_parts(s.parts);
+    }
+    add(n_tiles - 1);
+}
+
 bool is_integer(Weight type) { return type != Weight::f32; }
 
 int64_t inner_unit(Weight type) {
@@ -965,6 +1020,14 @@ inline void deal(const int16_t * numbers, int64_t n, int64_t n_rows, int16_t * t
     for (int64_t i = 0; i < n; i += 4) std::memcpy(to + i * n_rows, numbers + i, 4 * sizeof *to);
 }
 
+// A row's numbers as bytes, to its places in tiles.
+template <class Isa> void deal_bytes(int16_t * numbers, int64_t n, int64_t row, int16_t * to) {
+    const int64_t whole_inner = rounded_up<Isa::tile_inner>(n), first_row = row / Isa::tile_rows * Isa::tile_rows;
+    if (whole_inner > whole_groups<Isa>(n)) std::memset(numbers + whole_groups<Isa>(n), 0, Isa::group * sizeof *numbers);
+    to += first_row * whole_inner + (row - first_row) * (Isa::tile_inner / 2);
+    for (int64_t i = 0; i < whole_inner; i += Isa::tile_inner) Isa::split_row(numbers + i, to + i * Isa::tile_rows);
+}
+
 template <class Isa>
 void quantize_rows(const float * x, int64_t stride, int64_t n_rows, int64_t n_inner, int64_t block, int64_t first,
                    int64_t last, int16_t * quantized, RowBlock * blocks) {
@@ -975,7 +1038,7 @@ void quantize_rows(const float * x, int64_t stride, int64_t n_rows, int64_t n_in
             const float * from = x + row * stride + b * block;
             RowBlock & of = blocks[b * n_rows + row];
             const int64_t whole = whole_groups<Isa>(n);
-            int16_t * const to = quantized + b * block * n_rows;
+            int16_t * const to = quantized + b * block_size<Isa>(block, n_rows);
             const float per_unit = unit_of<Isa>(from, n, largest_of_row, of.scale);
             if (n_rows <= most_few_rows) {
                 to_int16<Isa>(from, n, per_unit, to + row * whole);
@@ -983,6 +1046,10 @@ void quantize_rows(const float * x, int64_t stride, int64_t n_rows, int64_t n_in
             }
             alignas(64) int16_t numbers[max_block];
             to_int16<Isa>(from, n, per_unit, numbers);
+            if constexpr (Isa::has_tiles) {
+                deal_bytes<Isa>(numbers, n, row, to);
+                continue;
+            }
             if constexpr (Isa::crosses) of.before = before_row<Isa>(numbers, whole);
             const int64_t tile = tiling.tile_of(row), first_row = tiling.first_of(tile);
             deal(numbers, whole, tiling.rows_of(tile), to + first_row * whole + 4 * (row - first_row));
@@ -1082,13 +1149,16 @@ template <class Isa> void multiply(const Product & p, Place at, Place after, boo
                 ahead.bytes = 0;
             });
         } else if (is_integer(p.type)) {
-            if constexpr (Isa::crosses) before_columns<Isa>(s.strip.pairs, whole_groups<Isa>(n_inner) / 2, s.strip.before);
             int64_t fetched = 0;  // columns; each tile fetches its share
-            tiles<Isa, Isa::integer_rows>(p.n_rows, [&](int64_t row, auto rows) {
+            const auto fetch_share = [&](int64_t row, int64_t rows) {
                 for (; fetched * p.n_rows < (row + rows) * strip_columns<Isa>; fetched++) fetch<Isa>(ahead, fetched);
                 if (last && to_out) fetch_ends<Isa>(p, row, rows, at.column);
-                integer_rows<Isa, rows>(p, row, n_inner, first / p.block, s.strip, sums);
-            });
+            };
+            if constexpr (Isa::has_tiles) {
+                byte_rows<Isa>(p, n_inner, first / p.block, s, sums, fetch_share);
+            } else {
+                vector_rows<Isa>(p, n_inner, first / p.block, s.strip, sums, fetch_share);
+            }
         } else {
             tiles<Isa>(p.n_rows, [&](int64_t row, auto rows) {
                 float_rows<Isa, rows>(p, row, first, n_inner, s.floats, sums);
@@ -1399,7 +1469,7 @@ void rotate(const float * x, float * out, int64_t n, int64_t n_rotated, bool sid
 template <class Isa> const Kernels * kernels() {
     static const Kernels table = {
         Isa::name,           strip_columns<Isa>,  strip_columns<Isa>, Isa::supported,
-        block_of,            is_integer,          Isa::group,         quantize_rows<Isa>, product_scratch<Isa>,
+        block_of,            is_integer,          quantized_size<Isa>, quantize_rows<Isa>, product_scratch<Isa>,
         attention_scratch<Isa>, product<Isa>,     gather_cells<Isa>,  attend<Isa>,
         norm<Isa>,           gelu_row<Isa>,       swiglu<Isa>,        add<Isa>,
         multiply<Isa>,       to_half<Isa>,        rotate<Isa>,

@@ -39,7 +39,7 @@ struct Product {
     int64_t n_columns;  // n
     int64_t n_inner;    // k
     int64_t block;      // inner values that share a scale
-    const int16_t * quantized;  // [block of k][row][block, in whole groups], in an order of its own: see `quantize_rows`
+    const int16_t * quantized;  // what `quantize_rows` wrote
     const RowBlock * blocks;    // [block of k][row]
     const float * x;            // the float kernel reads the rows themselves
     int64_t x_stride;           // floats from row to row
@@ -85,8 +85,8 @@ struct Kernels {
     int64_t (*block_of)(Weight type, int64_t n_inner);
     // Whether the type is multiplied as integers.
     bool (*is_integer)(Weight type);
-    // Inner values whose int16 lie together, in an order of their own; zeros fill the last group.
-    int group;
+    // How many numbers `quantize_rows` writes at most; they lie in an order of their own, with zeros between.
+    int64_t (*quantized_size)(int64_t n_rows, int64_t n_inner, int64_t block);
     // Rows [first, last) of x as int16, and what belongs to each row and block.
     void (*quantize_rows)(const float * x, int64_t stride, int64_t n_rows, int64_t n_inner, int64_t block,
                           int64_t first, int64_t last, int16_t * quantized, RowBlock * blocks);
@@ -116,6 +116,7 @@ struct Kernels {
 };
 
 // Each from a unit of its own, for its own processors.
+const Kernels * amx_kernels();
 const Kernels * avx512_vnni_kernels();
 const Kernels * avx512_kernels();
 const Kernels * avx_vnni_kernels();

@@ -139,7 +139,7 @@ Job empty_job(const Format & format, int64_t n_rows, int64_t n_columns, int64_t 
     p.block = kernels.block_of(p.type, n_inner);
     p.x_stride = n_inner;
     const auto n_blocks = (n_inner + p.block - 1) / p.block;
-    j.quantized.resize(static_cast<size_t>(n_rows * (n_inner + kernels.group)) * sizeof(int16_t) + 64);
+    j.quantized.resize(static_cast<size_t>(kernels.quantized_size(n_rows, n_inner, p.block)) * sizeof(int16_t) + 64);
     j.blocks.resize(static_cast<size_t>(n_rows * n_blocks));
     j.out.resize(static_cast<size_t>(n_rows * n_columns));
     p.quantized = j.aligned_rows();

@@ -48,6 +48,7 @@ SETS = {
     "AVX-VNNI": "avx_vnni",
     "AVX-512": "avx512dq",
     "AVX-512 VNNI": "avx512_vnni",
+    "AMX": "amx_int8",
 }
 HERE = [name for name, flag in SETS.items() if flag in accelerator.cpu_flags()]
 
