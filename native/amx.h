@@ -50,8 +50,10 @@ struct Amx : Avx512Vnni {
         Shape before_;
     };
 
-    // The four sums of each row and column.
-    struct Parts {
+    // What a tile of results is made of: its columns, [inner / 4][low, high][column][4] bytes, and four sums of each
+    // row and column.
+    struct Tile {
+        alignas(64) int16_t columns[512 * tile_columns];
         alignas(64) int32_t low_low[tile_rows][lanes], low_high[tile_rows][lanes];  // byte of the row, of the column
         alignas(64) int32_t high_low[tile_rows][lanes], high_high[tile_rows][lanes];
     };
@@ -65,17 +67,17 @@ struct Amx : Avx512Vnni {
         store(to + tile_rows * tile_inner / 2, _mm512_permutex2var_epi64(first, _mm512_setr_epi64(1, 3, 5, 7, 9, 11, 13, 15), second));
     }
 
-    // Two vectors of pairs, of the same columns, become their low bytes and their high ones.
-    static void split_pairs(int16_t * first, int16_t * second) {
+    // Two vectors of pairs, of the same columns, as their low bytes and then their high ones.
+    static void split_pairs(const int16_t * first, const int16_t * second, int16_t * to) {
         const Ints even = _mm512_set1_epi32(0x00ff00ff), a = load(first), b = load(second);
-        store(first, either(both(a, even), up16<8>(b)));
-        store(second, either(down16<8>(a), _mm512_andnot_si512(even, b)));
+        store(to, either(both(a, even), up16<8>(b)));
+        store(to + 2 * lanes, either(down16<8>(a), _mm512_andnot_si512(even, b)));
     }
 
-    // Multiplies 16 rows with 16 columns, into tiles. `rows`: [step][low, high][row][64 bytes]; `columns`, from
-    // a strip: [inner / 4][low, high][column][4].
+    // Multiplies 16 rows with 16 columns, into tiles. `rows`: [step][low, high][row][64 bytes]; `columns`: those
+    // of a Tile.
     static void multiply_bytes(const int16_t * rows, const int16_t * columns, int64_t n_steps) {
-        constexpr int64_t stride = 2 * 2 * tile_columns * 4;
+        constexpr int64_t stride = 2 * tile_columns * 4;
 
         __asm__ volatile("tilezero %%tmm0\n tilezero %%tmm1\n tilezero %%tmm2\n tilezero %%tmm3" : : : "memory");
         const auto * row = reinterpret_cast<const char *>(rows);
@@ -94,19 +96,19 @@ struct Amx : Avx512Vnni {
         }
     }
 
-    static void store_parts(Parts & parts) {
+    static void store_parts(Tile & tile) {
         __asm__ volatile(
             "tilestored %%tmm0, (%0,%4,1)\n"
             "tilestored %%tmm1, (%1,%4,1)\n"
             "tilestored %%tmm2, (%2,%4,1)\n"
             "tilestored %%tmm3, (%3,%4,1)"
-            : : "r"(parts.low_low), "r"(parts.low_high), "r"(parts.high_low), "r"(parts.high_high), "r"(int64_t{64}) : "memory");
+            : : "r"(tile.low_low), "r"(tile.low_high), "r"(tile.high_low), "r"(tile.high_high), "r"(int64_t{64}) : "memory");
     }
 
-    static Ints whole(const Parts & parts, int row) {
-        const Ints mixed = _mm512_add_epi32(load(parts.low_high[row]), load(parts.high_low[row]));
-        const Ints upper = _mm512_add_epi32(_mm512_slli_epi32(load(parts.high_high[row]), 8), mixed);
-        return _mm512_add_epi32(_mm512_slli_epi32(upper, 8), load(parts.low_low[row]));
+    static Ints whole(const Tile & tile, int row) {
+        const Ints mixed = _mm512_add_epi32(load(tile.low_high[row]), load(tile.high_low[row]));
+        const Ints upper = _mm512_add_epi32(_mm512_slli_epi32(load(tile.high_high[row]), 8), mixed);
+        return _mm512_add_epi32(_mm512_slli_epi32(upper, 8), load(tile.low_low[row]));
     }
 };
 

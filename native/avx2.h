@@ -22,7 +22,7 @@ struct Avx2 {
     static constexpr bool crosses = true;
     static constexpr int few_rows = 12;     // of a register tile that is one column wide
     static constexpr bool has_tiles = false;
-    struct Parts {};
+    struct Tile {};
     static constexpr const char * name = "AVX2";
 
     // That the operating system keeps the registers is part of the compiler's answer; clang 14 has none

@@ -25,7 +25,7 @@ struct Avx512 {
     static constexpr int few_rows = 12;  // of a register tile that is one column wide
     static constexpr bool crosses = false;  // the ports that add are those that multiply
     static constexpr bool has_tiles = false;
-    struct Parts {};
+    struct Tile {};
     static constexpr const char * name = "AVX-512";
 
     static bool supported() {

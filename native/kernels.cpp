@@ -795,43 +795,57 @@ template <class Isa> struct Scratch {
     Factors<Isa> factors;
     alignas(64) float floats[float_block * strip_columns<Isa>];  // of the float kernel: [inner][column]
     typename Isa::Ints lane_sums[Isa::few_rows][Isa::lanes];  // of few rows: [row][column]
-    typename Isa::Parts parts;  // of a tile of many rows
+    typename Isa::Tile tile;  // of many rows
 };
 
 constexpr size_t aligned(size_t n) { return (n + 63) / 64 * 64; }
 
-// Bias, activation and what is added, for all rows of a strip. `gates`: the gate's sums.
-template <class Isa, Activation activation>
-void finish(const Product & p, int64_t column, int n, const float * sums, const float * gates) {
-    constexpr int width = strip_columns<Isa>;
-    using Floats = typename Isa::Floats;
+// What a strip's sums become: which rows and columns of the result they are, and where they lie, each row of
+// a strip after the other. `gates`: the gate's.
+struct Ends {
+    int64_t first, last;  // rows
+    int64_t column, n_columns;
+    const float * sums;
+    const float * gates;
+};
+
+// Bias, activation and what is added, for columns of V vectors.
+template <class Isa, int V, Activation activation> void finish(const Product & p, const Ends & ends) {
+    constexpr int width = V * Isa::lanes, stride = strip_columns<Isa>;
+    const auto n = static_cast<int>(smaller(width, ends.n_columns));
+    typename Isa::Floats bias[V], results[V];
     alignas(64) float padded[width] = {};
-    if (p.bias) std::memcpy(padded, p.bias + column, static_cast<size_t>(n) * sizeof(float));
-    const Floats left_bias = Isa::load_floats(padded), right_bias = Isa::load_floats(padded + Isa::lanes);
-    for (int64_t row = 0; row < p.n_rows; row++) {
-        float * const to = p.out + row * p.out_stride + column;
-        const float * const residual = p.residual ? p.residual + row * p.residual_stride + column : nullptr;
-        Floats left = Isa::add(Isa::load_floats(sums + row * width), left_bias);
-        Floats right = Isa::add(Isa::load_floats(sums + row * width + Isa::lanes), right_bias);
-        if constexpr (activation == Activation::gelu) {
-            left = gelu<Isa>(left);
-            right = gelu<Isa>(right);
-        } else if constexpr (activation == Activation::swiglu) {
-            left = swiglu_of<Isa>(Isa::load_floats(gates + row * width), left);
-            right = swiglu_of<Isa>(Isa::load_floats(gates + row * width + Isa::lanes), right);
+    if (p.bias) std::memcpy(padded, p.bias + ends.column, static_cast<size_t>(n) * sizeof(float));
+    for (int v = 0; v < V; v++) bias[v] = Isa::load_floats(padded + v * Isa::lanes);
+    for (int64_t row = ends.first; row < ends.last; row++) {
+        float * const to = p.out + row * p.out_stride + ends.column;
+        const float * const residual = p.residual ? p.residual + row * p.residual_stride + ends.column : nullptr;
+        for (int v = 0; v < V; v++) {
+            const int64_t at = row * stride + v * Isa::lanes;
+            results[v] = Isa::add(Isa::load_floats(ends.sums + at), bias[v]);
+            if constexpr (activation == Activation::gelu) {
+                results[v] = gelu<Isa>(results[v]);
+            } else if constexpr (activation == Activation::swiglu) {
+                results[v] = swiglu_of<Isa>(Isa::load_floats(ends.gates + at), results[v]);
+            }
         }
         if (n == width) {
-            if (residual) {
-                left = Isa::add(left, Isa::load_floats(residual));
-                right = Isa::add(right, Isa::load_floats(residual + Isa::lanes));
+            for (int v = 0; v < V; v++) {
+                if (residual) results[v] = Isa::add(results[v], Isa::load_floats(residual + v * Isa::lanes));
+                Isa::store_floats(to + v * Isa::lanes, results[v]);
             }
-            Isa::store_floats(to, left);
-            Isa::store_floats(to + Isa::lanes, right);
         } else {
-            Isa::store_floats(padded, left);
-            Isa::store_floats(padded + Isa::lanes, right);
+            for (int v = 0; v < V; v++) Isa::store_floats(padded + v * Isa::lanes, results[v]);
             for (int i = 0; i < n; i++) to[i] = residual ? padded[i] + residual[i] : padded[i];
         }
+    }
+}
+
+template <class Isa, int V> void finish(const Product & p, const Ends & ends) {
+    switch (p.activation) {
+        case Activation::none: return finish<Isa, V, Activation::none>(p, ends);
+        case Activation::gelu: return finish<Isa, V, Activation::gelu>(p, ends);
+        case Activation::swiglu: return finish<Isa, V, Activation::swiglu>(p, ends);
     }
 }
 
@@ -869,7 +883,7 @@ template <class Isa> void fetch(const Ahead & ahead, int64_t column) {
     for (int64_t i = 0; i < ahead.bytes; i += 64) Isa::prefetch(ahead.columns[column] + i);
 }
 
-// Where some rows of a strip go, and what is added to them.
+// Where some rows of a strip go, and what is added to them: a line of the cache of each.
 template <class Isa> void fetch_ends(const Product & p, int64_t row, int64_t n_rows, int64_t column) {
     for (int64_t r = row; r < row + n_rows; r++) {
         Isa::prefetch(reinterpret_cast<const char *>(p.out + r * p.out_stride + column));
@@ -950,44 +964,48 @@ template <class Isa, int most = Isa::rows, class Work> void tiles(int64_t n_rows
     }
 }
 
-// All rows, a register tile after the other. `before(row, n)` is called before n rows.
+// All rows, a register tile after the other. `before(row, n, 0)` is called before n rows.
 template <class Isa, class Before>
 void vector_rows(const Product & p, int64_t n_inner, int64_t block, Strip<Isa> & strip, float * sums, Before before) {
     if constexpr (Isa::crosses) before_columns<Isa>(strip.pairs, whole_groups<Isa>(n_inner) / 2, strip.before);
     tiles<Isa, Isa::integer_rows>(p.n_rows, [&](int64_t row, auto rows) {
-        before(row, rows);
+        before(row, rows, 0);
         integer_rows<Isa, rows>(p, row, n_inner, block, strip, sums);
     });
 }
 
-// The same by tiles of bytes. While one is multiplied, the one before it is added to the sums.
+// The same by tiles of bytes. While one is multiplied, the one before it is added to the sums, and with
+// `ends` done with. `before(row, n, column)` is called before n rows of a tile's columns.
 template <class Isa, class Before>
-void byte_rows(const Product & p, int64_t n_inner, int64_t block, Scratch<Isa> & s, float * sums, Before before) {
-    constexpr int width = strip_columns<Isa>, halves = width / Isa::tile_columns;
-    const int64_t whole_inner = rounded_up<Isa::tile_inner>(n_inner);
+void byte_rows(const Product & p, int64_t n_inner, int64_t block, Scratch<Isa> & s, float * sums, const Ends * ends, Before before) {
+    constexpr int width = strip_columns<Isa>, pair_row = 2 * width, half_row = 2 * Isa::tile_columns;
+    const int64_t whole_inner = rounded_up<Isa::tile_inner>(n_inner), n_rows = rounded_up<Isa::tile_rows>(p.n_rows);
     const int16_t * const x = p.quantized + block * block_size<Isa>(p.block, p.n_rows);
-    int16_t * const pairs = s.strip.pairs;
-    for (int64_t i = 0; i < whole_inner * width; i += 4 * width) {
-        for (int c = 0; c < 2 * width; c += 2 * Isa::lanes) Isa::split_pairs(pairs + i + c, pairs + i + 2 * width + c);
-    }
-    const auto add = [&](int64_t tile) {
-        const int64_t row = tile / halves * Isa::tile_rows, column = tile % halves * Isa::tile_columns;
+    const auto add = [&](int64_t row, int64_t column) {
         const auto scales = Isa::load_floats(s.strip.scale + column);
         const RowBlock * const of = p.blocks + block * p.n_rows + row;
         float * to = sums + row * width + column;
         const auto n = static_cast<int>(smaller(Isa::tile_rows, p.n_rows - row));
-        for (int r = 0; r < n; r++, to += width) add_block<Isa>(Isa::whole(s.parts, r), scales, of[r].scale, block == 0, to);
+        for (int r = 0; r < n; r++, to += width) add_block<Isa>(Isa::whole(s.tile, r), scales, of[r].scale, block == 0, to);
+        if (ends && column < ends->n_columns) {
+            finish<Isa, 1>(p, {row, row + n, ends->column + column, ends->n_columns - column, sums + column, ends->gates + column});
+        }
     };
     const typename Isa::Tiles tiles;
-    const int64_t n_tiles = rounded_up<Isa::tile_rows>(p.n_rows) / Isa::tile_rows * halves;
-    for (int64_t tile = 0; tile < n_tiles; tile++) {
-        const int64_t row = tile / halves * Isa::tile_rows, column = tile % halves * Isa::tile_columns;
-        if (column == 0) before(row, smaller(Isa::tile_rows, p.n_rows - row));
-        Isa::multiply_bytes(x + row * whole_inner, pairs + 2 * column, whole_inner / Isa::tile_inner);
-        if (tile > 0) add(tile - 1);
-        Isa::store_parts(s.parts);
+    // Some columns at a time: with all of them the first level cache has no room for the rows.
+    for (int64_t column = 0; column < width; column += Isa::tile_columns) {
+        for (int64_t i = 0; i < whole_inner / 2; i += 2) {
+            const int16_t * const pairs = s.strip.pairs + i * pair_row + 2 * column;
+            Isa::split_pairs(pairs, pairs + pair_row, s.tile.columns + i * half_row);
+        }
+        for (int64_t row = 0; row < n_rows; row += Isa::tile_rows) {
+            before(row, smaller(Isa::tile_rows, p.n_rows - row), column);
+            Isa::multiply_bytes(x + row * whole_inner, s.tile.columns, whole_inner / Isa::tile_inner);
+            if (row > 0) add(row - Isa::tile_rows, column);
+            Isa::store_parts(s.tile);
+        }
+        add(n_rows - Isa::tile_rows, column);
     }
-    add(n_tiles - 1);
 }
 
 bool is_integer(Weight type) { return type != Weight::f32; }
@@ -1118,9 +1136,9 @@ struct Place {
     int64_t column;
 };
 
-// The sums of a strip, all rows. `after` is multiplied next. Where the sums go `to_out`, their places are
-// fetched meanwhile.
-template <class Isa> void multiply(const Product & p, Place at, Place after, bool to_out, Scratch<Isa> & s, float * sums) {
+// The sums of a strip, all rows. `after` is multiplied next. Where that completes the product, its results are written.
+template <class Isa>
+void multiply(const Product & p, Place at, Place after, bool completes, Scratch<Isa> & s, float * sums, const float * gates) {
     const int n = static_cast<int>(smaller(strip_columns<Isa>, p.n_columns - at.column));
     const bool few = p.n_rows <= most_few_rows && is_integer(p.type);
     const bool fewer = p.n_rows <= Isa::few_rows && p.type == Weight::q8_0;
@@ -1134,6 +1152,8 @@ template <class Isa> void multiply(const Product & p, Place at, Place after, boo
             columns[c] = place.weights + number * p.row_bytes + bytes_to(inner);
         }
     };
+    const Ends ends{0, p.n_rows, at.column, n, sums, gates};
+    bool finished = false;
     const char *columns[strip_columns<Isa>], *next[strip_columns<Isa>];
     columns_of(at, 0, columns);
     for (int64_t first = 0; first < p.n_inner; first += p.block) {
@@ -1150,12 +1170,13 @@ template <class Isa> void multiply(const Product & p, Place at, Place after, boo
             });
         } else if (is_integer(p.type)) {
             int64_t fetched = 0;  // columns; each tile fetches its share
-            const auto fetch_share = [&](int64_t row, int64_t rows) {
+            const auto fetch_share = [&](int64_t row, int64_t rows, int64_t column) {
                 for (; fetched * p.n_rows < (row + rows) * strip_columns<Isa>; fetched++) fetch<Isa>(ahead, fetched);
-                if (last && to_out) fetch_ends<Isa>(p, row, rows, at.column);
+                if (last && completes) fetch_ends<Isa>(p, row, rows, at.column + column);
             };
             if constexpr (Isa::has_tiles) {
-                byte_rows<Isa>(p, n_inner, first / p.block, s, sums, fetch_share);
+                byte_rows<Isa>(p, n_inner, first / p.block, s, sums, last && completes ? &ends : nullptr, fetch_share);
+                finished = last;
             } else {
                 vector_rows<Isa>(p, n_inner, first / p.block, s.strip, sums, fetch_share);
             }
@@ -1166,6 +1187,7 @@ template <class Isa> void multiply(const Product & p, Place at, Place after, boo
         }
         std::memcpy(columns, next, sizeof columns);
     }
+    if (completes && !finished) finish<Isa, strip_columns<Isa> / Isa::lanes>(p, ends);
 }
 
 template <class Isa> void product(const Product & p, int64_t strip, char * scratch) {
@@ -1175,14 +1197,8 @@ template <class Isa> void product(const Product & p, int64_t strip, char * scrat
     const int64_t column = strip * strip_columns<Isa>;
     const Place of_gate{p.gate, column}, of_weights{p.weights, column};
     const Place after{p.gate ? p.gate : p.weights, column + strip_columns<Isa>};
-    if (p.gate) multiply<Isa>(p, of_gate, of_weights, false, s, gates);
-    multiply<Isa>(p, of_weights, after, true, s, sums);
-    const int n = static_cast<int>(smaller(strip_columns<Isa>, p.n_columns - column));
-    switch (p.activation) {
-        case Activation::none: return finish<Isa, Activation::none>(p, column, n, sums, gates);
-        case Activation::gelu: return finish<Isa, Activation::gelu>(p, column, n, sums, gates);
-        case Activation::swiglu: return finish<Isa, Activation::swiglu>(p, column, n, sums, gates);
-    }
+    if (p.gate) multiply<Isa>(p, of_gate, of_weights, false, s, gates, nullptr);
+    multiply<Isa>(p, of_weights, after, true, s, sums, gates);
 }
 
 // ----------------------------------------------------------------------------------- attention

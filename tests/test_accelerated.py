@@ -33,7 +33,6 @@ SAFE = SafePaths(flash=True, repack=True, remark=None)
 def _fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GGUF_EMBED_HOME", str(tmp_path / "home"))
     monkeypatch.delenv(accelerator.SWITCH, raising=False)
-    monkeypatch.setattr(accelerator, "usually_pays", lambda: True)
 
 
 @pytest.fixture
@@ -174,18 +173,6 @@ def test_a_measurement_decides_unless_the_user_has(measured: bool):
     for asked in (True, False):
         run = keep_asked(kept, RunSettings(), Settings(accelerator=asked))
         assert run.accelerator == asked
-
-
-def test_a_cpu_whose_instructions_ggml_knows_better_is_measured(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.undo()
-    flags = " ".join(accelerator.cpu_flags())
-    monkeypatch.setattr(accelerator, "cpu_flags", lambda: frozenset(flags.split()) | {"amx_int8"})
-    assert not accelerator.usually_pays()
-    for more in ("fma", "avx_vnni", "avx512_vnni"):
-        monkeypatch.setattr(accelerator, "cpu_flags", lambda more=more: frozenset({"avx2", more}))
-        assert accelerator.usually_pays()
-    monkeypatch.setattr(accelerator, "cpu_flags", frozenset)
-    assert not accelerator.usually_pays()
 
 
 def test_the_build_id_holds_its_file(compiled: None, monkeypatch: pytest.MonkeyPatch):

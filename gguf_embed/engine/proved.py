@@ -18,7 +18,7 @@ from gguf_embed.errors import BadOption, NativeFailed
 from gguf_embed.gguf.header import Header, read_header
 from gguf_embed.machine import selftest
 from gguf_embed.machine.selftest import SafePaths
-from gguf_embed.native import accelerator, library
+from gguf_embed.native import library
 from gguf_embed.plan.mode import EmbedMode, SpecialTokens, embed_mode, special_tokens
 from gguf_embed.plan.settings import Settings
 from gguf_embed.system.child import Worker
@@ -43,8 +43,7 @@ class Proved:
         """What a measurement starts from, and its bounds."""
         choice, start = self.choice, self.choice.plan.run
         if self.safe.accelerator:
-            wanted = self.settings.accelerator is True or accelerator.usually_pays()
-            start = replace(start, accelerator=wanted)
+            start = replace(start, accelerator=True)
         return Target(
             path=self.path,
             header=self.header,

@@ -91,9 +91,6 @@ def measured_run(tuned: Tuned, header: Header, mode: EmbedMode) -> MeasuredRun:
 def _changes(target: Target) -> Iterable[tuple[str, Sequence[Any]]]:
     """Settings to try, in order of what they usually gain; contexts come as (contexts, threads)."""
     safe, n_cores = target.safe, target.n_cores
-    both = "accelerator, repack"  # weights in a layout of ggml's own are out of our kernels' sight
-    if safe.accelerator and not target.start.accelerator:
-        yield both, [(True, False)]
     # Repacking means loading the weights once more, so it comes first, with its own best batch.
     if target.tier != "gpu":
         yield "repack", [True, False] if safe.repack else [False]
@@ -106,8 +103,9 @@ def _changes(target: Target) -> Iterable[tuple[str, Sequence[Any]]]:
     yield "flash_attn", [True, False] if safe.flash else [False]
     if target.tier == "cpu":
         yield "batch_tokens", BATCH_TOKENS
-    if safe.accelerator and target.start.accelerator:  # last, as it is not likely to win
-        yield both, [(False, target.start.repack and safe.repack)]
+    if safe.accelerator:  # last, as it is not likely to win
+        # Repacked weights, in a layout of ggml's own, are out of our kernels' sight.
+        yield "accelerator, repack", [(False, target.start.repack and safe.repack)]
 
 
 class _Search:

@@ -76,15 +76,6 @@ def why_absent(version: str) -> str:
     return f"{remark}; run install.py"
 
 
-def usually_pays() -> bool:
-    """Whether this CPU has nothing that ggml's own kernels use and ours do not, as AMX is.
-
-    There only a measurement tells whose are faster.
-    """
-    flags = cpu_flags()
-    return "avx2" in flags and not flags & {"amx_int8", "amx_bf16"}
-
-
 def cpu_flags() -> frozenset[str]:
     """Names of this CPU's instruction sets, as Linux has them."""
     with suppress(OSError):
