@@ -269,7 +269,7 @@ template <class Isa> struct Q6_k {
 template <class Isa> constexpr int strip_columns = 2 * Isa::lanes;
 
 // How a block of a strip is made ready. Many rows: pairs of inner values of all columns side by
-// side. Few rows: the numbers of a column side by side, which costs less. Still fewer: they are
+// side. Few rows: the numbers of a column side by side, which costs less; those of Q8_0 are
 // unpacked as they are multiplied. The sums are the same integers.
 enum class Form { pairs, columns, bytes };
 
@@ -891,11 +891,12 @@ template <class Isa> void fetch_ends(const Product & p, int64_t row, int64_t n_r
     }
 }
 
+// All rows, which are R.
 template <class Isa, int R>
-void few_rows(const Product & p, int64_t row, int64_t n_inner, int64_t block, const char * const * columns, Form form,
-              Scratch<Isa> & s, float * sums, Ahead ahead) {
+void few_rows(const Product & p, int64_t n_inner, int64_t block, const char * const * columns, Form form, Scratch<Isa> & s,
+              float * sums, Ahead ahead) {
     const int64_t stride = whole_groups<Isa>(n_inner);
-    const int16_t * x = p.quantized + block * block_size<Isa>(p.block, p.n_rows) + row * stride;
+    const int16_t * x = p.quantized + block * block_size<Isa>(p.block, R);
     for (int half = 0; half < strip_columns<Isa>; half += Isa::lanes) {
         for (int c = 0; c < Isa::lanes; c++) {
             fetch<Isa>(ahead, half + c);
@@ -908,8 +909,8 @@ void few_rows(const Product & p, int64_t row, int64_t n_inner, int64_t block, co
         }
         const auto scales = Isa::load_floats(s.strip.scale + half);
         for (int r = 0; r < R; r++) {
-            float * const to = sums + (row + r) * strip_columns<Isa> + half;
-            add_block<Isa>(Isa::sums_of(s.lane_sums[r]), scales, p.blocks[block * p.n_rows + row + r].scale, block == 0, to);
+            float * const to = sums + r * strip_columns<Isa> + half;
+            add_block<Isa>(Isa::sums_of(s.lane_sums[r]), scales, p.blocks[block * R + r].scale, block == 0, to);
         }
     }
 }
@@ -1030,8 +1031,8 @@ int64_t block_of(Weight type, int64_t n_inner) {
     return ((n_inner + n_blocks - 1) / n_blocks + unit - 1) / unit * unit;
 }
 
-// So many rows are few: turning the weights would cost more than summing lanes.
-constexpr int64_t most_few_rows = 24;
+// Few rows: turning the weights would cost more than summing lanes.
+template <class Isa> constexpr bool are_few(int64_t n_rows) { return n_rows <= Isa::few_rows; }
 
 // Four numbers of a row, then those of the other rows of its tile.
 inline void deal(const int16_t * numbers, int64_t n, int64_t n_rows, int16_t * to) {
@@ -1058,7 +1059,7 @@ void quantize_rows(const float * x, int64_t stride, int64_t n_rows, int64_t n_in
             const int64_t whole = whole_groups<Isa>(n);
             int16_t * const to = quantized + b * block_size<Isa>(block, n_rows);
             const float per_unit = unit_of<Isa>(from, n, largest_of_row, of.scale);
-            if (n_rows <= most_few_rows) {
+            if (are_few<Isa>(n_rows)) {
                 to_int16<Isa>(from, n, per_unit, to + row * whole);
                 continue;
             }
@@ -1140,9 +1141,8 @@ struct Place {
 template <class Isa>
 void multiply(const Product & p, Place at, Place after, bool completes, Scratch<Isa> & s, float * sums, const float * gates) {
     const int n = static_cast<int>(smaller(strip_columns<Isa>, p.n_columns - at.column));
-    const bool few = p.n_rows <= most_few_rows && is_integer(p.type);
-    const bool fewer = p.n_rows <= Isa::few_rows && p.type == Weight::q8_0;
-    const Form form = fewer ? Form::bytes : few ? Form::columns : Form::pairs;
+    const bool few = are_few<Isa>(p.n_rows) && is_integer(p.type);
+    const Form form = !few ? Form::pairs : p.type == Weight::q8_0 ? Form::bytes : Form::columns;
     const auto bytes_to = [&](int64_t inner) {
         return static_cast<int64_t>(p.row_bytes * static_cast<size_t>(inner) / static_cast<size_t>(p.n_inner));
     };
@@ -1162,12 +1162,10 @@ void multiply(const Product & p, Place at, Place after, bool completes, Scratch<
         const bool last = end == p.n_inner;
         columns_of(last ? after : at, last ? 0 : end, next);
         const int64_t next_end = smaller(last ? p.block : end + p.block, p.n_inner);
-        Ahead ahead{next, bytes_to(next_end) - (last ? 0 : bytes_to(end))};
+        const Ahead ahead{next, bytes_to(next_end) - (last ? 0 : bytes_to(end))};
         if (few) {
-            tiles<Isa, Isa::few_rows>(p.n_rows, [&](int64_t row, auto rows) {
-                few_rows<Isa, rows>(p, row, n_inner, first / p.block, columns, form, s, sums, ahead);
-                ahead.bytes = 0;
-            });
+            const auto work = [&](int64_t, auto rows) { few_rows<Isa, rows>(p, n_inner, first / p.block, columns, form, s, sums, ahead); };
+            tile_of<Isa, Isa::few_rows>(p.n_rows, 0, work);
         } else if (is_integer(p.type)) {
             int64_t fetched = 0;  // columns; each tile fetches its share
             const auto fetch_share = [&](int64_t row, int64_t rows, int64_t column) {
