@@ -50,32 +50,34 @@ struct Amx : Avx512Vnni {
         Shape before_;
     };
 
-    // What a tile of results is made of: its columns, [inner / 4][low, high][column][4] bytes, and four sums of each
-    // row and column.
+    // Of a tile of results the four sums of each row and column, named by the byte of the row and that of the column.
     struct Tile {
-        alignas(64) int16_t columns[512 * tile_columns];
-        alignas(64) int32_t low_low[tile_rows][lanes], low_high[tile_rows][lanes];  // byte of the row, of the column
+        alignas(64) int32_t low_low[tile_rows][lanes], low_high[tile_rows][lanes];
         alignas(64) int32_t high_low[tile_rows][lanes], high_high[tile_rows][lanes];
     };
 
-    // The numbers of a step of a row: their low bytes, and 1,024 bytes further their high ones. Of four numbers the
-    // second and the third change places, as in `split_pairs`.
-    static void split_row(const int16_t * numbers, int16_t * to) {
-        const Ints order = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 2, 6, 8, 12, 10, 14, 1, 5, 3, 7, 9, 13, 11, 15));
-        const Ints first = _mm512_shuffle_epi8(load(numbers), order), second = _mm512_shuffle_epi8(load(numbers + 32), order);
-        store(to, _mm512_permutex2var_epi64(first, _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14), second));
-        store(to + tile_rows * tile_inner / 2, _mm512_permutex2var_epi64(first, _mm512_setr_epi64(1, 3, 5, 7, 9, 11, 13, 15), second));
+    // Where the bytes of the columns from this one on begin in a strip.
+    static constexpr int column_of(int column) { return column * largest_block; }
+    static constexpr int largest_block = 512;
+
+    // The low and the high bytes of 64 numbers.
+    static void split(const int16_t * numbers, Floats & low, Floats & high) {
+        const Ints order = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15));
+        const Ints first = looked_up(load(numbers), order), second = looked_up(load(numbers + 32), order);
+        low = as_floats(_mm512_permutex2var_epi64(first, _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14), second));
+        high = as_floats(_mm512_permutex2var_epi64(first, _mm512_setr_epi64(1, 3, 5, 7, 9, 11, 13, 15), second));
     }
 
-    // Two vectors of pairs, of the same columns, as their low bytes and then their high ones.
-    static void split_pairs(const int16_t * first, const int16_t * second, int16_t * to) {
-        const Ints even = _mm512_set1_epi32(0x00ff00ff), a = load(first), b = load(second);
-        store(to, either(both(a, even), up16<8>(b)));
-        store(to + 2 * lanes, either(down16<8>(a), _mm512_andnot_si512(even, b)));
+    static Ints upper_bytes() { return _mm512_set1_epi16(static_cast<int16_t>(0xff00)); }
+
+    // Numbers 0 and 2 of four of each column, and numbers 1 and 3, as low bytes of all four and then high ones.
+    static void store_bytes(Ints even, Ints odd, int16_t * to) {
+        store(to, either(_mm512_andnot_si512(upper_bytes(), even), up16<8>(odd)));
+        store(to + 2 * tile_columns, either(down16<8>(even), both(odd, upper_bytes())));
     }
 
-    // Multiplies 16 rows with 16 columns, into tiles. `rows`: [step][low, high][row][64 bytes]; `columns`: those
-    // of a Tile.
+    // Multiplies 16 rows with 16 columns, into tiles. `rows`: [step][low, high][row][64 bytes]; `columns`: as they
+    // lie in a strip.
     static void multiply_bytes(const int16_t * rows, const int16_t * columns, int64_t n_steps) {
         constexpr int64_t stride = 2 * tile_columns * 4;
 

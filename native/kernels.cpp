@@ -273,7 +273,8 @@ template <class Isa> constexpr int strip_columns = 2 * Isa::lanes;
 // unpacked as they are multiplied. The sums are the same integers.
 enum class Form { pairs, columns, bytes };
 
-// A block of a strip: int16 pairs [inner / 2][column][2], and what a column's sum is scaled with.
+// A block of a strip: int16 pairs [inner / 2][column][2], or the bytes of tiles, some columns after the others:
+// [inner / 4][low, high][column][4]; and what a column's sum is scaled with.
 template <class Isa> struct Strip {
     alignas(64) int16_t pairs[max_block * strip_columns<Isa>];
     alignas(64) float scale[strip_columns<Isa>];
@@ -325,7 +326,7 @@ template <class Isa, class Format> void settle(Factors<Isa> & f, int n_parts, fl
     }
 }
 
-// 16 inner values of the columns of one vector: eight rows of pairs.
+// 16 inner values of the columns of one vector: eight rows of pairs, or the bytes of tiles.
 template <class Isa, class Format, int inner>
 inline void unpack_part(const char * const * blocks, const Factors<Isa> & f, int first_part, int column, int16_t * pairs) {
     using Ints = typename Isa::Ints;
@@ -333,20 +334,27 @@ inline void unpack_part(const char * const * blocks, const Factors<Isa> & f, int
     Format::template part<inner>(blocks, rows);
     const int part = first_part + inner / Format::part_values;
     const Ints factor = Isa::load(&f.factor16[part][column]);
-    const Ints a = Isa::low16(rows[0], rows[1]), b = Isa::low16(rows[2], rows[3]);
-    const Ints c = Isa::high16(rows[0], rows[1]), d = Isa::high16(rows[2], rows[3]);
-    const Ints two[4] = {Isa::low32(a, b), Isa::high32(a, b), Isa::low32(c, d), Isa::high32(c, d)};
-    for (int i = 0; i < 4; i++) {
-        int16_t * const to = pairs + (Isa::place_of(inner + 4 * i) / 2 * strip_columns<Isa> + column) * 2;
-        Ints even = Isa::scaled(Isa::low_bytes_up(two[i]), factor);
-        Ints odd = Isa::scaled(Isa::high_bytes_up(two[i]), factor);
-        if (Format::offset) {
-            const Ints offset = Isa::load(&f.offset16[part][column]);
-            even = Isa::minus16(even, offset);
-            odd = Isa::minus16(odd, offset);
+    const auto unpacked = [&](Ints upper_bytes) {
+        const Ints numbers = Isa::scaled(upper_bytes, factor);
+        return Format::offset ? Isa::minus16(numbers, Isa::load(&f.offset16[part][column])) : numbers;
+    };
+    if constexpr (Isa::has_tiles) {
+        const Ints a = Isa::low32(rows[0], rows[1]), b = Isa::low32(rows[2], rows[3]);
+        const Ints c = Isa::high32(rows[0], rows[1]), d = Isa::high32(rows[2], rows[3]);
+        const Ints four[4] = {Isa::low64(a, b), Isa::high64(a, b), Isa::low64(c, d), Isa::high64(c, d)};
+        for (int i = 0; i < 4; i++) {
+            const Ints even = unpacked(Isa::template up16<8>(four[i])), odd = unpacked(Isa::both(four[i], Isa::upper_bytes()));
+            Isa::store_bytes(even, odd, pairs + Isa::column_of(column) + (inner + 4 * i) * Isa::tile_columns);
         }
-        Isa::store(to, even);
-        Isa::store(to + strip_columns<Isa> * 2, odd);
+    } else {
+        const Ints a = Isa::low16(rows[0], rows[1]), b = Isa::low16(rows[2], rows[3]);
+        const Ints c = Isa::high16(rows[0], rows[1]), d = Isa::high16(rows[2], rows[3]);
+        const Ints two[4] = {Isa::low32(a, b), Isa::high32(a, b), Isa::low32(c, d), Isa::high32(c, d)};
+        for (int i = 0; i < 4; i++) {
+            int16_t * const to = pairs + (Isa::place_of(inner + 4 * i) / 2 * strip_columns<Isa> + column) * 2;
+            Isa::store(to, unpacked(Isa::low_bytes_up(two[i])));
+            Isa::store(to + strip_columns<Isa> * 2, unpacked(Isa::high_bytes_up(two[i])));
+        }
     }
 }
 
@@ -434,7 +442,8 @@ void unpack(const char * const * columns, int64_t n_inner, Factors<Isa> & f, Str
         for (int i = 0; i < n_blocks; i++) {
             const char * blocks[Isa::lanes];
             for (int j = 0; j < Isa::lanes; j++) blocks[j] = columns[c + j] + i * Format::bytes;
-            unpack_parts<Isa, Format, 0>(blocks, f, i * parts, c, strip.pairs + int64_t{i} * Format::values * strip_columns<Isa>);
+            constexpr int width = Isa::has_tiles ? Isa::lanes : strip_columns<Isa>;  // columns that lie together
+            unpack_parts<Isa, Format, 0>(blocks, f, i * parts, c, strip.pairs + int64_t{i} * Format::values * width);
         }
     }
 }
@@ -513,26 +522,6 @@ template <class Isa> void to_int16(const float * x, int64_t n, float per_unit, i
     }
 }
 
-// Through floats, for a format without a kernel of its own.
-template <class Isa>
-void unpack_other(const char * const * columns, int n_columns, int64_t n_inner, ToFloat to_float, Strip<Isa> & strip, Form form) {
-    alignas(64) float floats[max_block];
-    alignas(64) int16_t ints[max_block];
-    const bool few = form == Form::columns;
-    for (int c = 0; c < strip_columns<Isa>; c++) {
-        if (c >= n_columns) {  // beyond the matrix
-            for (int64_t i = 0; i < n_inner; i++) (few ? strip.column(c)[i] : strip.pairs[(i / 2 * strip_columns<Isa> + c) * 2 + i % 2]) = 0;
-            strip.scale[c] = 0;
-            continue;
-        }
-        to_float(columns[c], floats, n_inner);
-        to_int16<Isa>(floats, n_inner, unit_of<Isa>(floats, n_inner, largest_of_column, strip.scale[c]), few ? strip.column(c) : ints);
-        for (int64_t i = 0; i < n_inner && !few; i += 2) {
-            std::memcpy(&strip.pairs[(i / 2 * strip_columns<Isa> + c) * 2], ints + i, 4);
-        }
-    }
-}
-
 // Columns of int16, `stride` apart, as many as lanes: the pairs of each go side by side.
 template <class Isa> void turn(const int16_t * columns, int64_t stride, int64_t n_inner, int16_t * pairs) {
     for (int64_t i = 0; i < n_inner; i += 2 * Isa::lanes) {
@@ -546,27 +535,51 @@ template <class Isa> void turn(const int16_t * columns, int64_t stride, int64_t 
     }
 }
 
-// Columns of 16 bits a number: as floats, then as int16 with the scale of each column's own values,
+// The same as bytes of tiles.
+template <class Isa> void turn_bytes(const int16_t * columns, int64_t stride, int64_t n_inner, int16_t * to) {
+    for (int64_t i = 0; i < n_inner; i += Isa::tile_inner) {
+        typename Isa::Floats low[Isa::lanes], high[Isa::lanes];
+        for (int c = 0; c < Isa::lanes; c++) Isa::split(columns + c * stride + i, low[c], high[c]);
+        Isa::transpose(low);
+        Isa::transpose(high);
+        for (int j = 0; j < Isa::lanes; j++) {
+            int16_t * const row = to + (i + 4 * j) * Isa::tile_columns;
+            Isa::store(row, Isa::as_ints(low[j]));
+            Isa::store(row + 2 * Isa::tile_columns, Isa::as_ints(high[j]));
+        }
+    }
+}
+
+// Columns that `load(column, n, floats)` makes floats of: as int16 with the scale of each column's own values,
 // then turned, so that the pairs of all columns lie side by side.
 template <class Isa, class Load>
-void unpack_halves(const char * const * columns, int64_t n_inner, Strip<Isa> & strip, Form form, Load load) {
+void unpack_by_floats(const char * const * columns, int64_t n_inner, Strip<Isa> & strip, Form form, Load load) {
     alignas(64) float floats[max_block];
     alignas(64) int16_t ints[Isa::lanes][max_block];
     const bool few = form == Form::columns;
     for (int half = 0; half < strip_columns<Isa>; half += Isa::lanes) {
         for (int c = 0; c < Isa::lanes; c++) {
-            const char * const from = columns[half + c];
-            int64_t i = 0;
-            for (; i + Isa::lanes <= n_inner; i += Isa::lanes) Isa::store_floats(floats + i, load(from + 2 * i));
-            if (i < n_inner) {
-                alignas(64) char part[Isa::lanes * sizeof(float)] = {};
-                std::memcpy(part, from + 2 * i, static_cast<size_t>(2 * (n_inner - i)));
-                Isa::store_floats(floats + i, load(part));
-            }
+            load(columns[half + c], n_inner, floats);
             int16_t * const to = few ? strip.column(half + c) : ints[c];
             to_int16<Isa>(floats, n_inner, unit_of<Isa>(floats, n_inner, largest_of_column, strip.scale[half + c]), to);
         }
-        if (!few) turn<Isa>(ints[0], max_block, whole_groups<Isa>(n_inner), strip.pairs + 2 * half);
+        if (few) continue;
+        if constexpr (Isa::has_tiles) {
+            turn_bytes<Isa>(ints[0], max_block, n_inner, strip.pairs + Isa::column_of(half));
+        } else {
+            turn<Isa>(ints[0], max_block, whole_groups<Isa>(n_inner), strip.pairs + 2 * half);
+        }
+    }
+}
+
+// Numbers of 16 bits, which `of(memory)` makes a vector of floats of; there may be others behind the last.
+template <class Isa, class Of> void floats_of_halves(const char * from, int64_t n, float * to, Of of) {
+    int64_t i = 0;
+    for (; i + Isa::lanes <= n; i += Isa::lanes) Isa::store_floats(to + i, of(from + 2 * i));
+    if (i < n) {
+        alignas(64) char part[Isa::lanes * sizeof(float)] = {};
+        std::memcpy(part, from + 2 * i, static_cast<size_t>(2 * (n - i)));
+        Isa::store_floats(to + i, of(part));
     }
 }
 
@@ -979,10 +992,10 @@ void vector_rows(const Product & p, int64_t n_inner, int64_t block, Strip<Isa> &
 // `ends` done with. `before(row, n, column)` is called before n rows of a tile's columns.
 template <class Isa, class Before>
 void byte_rows(const Product & p, int64_t n_inner, int64_t block, Scratch<Isa> & s, float * sums, const Ends * ends, Before before) {
-    constexpr int width = strip_columns<Isa>, pair_row = 2 * width, half_row = 2 * Isa::tile_columns;
+    constexpr int width = strip_columns<Isa>;
     const int64_t whole_inner = rounded_up<Isa::tile_inner>(n_inner), n_rows = rounded_up<Isa::tile_rows>(p.n_rows);
     const int16_t * const x = p.quantized + block * block_size<Isa>(p.block, p.n_rows);
-    const auto add = [&](int64_t row, int64_t column) {
+    const auto add = [&](int64_t row, int column) {
         const auto scales = Isa::load_floats(s.strip.scale + column);
         const RowBlock * const of = p.blocks + block * p.n_rows + row;
         float * to = sums + row * width + column;
@@ -994,14 +1007,10 @@ void byte_rows(const Product & p, int64_t n_inner, int64_t block, Scratch<Isa> &
     };
     const typename Isa::Tiles tiles;
     // Some columns at a time: with all of them the first level cache has no room for the rows.
-    for (int64_t column = 0; column < width; column += Isa::tile_columns) {
-        for (int64_t i = 0; i < whole_inner / 2; i += 2) {
-            const int16_t * const pairs = s.strip.pairs + i * pair_row + 2 * column;
-            Isa::split_pairs(pairs, pairs + pair_row, s.tile.columns + i * half_row);
-        }
+    for (int column = 0; column < width; column += Isa::tile_columns) {
         for (int64_t row = 0; row < n_rows; row += Isa::tile_rows) {
             before(row, smaller(Isa::tile_rows, p.n_rows - row), column);
-            Isa::multiply_bytes(x + row * whole_inner, s.tile.columns, whole_inner / Isa::tile_inner);
+            Isa::multiply_bytes(x + row * whole_inner, s.strip.pairs + Isa::column_of(column), whole_inner / Isa::tile_inner);
             if (row > 0) add(row - Isa::tile_rows, column);
             Isa::store_parts(s.tile);
         }
@@ -1039,12 +1048,17 @@ inline void deal(const int16_t * numbers, int64_t n, int64_t n_rows, int16_t * t
     for (int64_t i = 0; i < n; i += 4) std::memcpy(to + i * n_rows, numbers + i, 4 * sizeof *to);
 }
 
-// A row's numbers as bytes, to its places in tiles.
+// A row's numbers as bytes, to its places in tiles: [step][low, high][row][inner].
 template <class Isa> void deal_bytes(int16_t * numbers, int64_t n, int64_t row, int16_t * to) {
     const int64_t whole_inner = rounded_up<Isa::tile_inner>(n), first_row = row / Isa::tile_rows * Isa::tile_rows;
     if (whole_inner > whole_groups<Isa>(n)) std::memset(numbers + whole_groups<Isa>(n), 0, Isa::group * sizeof *numbers);
     to += first_row * whole_inner + (row - first_row) * (Isa::tile_inner / 2);
-    for (int64_t i = 0; i < whole_inner; i += Isa::tile_inner) Isa::split_row(numbers + i, to + i * Isa::tile_rows);
+    for (int64_t i = 0; i < whole_inner; i += Isa::tile_inner, to += Isa::tile_inner * Isa::tile_rows) {
+        typename Isa::Floats low, high;
+        Isa::split(numbers + i, low, high);
+        Isa::store(to, Isa::as_ints(low));
+        Isa::store(to + Isa::tile_inner / 2 * Isa::tile_rows, Isa::as_ints(high));
+    }
 }
 
 template <class Isa>
@@ -1111,14 +1125,18 @@ template <class Isa> void unpack_floats(const char * const * columns, int64_t n_
 }
 
 template <class Isa>
-void unpack_block(const Product & p, const char * const * columns, int n_columns, int64_t n_inner, Scratch<Isa> & s, Form form) {
+void unpack_block(const Product & p, const char * const * columns, int64_t n_inner, Scratch<Isa> & s, Form form) {
     switch (p.type) {
         case Weight::f32:
             return unpack_floats<Isa>(columns, n_inner, s.floats);
         case Weight::f16:
-            return unpack_halves<Isa>(columns, n_inner, s.strip, form, [](const char * from) { return Isa::from_halves(from); });
+            return unpack_by_floats<Isa>(columns, n_inner, s.strip, form, [](const char * from, int64_t n, float * to) {
+                floats_of_halves<Isa>(from, n, to, [](const char * at) { return Isa::from_halves(at); });
+            });
         case Weight::bf16:
-            return unpack_halves<Isa>(columns, n_inner, s.strip, form, [](const char * from) { return Isa::from_brain(from); });
+            return unpack_by_floats<Isa>(columns, n_inner, s.strip, form, [](const char * from, int64_t n, float * to) {
+                floats_of_halves<Isa>(from, n, to, [](const char * at) { return Isa::from_brain(at); });
+            });
         case Weight::q8_0: return unpack<Isa, Q8_0>(columns, n_inner, s.factors, s.strip, form);
         case Weight::q4_0: return unpack<Isa, Q4_0>(columns, n_inner, s.factors, s.strip, form);
         case Weight::q5_0: return unpack<Isa, Q5_0>(columns, n_inner, s.factors, s.strip, form);
@@ -1127,7 +1145,7 @@ void unpack_block(const Product & p, const char * const * columns, int n_columns
         case Weight::q6_k: return unpack<Isa, Q6_k>(columns, n_inner, s.factors, s.strip, form);
         case Weight::iq4_nl: return unpack<Isa, Iq4_nl>(columns, n_inner, s.factors, s.strip, form);
         case Weight::iq4_xs: return unpack<Isa, Iq4_xs>(columns, n_inner, s.factors, s.strip, form);
-        case Weight::other: return unpack_other<Isa>(columns, n_columns, n_inner, p.to_float, s.strip, form);
+        case Weight::other: return unpack_by_floats<Isa>(columns, n_inner, s.strip, form, [&](const char * from, int64_t n, float * to) { p.to_float(from, to, n); });
     }
 }
 
@@ -1158,7 +1176,7 @@ void multiply(const Product & p, Place at, Place after, bool completes, Scratch<
     columns_of(at, 0, columns);
     for (int64_t first = 0; first < p.n_inner; first += p.block) {
         const int64_t n_inner = smaller(p.block, p.n_inner - first), end = first + n_inner;
-        unpack_block<Isa>(p, columns, n, n_inner, s, form);
+        unpack_block<Isa>(p, columns, n_inner, s, form);
         const bool last = end == p.n_inner;
         columns_of(last ? after : at, last ? 0 : end, next);
         const int64_t next_end = smaller(last ? p.block : end + p.block, p.n_inner);
