@@ -51,14 +51,10 @@ struct Amx : Avx512Vnni {
     };
 
     // Of a tile of results the four sums of each row and column, named by the byte of the row and that of the column.
-    struct Tile {
+    struct Parts {
         alignas(64) int32_t low_low[tile_rows][lanes], low_high[tile_rows][lanes];
         alignas(64) int32_t high_low[tile_rows][lanes], high_high[tile_rows][lanes];
     };
-
-    // Where the bytes of the columns from this one on begin in a strip.
-    static constexpr int column_of(int column) { return column * largest_block; }
-    static constexpr int largest_block = 512;
 
     // The low and the high bytes of 64 numbers.
     static void split(const int16_t * numbers, Floats & low, Floats & high) {
@@ -80,7 +76,6 @@ struct Amx : Avx512Vnni {
     // lie in a strip.
     static void multiply_bytes(const int16_t * rows, const int16_t * columns, int64_t n_steps) {
         constexpr int64_t stride = 2 * tile_columns * 4;
-
         __asm__ volatile("tilezero %%tmm0\n tilezero %%tmm1\n tilezero %%tmm2\n tilezero %%tmm3" : : : "memory");
         const auto * row = reinterpret_cast<const char *>(rows);
         const auto * low = reinterpret_cast<const char *>(columns);
@@ -98,19 +93,19 @@ struct Amx : Avx512Vnni {
         }
     }
 
-    static void store_parts(Tile & tile) {
+    static void store_parts(Parts & parts) {
         __asm__ volatile(
             "tilestored %%tmm0, (%0,%4,1)\n"
             "tilestored %%tmm1, (%1,%4,1)\n"
             "tilestored %%tmm2, (%2,%4,1)\n"
             "tilestored %%tmm3, (%3,%4,1)"
-            : : "r"(tile.low_low), "r"(tile.low_high), "r"(tile.high_low), "r"(tile.high_high), "r"(int64_t{64}) : "memory");
+            : : "r"(parts.low_low), "r"(parts.low_high), "r"(parts.high_low), "r"(parts.high_high), "r"(int64_t{64}) : "memory");
     }
 
-    static Ints whole(const Tile & tile, int row) {
-        const Ints mixed = _mm512_add_epi32(load(tile.low_high[row]), load(tile.high_low[row]));
-        const Ints upper = _mm512_add_epi32(_mm512_slli_epi32(load(tile.high_high[row]), 8), mixed);
-        return _mm512_add_epi32(_mm512_slli_epi32(upper, 8), load(tile.low_low[row]));
+    static Ints whole(const Parts & parts, int row) {
+        const Ints mixed = _mm512_add_epi32(load(parts.low_high[row]), load(parts.high_low[row]));
+        const Ints upper = _mm512_add_epi32(_mm512_slli_epi32(load(parts.high_high[row]), 8), mixed);
+        return _mm512_add_epi32(_mm512_slli_epi32(upper, 8), load(parts.low_low[row]));
     }
 };
 

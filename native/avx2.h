@@ -21,8 +21,8 @@ struct Avx2 {
     // quarter of them idle, three additions to one multiplication do not.
     static constexpr bool crosses = true;
     static constexpr int few_rows = 12;     // of a register tile that is one column wide
-    static constexpr bool has_tiles = false;
-    struct Tile {};
+    static constexpr bool has_tiles = false;  // see Amx
+    struct Parts {};
     static constexpr const char * name = "AVX2";
 
     // That the operating system keeps the registers is part of the compiler's answer; clang 14 has none

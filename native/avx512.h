@@ -24,8 +24,8 @@ struct Avx512 {
     static constexpr int integer_rows = rows;
     static constexpr int few_rows = 12;  // of a register tile that is one column wide
     static constexpr bool crosses = false;  // the ports that add are those that multiply
-    static constexpr bool has_tiles = false;
-    struct Tile {};
+    static constexpr bool has_tiles = false;  // see Amx
+    struct Parts {};
     static constexpr const char * name = "AVX-512";
 
     static bool supported() {

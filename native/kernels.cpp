@@ -273,14 +273,14 @@ template <class Isa> constexpr int strip_columns = 2 * Isa::lanes;
 // unpacked as they are multiplied. The sums are the same integers.
 enum class Form { pairs, columns, bytes };
 
-// A block of a strip: int16 pairs [inner / 2][column][2], or the bytes of tiles, some columns after the others:
-// [inner / 4][low, high][column][4]; and what a column's sum is scaled with.
+// A block of a strip: int16 pairs [inner / 2][column][2], or bytes of tiles, [inner / 4][low, high][column][4] for
+// so many columns after the others; and what a column's sum is scaled with.
 template <class Isa> struct Strip {
     alignas(64) int16_t pairs[max_block * strip_columns<Isa>];
     alignas(64) float scale[strip_columns<Isa>];
     alignas(64) int32_t before[strip_columns<Isa>];  // what its sums begin with: see `crossed_tile`
 
-    // For few rows the numbers of a column lie side by side instead.
+    // For few rows the numbers of a column lie side by side instead. Bytes of tiles begin at their first column's.
     int16_t * column(int c) { return pairs + c * max_block; }
 };
 
@@ -344,7 +344,7 @@ inline void unpack_part(const char * const * blocks, const Factors<Isa> & f, int
         const Ints four[4] = {Isa::low64(a, b), Isa::high64(a, b), Isa::low64(c, d), Isa::high64(c, d)};
         for (int i = 0; i < 4; i++) {
             const Ints even = unpacked(Isa::template up16<8>(four[i])), odd = unpacked(Isa::both(four[i], Isa::upper_bytes()));
-            Isa::store_bytes(even, odd, pairs + Isa::column_of(column) + (inner + 4 * i) * Isa::tile_columns);
+            Isa::store_bytes(even, odd, pairs + column * max_block + (inner + 4 * i) * Isa::tile_columns);
         }
     } else {
         const Ints a = Isa::low16(rows[0], rows[1]), b = Isa::low16(rows[2], rows[3]);
@@ -565,7 +565,7 @@ void unpack_by_floats(const char * const * columns, int64_t n_inner, Strip<Isa> 
         }
         if (few) continue;
         if constexpr (Isa::has_tiles) {
-            turn_bytes<Isa>(ints[0], max_block, n_inner, strip.pairs + Isa::column_of(half));
+            turn_bytes<Isa>(ints[0], max_block, n_inner, strip.column(half));
         } else {
             turn<Isa>(ints[0], max_block, whole_groups<Isa>(n_inner), strip.pairs + 2 * half);
         }
@@ -808,7 +808,7 @@ template <class Isa> struct Scratch {
     Factors<Isa> factors;
     alignas(64) float floats[float_block * strip_columns<Isa>];  // of the float kernel: [inner][column]
     typename Isa::Ints lane_sums[Isa::few_rows][Isa::lanes];  // of few rows: [row][column]
-    typename Isa::Tile tile;  // of many rows
+    typename Isa::Parts parts;  // of a tile of many rows
 };
 
 constexpr size_t aligned(size_t n) { return (n + 63) / 64 * 64; }
@@ -1000,7 +1000,7 @@ void byte_rows(const Product & p, int64_t n_inner, int64_t block, Scratch<Isa> &
         const RowBlock * const of = p.blocks + block * p.n_rows + row;
         float * to = sums + row * width + column;
         const auto n = static_cast<int>(smaller(Isa::tile_rows, p.n_rows - row));
-        for (int r = 0; r < n; r++, to += width) add_block<Isa>(Isa::whole(s.tile, r), scales, of[r].scale, block == 0, to);
+        for (int r = 0; r < n; r++, to += width) add_block<Isa>(Isa::whole(s.parts, r), scales, of[r].scale, block == 0, to);
         if (ends && column < ends->n_columns) {
             finish<Isa, 1>(p, {row, row + n, ends->column + column, ends->n_columns - column, sums + column, ends->gates + column});
         }
@@ -1010,9 +1010,9 @@ void byte_rows(const Product & p, int64_t n_inner, int64_t block, Scratch<Isa> &
     for (int column = 0; column < width; column += Isa::tile_columns) {
         for (int64_t row = 0; row < n_rows; row += Isa::tile_rows) {
             before(row, smaller(Isa::tile_rows, p.n_rows - row), column);
-            Isa::multiply_bytes(x + row * whole_inner, s.strip.pairs + Isa::column_of(column), whole_inner / Isa::tile_inner);
+            Isa::multiply_bytes(x + row * whole_inner, s.strip.column(column), whole_inner / Isa::tile_inner);
             if (row > 0) add(row - Isa::tile_rows, column);
-            Isa::store_parts(s.tile);
+            Isa::store_parts(s.parts);
         }
         add(n_rows - Isa::tile_rows, column);
     }
@@ -1224,15 +1224,26 @@ template <class Isa> void product(const Product & p, int64_t strip, char * scrat
 // scale each, which multiply twice as fast as floats: it changes less than a cache of halves does.
 
 template <class Isa> struct Tile {
-    int16_t * keys;      // [cell][inner], as whole groups
+    int16_t * keys;      // [cell][inner], or bytes as `deal_bytes` lays them
     float * key_scales;  // [cell]
     int32_t * befores;   // [cell]: what a key's sums begin with
     float * values;      // [cell][value_dim]
-    int16_t * queries;   // [inner / 2][row][2]
+    int16_t * queries;   // [inner / 2][row][2], or bytes as a strip has them
     int16_t * turning;   // [row][inner]
     float * floats;      // of one key
     float * scores;      // [cell][row]
 };
+
+// Numbers of a query or key, with the zeros behind them; and how many cells there is room for.
+template <class Isa> int64_t whole_inner(int64_t head_dim) {
+    if constexpr (Isa::has_tiles) return rounded_up<Isa::tile_inner>(head_dim);
+    return whole_groups<Isa>(head_dim);
+}
+
+template <class Isa> int64_t whole_cells(int64_t n_cells) {
+    if constexpr (Isa::has_tiles) return rounded_up<Isa::tile_rows>(n_cells);
+    return n_cells;
+}
 
 template <class Isa> Tile<Isa> tile_in(const Attention & a, int64_t n_cells, char * scratch) {
     Tile<Isa> tile{};
@@ -1240,11 +1251,11 @@ template <class Isa> Tile<Isa> tile_in(const Attention & a, int64_t n_cells, cha
         to = reinterpret_cast<std::remove_reference_t<decltype(to)>>(scratch);
         scratch += aligned(static_cast<size_t>(numbers) * sizeof *to);
     };
-    const int64_t n_inner = whole_groups<Isa>(a.head_dim);
+    const int64_t n_inner = whole_inner<Isa>(a.head_dim);
     next(n_inner * strip_columns<Isa>, tile.queries);
     next(n_inner * strip_columns<Isa>, tile.turning);
     next(n_inner, tile.floats);
-    next(n_cells * n_inner, tile.keys);
+    next(whole_cells<Isa>(n_cells) * n_inner, tile.keys);
     next(n_cells, tile.key_scales);
     next(n_cells, tile.befores);
     next(n_cells * a.value_dim, tile.values);
@@ -1254,8 +1265,8 @@ template <class Isa> Tile<Isa> tile_in(const Attention & a, int64_t n_cells, cha
 
 template <class Isa> size_t attention_scratch(const Attention & a, int64_t n_cells) {
     constexpr int width = strip_columns<Isa>, n_parts = 8;
-    const int64_t n_inner = whole_groups<Isa>(a.head_dim);
-    const auto halves = static_cast<size_t>(n_inner * (n_cells + 2 * width));
+    const int64_t n_inner = whole_inner<Isa>(a.head_dim);
+    const auto halves = static_cast<size_t>(n_inner * (whole_cells<Isa>(n_cells) + 2 * width));
     const auto floats = static_cast<size_t>(n_inner + n_cells * (2 + a.value_dim + width));
     return halves * sizeof(int16_t) + floats * sizeof(float) + n_parts * aligned(1);
 }
@@ -1275,15 +1286,16 @@ void gather_cells(const Attention & a, int64_t kv_head, const Span * spans, int 
     int64_t n_cells = 0;
     for (int i = 0; i < n_spans; i++) n_cells += spans[i].end - spans[i].begin;
     const auto tile = tile_in<Isa>(a, n_cells, scratch);
-    const int64_t n_inner = whole_groups<Isa>(a.head_dim);
+    const int64_t n_inner = whole_inner<Isa>(a.head_dim);
     int64_t cell = 0;
     for (int i = 0; i < n_spans; i++) {
         for (auto from = static_cast<size_t>(spans[i].begin); from < static_cast<size_t>(spans[i].end); from++, cell++) {
             const auto head = static_cast<size_t>(kv_head);
             to_floats<Isa>(a.k + from * a.k_row + head * a.k_head, a.k_is_half, a.head_dim, tile.floats);
-            int16_t * const key = tile.keys + cell * n_inner;
+            int16_t * const key = Isa::has_tiles ? tile.turning : tile.keys + cell * n_inner;
             to_int16<Isa>(tile.floats, a.head_dim, unit_of<Isa>(tile.floats, a.head_dim, largest_of_row, tile.key_scales[cell]), key);
             if constexpr (Isa::crosses) tile.befores[cell] = before_row<Isa>(key, n_inner);
+            if constexpr (Isa::has_tiles) deal_bytes<Isa>(key, a.head_dim, cell, tile.keys);
             to_floats<Isa>(a.v + from * a.v_row + head * a.v_head, a.v_is_half, a.value_dim, tile.values + cell * a.value_dim);
         }
     }
@@ -1312,6 +1324,63 @@ inline void value_tile(const float * values, int64_t value_dim, const float * sc
     }
 }
 
+// The scores of the cells [begin, end); `done(scores)` is called of each cell.
+template <class Isa, class Done>
+void score(const Tile<Isa> & tile, int64_t n_inner, int64_t begin, int64_t end, const float * query_scales, Done done) {
+    constexpr int width = strip_columns<Isa>, lanes = Isa::lanes;
+    const typename Isa::Floats scales[2] = {Isa::load_floats(query_scales), Isa::load_floats(query_scales + lanes)};
+    const auto put = [&](int64_t cell, int half, typename Isa::Ints sum) {
+        const auto scale = Isa::mul(scales[half], Isa::all(tile.key_scales[cell]));
+        Isa::store_floats(tile.scores + cell * width + half * lanes, Isa::mul(Isa::to_floats(sum), scale));
+    };
+    if constexpr (Isa::has_tiles) {
+        for (int half = 0; half < width; half += lanes) {
+            turn_bytes<Isa>(tile.turning + half * n_inner, n_inner, n_inner, tile.queries + half * n_inner);
+        }
+        typename Isa::Parts parts;
+        const auto put_tile = [&](int64_t first, int half) {
+            for (int64_t cell = first < begin ? begin : first; cell < smaller(first + Isa::tile_rows, end); cell++) {
+                put(cell, half, Isa::whole(parts, static_cast<int>(cell - first)));
+                if (half == 1) done(tile.scores + cell * width);
+            }
+        };
+        const typename Isa::Tiles tiles;
+        const int64_t n_steps = n_inner / Isa::tile_inner, from = begin / Isa::tile_rows * Isa::tile_rows;
+        for (int64_t cell = from; cell < end; cell += Isa::tile_rows) {
+            for (int half = 0; half < 2; half++) {  // while a tile is multiplied, the one before it is put
+                Isa::multiply_bytes(tile.keys + cell * n_inner, tile.queries + half * lanes * n_inner, n_steps);
+                if (half == 1) {
+                    put_tile(cell, 0);
+                } else if (cell > from) {
+                    put_tile(cell - Isa::tile_rows, 1);
+                }
+                Isa::store_parts(parts);
+            }
+        }
+        if (from < end) put_tile((end - 1) / Isa::tile_rows * Isa::tile_rows, 1);
+    } else {
+        for (int half = 0; half < width; half += lanes) {
+            turn<Isa>(tile.turning + half * n_inner, n_inner, n_inner, tile.queries + 2 * half);
+        }
+        alignas(64) int32_t before[width];
+        if constexpr (Isa::crosses) before_columns<Isa>(tile.queries, n_inner / 2, before);
+        tiles<Isa, Isa::integer_rows>(end - begin, [&](int64_t at, auto n) {
+            constexpr int cells = n;
+            typename Isa::Ints sums[cells][2];
+            const int64_t cell = begin + at;
+            const auto before_of = [&](int i) { return tile.befores[cell + i]; };
+            const RowsApart<cells> keys(tile.keys + cell * n_inner, n_inner);
+            whole_tile<Isa, cells>(tile.queries, before, keys, n_inner / 2, before_of, sums);
+#pragma GCC unroll 12
+            for (int i = 0; i < cells; i++) {
+                put(cell + i, 0, sums[i][0]);
+                put(cell + i, 1, sums[i][1]);
+                done(tile.scores + (cell + i) * width);
+            }
+        });
+    }
+}
+
 template <class Isa>
 void attend(const Attention & a, int64_t head, const int32_t * rows, int n_rows, const int32_t * hidden,
             const int32_t * visible, const float * added, int64_t n_cells, char * scratch) {
@@ -1325,7 +1394,7 @@ void attend(const Attention & a, int64_t head, const int32_t * rows, int n_rows,
         seen_from = hidden[r] > seen_from ? hidden[r] : seen_from;
         seen_to = smaller(seen_to, visible[r]);
     }
-    const int64_t n_inner = whole_groups<Isa>(a.head_dim);
+    const int64_t n_inner = whole_inner<Isa>(a.head_dim);
     alignas(64) float query_scales[width] = {};
     for (int r = 0; r < n_rows; r++) {  // beyond them is anything, times 0
         int16_t * const to = tile.turning + r * n_inner;
@@ -1334,34 +1403,15 @@ void attend(const Attention & a, int64_t head, const int32_t * rows, int n_rows,
         to_int16<Isa>(q, a.head_dim, unit_of<Isa>(q, a.head_dim, largest_of_column, query_scales[r]), to);
         query_scales[r] *= a.scale * log2_e;
     }
-    for (int half = 0; half < width; half += Isa::lanes) {
-        turn<Isa>(tile.turning + half * n_inner, n_inner, n_inner, tile.queries + 2 * half);
-    }
-    alignas(64) int32_t before[width];
-    if constexpr (Isa::crosses) before_columns<Isa>(tile.queries, n_inner / 2, before);
     float * const scores = tile.scores;  // of 2^score, not e^score
-    const Floats left = Isa::load_floats(query_scales), right = Isa::load_floats(query_scales + Isa::lanes);
     const bool all_seen = !added && seen_from <= begin && end <= seen_to;
     Floats most[2] = {Isa::all(-1e30f), Isa::all(-1e30f)};
     const auto find_most = [&](const float * from) {
         most[0] = Isa::max(most[0], Isa::load_floats(from));
         most[1] = Isa::max(most[1], Isa::load_floats(from + Isa::lanes));
     };
-    tiles<Isa, Isa::integer_rows>(end - begin, [&](int64_t at, auto n) {
-        constexpr int cells = n;
-        typename Isa::Ints sums[cells][2];
-        const int64_t cell = begin + at;
-        const auto before_of = [&](int i) { return tile.befores[cell + i]; };
-        const RowsApart<cells> keys(tile.keys + cell * n_inner, n_inner);
-        whole_tile<Isa, cells>(tile.queries, before, keys, n_inner / 2, before_of, sums);
-        float * to = scores + cell * width;
-#pragma GCC unroll 12
-        for (int i = 0; i < cells; i++, to += width) {
-            const auto scale = Isa::all(tile.key_scales[cell + i]);
-            Isa::store_floats(to, Isa::mul(Isa::to_floats(sums[i][0]), Isa::mul(left, scale)));
-            Isa::store_floats(to + Isa::lanes, Isa::mul(Isa::to_floats(sums[i][1]), Isa::mul(right, scale)));
-            if (all_seen) find_most(to);
-        }
+    score<Isa>(tile, n_inner, begin, end, query_scales, [&](const float * of_cell) {
+        if (all_seen) find_most(of_cell);
     });
     for (int r = 0; added && r < n_rows; r++) {
         for (int64_t cell = begin; cell < end; cell++) scores[cell * width + r] += log2_e * added[r * n_cells + cell];

@@ -566,6 +566,7 @@ void test(const Kernels & kernels) {
         for (const int64_t rows : {1, 20, 50}) test_gate(kernels, format, rows, 35, 512 + unit);
     }
     for (const int64_t rows : {33, 36, 37}) test_product(kernels, formats[3], rows, 5, 64);  // tiles of 9, 11 and 12
+    for (const int64_t rows : {15, 16, 17, 32}) test_product(kernels, formats[3], rows, 19, 96);  // tiles of 16, half a step
     test_product(kernels, formats[0], 4, 20, 77);
     for (const int64_t rows : {4, 31}) test_product(kernels, formats[1], rows, 20, 301);
     test_extremes(kernels);

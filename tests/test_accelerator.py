@@ -505,6 +505,14 @@ def test_the_kernels_pass_their_own_tests(own_tests: dict[str, str], name: str):
     assert said.startswith("0 failures")
 
 
+@pytest.mark.parametrize("names", [("AVX2", "AVX-VNNI"), ("AVX-512", "AVX-512 VNNI", "AMX")])
+def test_vectors_of_one_length_give_the_same_bits(
+    own_tests: dict[str, str], names: tuple[str, ...]
+):
+    digests = {own_tests[name].partition("digest ")[2] for name in names if name in HERE}
+    assert len(digests) <= 1
+
+
 @pytest.mark.skipif(shutil.which("c++") is None, reason="needs a compiler")
 def test_the_kernels_touch_no_foreign_memory(build: ModuleType):
     assert build.run_test_program(sanitize=True) == 0
