@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from gguf_embed.gguf.quants import TYPE_NAMES
 from gguf_embed.native import library
+from gguf_embed.native.accelerator import library_path
 from gguf_embed.native.quantizer import quantize_rows
 
 Floats = NDArray[np.float32]
@@ -620,9 +621,13 @@ RUN = {
 
 
 def choose(kernel: str) -> None:
-    """The accelerator that is loaded takes the kernels of this name, which the CPU must run."""
-    path = library.accelerated().path
-    if path is not None and not ctypes.CDLL(str(path)).gguf_embed_choose(kernel.encode()):
+    """The accelerator takes the kernels of this name, which the CPU must run, before it is loaded.
+
+    After that it has said once and for all which run.
+    """
+    library.bindings()  # ggml's libraries, which it is linked with
+    path = library_path(library.version())
+    if path.exists() and not ctypes.CDLL(str(path)).gguf_embed_choose(kernel.encode()):
         sys.exit(f"there are no kernels for {kernel} in {path.name}, or not for this CPU")
 
 
