@@ -451,28 +451,34 @@ void unpack(const char * const * columns, int64_t n_inner, Factors<Isa> & f, Str
 // The unit of a vector of floats as int16 of at most `limit`, and its inverse, which is 0 where the vector is all
 // zeros or not finite.
 template <class Isa> float unit_of(const float * x, int64_t n, float limit, float & unit) {
+    using Floats = typename Isa::Floats;
+    Floats squares = Isa::zero_floats(), top = Isa::zero_floats();
+    const auto take = [&](const float * from, Floats & to_squares, Floats & to_top) {
+        const auto v = Isa::load_floats(from);
+        to_squares = Isa::fma(v, v, to_squares);
+        to_top = Isa::max(to_top, Isa::magnitude(v));
+    };
     constexpr int chains = 4;  // that do not wait for each other
-    typename Isa::Floats squares[chains], top[chains];
-    for (int c = 0; c < chains; c++) squares[c] = top[c] = Isa::zero_floats();
     int64_t i = 0;
-    for (; i + chains * Isa::lanes <= n; i += chains * Isa::lanes) {
+    if (n >= chains * Isa::lanes) {
+        Floats each_squares[chains], each_top[chains];
+        for (int c = 0; c < chains; c++) each_squares[c] = each_top[c] = Isa::zero_floats();
+        for (; i + chains * Isa::lanes <= n; i += chains * Isa::lanes) {
 #pragma GCC unroll 4
+            for (int c = 0; c < chains; c++) take(x + i + c * Isa::lanes, each_squares[c], each_top[c]);
+        }
         for (int c = 0; c < chains; c++) {
-            const auto v = Isa::load_floats(x + i + c * Isa::lanes);
-            squares[c] = Isa::fma(v, v, squares[c]);
-            top[c] = Isa::max(top[c], Isa::magnitude(v));
+            squares = Isa::add(squares, each_squares[c]);
+            top = Isa::max(top, each_top[c]);
         }
     }
-    for (int c = 1; c < chains; c++) {
-        squares[0] = Isa::add(squares[0], squares[c]);
-        top[0] = Isa::max(top[0], top[c]);
-    }
-    float square = Isa::sum(squares[0]), largest = Isa::largest(top[0]);
+    for (; i + Isa::lanes <= n; i += Isa::lanes) take(x + i, squares, top);
+    float square = Isa::sum(squares), largest = Isa::largest(top);
     for (; i < n; i++) {
         square += x[i] * x[i];
         largest = larger(largest, fabsf(x[i]));
     }
-    unit = larger(sqrtf(square) / longest, largest / limit);
+    unit = larger(sqrtf(square) * (1 / longest), largest * (1 / limit));  // a division would cost as much as the root
     if (!(square < 1e30f) || (square < 1e-30f && largest > 0)) {  // out of range, or not a number
         double sum = 0, most = 0;
         for (i = 0; i < n; i++) {
@@ -1234,14 +1240,24 @@ template <class Isa> struct Tile {
     float * scores;      // [cell][row]
 };
 
-// Numbers of a query or key, with the zeros behind them; and how many cells there is room for.
-template <class Isa> int64_t whole_inner(int64_t head_dim) {
-    if constexpr (Isa::has_tiles) return rounded_up<Isa::tile_inner>(head_dim);
-    return whole_groups<Isa>(head_dim);
+// Whether tiles of bytes multiply queries and keys. For one step a tile of results costs more than it gains.
+template <class Isa> bool by_tiles(const Attention & a) {
+    if constexpr (Isa::has_tiles) return a.head_dim > Isa::tile_inner;
+    return false;
 }
 
-template <class Isa> int64_t whole_cells(int64_t n_cells) {
-    if constexpr (Isa::has_tiles) return rounded_up<Isa::tile_rows>(n_cells);
+// Numbers of a query or key, with the zeros behind them; and how many cells there is room for.
+template <class Isa> int64_t whole_inner(const Attention & a) {
+    if constexpr (Isa::has_tiles) {
+        if (by_tiles<Isa>(a)) return rounded_up<Isa::tile_inner>(a.head_dim);
+    }
+    return whole_groups<Isa>(a.head_dim);
+}
+
+template <class Isa> int64_t whole_cells(const Attention & a, int64_t n_cells) {
+    if constexpr (Isa::has_tiles) {
+        if (by_tiles<Isa>(a)) return rounded_up<Isa::tile_rows>(n_cells);
+    }
     return n_cells;
 }
 
@@ -1251,11 +1267,11 @@ template <class Isa> Tile<Isa> tile_in(const Attention & a, int64_t n_cells, cha
         to = reinterpret_cast<std::remove_reference_t<decltype(to)>>(scratch);
         scratch += aligned(static_cast<size_t>(numbers) * sizeof *to);
     };
-    const int64_t n_inner = whole_inner<Isa>(a.head_dim);
+    const int64_t n_inner = whole_inner<Isa>(a);
     next(n_inner * strip_columns<Isa>, tile.queries);
     next(n_inner * strip_columns<Isa>, tile.turning);
     next(n_inner, tile.floats);
-    next(whole_cells<Isa>(n_cells) * n_inner, tile.keys);
+    next(whole_cells<Isa>(a, n_cells) * n_inner, tile.keys);
     next(n_cells, tile.key_scales);
     next(n_cells, tile.befores);
     next(n_cells * a.value_dim, tile.values);
@@ -1265,8 +1281,8 @@ template <class Isa> Tile<Isa> tile_in(const Attention & a, int64_t n_cells, cha
 
 template <class Isa> size_t attention_scratch(const Attention & a, int64_t n_cells) {
     constexpr int width = strip_columns<Isa>, n_parts = 8;
-    const int64_t n_inner = whole_inner<Isa>(a.head_dim);
-    const auto halves = static_cast<size_t>(n_inner * (whole_cells<Isa>(n_cells) + 2 * width));
+    const int64_t n_inner = whole_inner<Isa>(a);
+    const auto halves = static_cast<size_t>(n_inner * (whole_cells<Isa>(a, n_cells) + 2 * width));
     const auto floats = static_cast<size_t>(n_inner + n_cells * (2 + a.value_dim + width));
     return halves * sizeof(int16_t) + floats * sizeof(float) + n_parts * aligned(1);
 }
@@ -1286,28 +1302,27 @@ void gather_cells(const Attention & a, int64_t kv_head, const Span * spans, int 
     int64_t n_cells = 0;
     for (int i = 0; i < n_spans; i++) n_cells += spans[i].end - spans[i].begin;
     const auto tile = tile_in<Isa>(a, n_cells, scratch);
-    const int64_t n_inner = whole_inner<Isa>(a.head_dim);
+    const int64_t n_inner = whole_inner<Isa>(a);
     int64_t cell = 0;
     for (int i = 0; i < n_spans; i++) {
         for (auto from = static_cast<size_t>(spans[i].begin); from < static_cast<size_t>(spans[i].end); from++, cell++) {
             const auto head = static_cast<size_t>(kv_head);
             to_floats<Isa>(a.k + from * a.k_row + head * a.k_head, a.k_is_half, a.head_dim, tile.floats);
-            int16_t * const key = Isa::has_tiles ? tile.turning : tile.keys + cell * n_inner;
+            int16_t * const key = by_tiles<Isa>(a) ? tile.turning : tile.keys + cell * n_inner;
             to_int16<Isa>(tile.floats, a.head_dim, unit_of<Isa>(tile.floats, a.head_dim, largest_of_row, tile.key_scales[cell]), key);
             if constexpr (Isa::crosses) tile.befores[cell] = before_row<Isa>(key, n_inner);
-            if constexpr (Isa::has_tiles) deal_bytes<Isa>(key, a.head_dim, cell, tile.keys);
+            if constexpr (Isa::has_tiles) {
+                if (by_tiles<Isa>(a)) deal_bytes<Isa>(key, a.head_dim, cell, tile.keys);
+            }
             to_floats<Isa>(a.v + from * a.v_row + head * a.v_head, a.v_is_half, a.value_dim, tile.values + cell * a.value_dim);
         }
     }
 }
 
-// R rows of the result, V vectors of it, over all cells.
+// Adds to R rows of the result, V vectors of it, some cells.
 template <class Isa, int R, int V>
 inline void value_tile(const float * values, int64_t value_dim, const float * scores, int64_t n_cells,
                        typename Isa::Floats (&sums)[R][V]) {
-    for (int r = 0; r < R; r++) {
-        for (int v = 0; v < V; v++) sums[r][v] = Isa::zero_floats();
-    }
     for (int64_t cell = 0; cell < n_cells; cell++) {
         typename Isa::Floats parts[V];
 #pragma GCC unroll 2
@@ -1324,61 +1339,63 @@ inline void value_tile(const float * values, int64_t value_dim, const float * sc
     }
 }
 
-// The scores of the cells [begin, end); `done(scores)` is called of each cell.
-template <class Isa, class Done>
-void score(const Tile<Isa> & tile, int64_t n_inner, int64_t begin, int64_t end, const float * query_scales, Done done) {
+// The scores of the cells [begin, end).
+template <class Isa>
+void score_by_tiles(const Tile<Isa> & tile, int64_t n_inner, int64_t begin, int64_t end, const float * query_scales) {
     constexpr int width = strip_columns<Isa>, lanes = Isa::lanes;
-    const typename Isa::Floats scales[2] = {Isa::load_floats(query_scales), Isa::load_floats(query_scales + lanes)};
-    const auto put = [&](int64_t cell, int half, typename Isa::Ints sum) {
-        const auto scale = Isa::mul(scales[half], Isa::all(tile.key_scales[cell]));
-        Isa::store_floats(tile.scores + cell * width + half * lanes, Isa::mul(Isa::to_floats(sum), scale));
-    };
-    if constexpr (Isa::has_tiles) {
-        for (int half = 0; half < width; half += lanes) {
-            turn_bytes<Isa>(tile.turning + half * n_inner, n_inner, n_inner, tile.queries + half * n_inner);
-        }
-        typename Isa::Parts parts;
-        const auto put_tile = [&](int64_t first, int half) {
-            for (int64_t cell = first < begin ? begin : first; cell < smaller(first + Isa::tile_rows, end); cell++) {
-                put(cell, half, Isa::whole(parts, static_cast<int>(cell - first)));
-                if (half == 1) done(tile.scores + cell * width);
-            }
-        };
-        const typename Isa::Tiles tiles;
-        const int64_t n_steps = n_inner / Isa::tile_inner, from = begin / Isa::tile_rows * Isa::tile_rows;
-        for (int64_t cell = from; cell < end; cell += Isa::tile_rows) {
-            for (int half = 0; half < 2; half++) {  // while a tile is multiplied, the one before it is put
-                Isa::multiply_bytes(tile.keys + cell * n_inner, tile.queries + half * lanes * n_inner, n_steps);
-                if (half == 1) {
-                    put_tile(cell, 0);
-                } else if (cell > from) {
-                    put_tile(cell - Isa::tile_rows, 1);
-                }
-                Isa::store_parts(parts);
-            }
-        }
-        if (from < end) put_tile((end - 1) / Isa::tile_rows * Isa::tile_rows, 1);
-    } else {
-        for (int half = 0; half < width; half += lanes) {
-            turn<Isa>(tile.turning + half * n_inner, n_inner, n_inner, tile.queries + 2 * half);
-        }
-        alignas(64) int32_t before[width];
-        if constexpr (Isa::crosses) before_columns<Isa>(tile.queries, n_inner / 2, before);
-        tiles<Isa, Isa::integer_rows>(end - begin, [&](int64_t at, auto n) {
-            constexpr int cells = n;
-            typename Isa::Ints sums[cells][2];
-            const int64_t cell = begin + at;
-            const auto before_of = [&](int i) { return tile.befores[cell + i]; };
-            const RowsApart<cells> keys(tile.keys + cell * n_inner, n_inner);
-            whole_tile<Isa, cells>(tile.queries, before, keys, n_inner / 2, before_of, sums);
-#pragma GCC unroll 12
-            for (int i = 0; i < cells; i++) {
-                put(cell + i, 0, sums[i][0]);
-                put(cell + i, 1, sums[i][1]);
-                done(tile.scores + (cell + i) * width);
-            }
-        });
+    for (int column = 0; column < width; column += lanes) {
+        turn_bytes<Isa>(tile.turning + column * n_inner, n_inner, n_inner, tile.queries + column * n_inner);
     }
+    typename Isa::Parts parts;
+    const auto put = [&](int64_t first, int column) {
+        const auto scales = Isa::load_floats(query_scales + column);
+        for (int64_t cell = first < begin ? begin : first; cell < smaller(first + Isa::tile_rows, end); cell++) {
+            const auto sums = Isa::to_floats(Isa::whole(parts, static_cast<int>(cell - first)));
+            Isa::store_floats(tile.scores + cell * width + column, Isa::mul(sums, Isa::mul(scales, Isa::all(tile.key_scales[cell]))));
+        }
+    };
+    const typename Isa::Tiles tiles;
+    const int64_t n_steps = n_inner / Isa::tile_inner, from = begin / Isa::tile_rows * Isa::tile_rows;
+    for (int64_t cell = from; cell < end; cell += Isa::tile_rows) {
+        for (int column = 0; column < width; column += lanes) {  // while a tile is multiplied, the one before it is put
+            Isa::multiply_bytes(tile.keys + cell * n_inner, tile.queries + column * n_inner, n_steps);
+            if (column > 0) {
+                put(cell, 0);
+            } else if (cell > from) {
+                put(cell - Isa::tile_rows, lanes);
+            }
+            Isa::store_parts(parts);
+        }
+    }
+    if (from < end) put((end - 1) / Isa::tile_rows * Isa::tile_rows, lanes);
+}
+
+// The same by vectors.
+template <class Isa>
+void score_by_vectors(const Tile<Isa> & tile, int64_t n_inner, int64_t begin, int64_t end, const float * query_scales) {
+    constexpr int width = strip_columns<Isa>, lanes = Isa::lanes;
+    for (int column = 0; column < width; column += lanes) {
+        turn<Isa>(tile.turning + column * n_inner, n_inner, n_inner, tile.queries + 2 * column);
+    }
+    alignas(64) int32_t before[width];
+    if constexpr (Isa::crosses) before_columns<Isa>(tile.queries, n_inner / 2, before);
+    tiles<Isa, Isa::integer_rows>(end - begin, [&](int64_t at, auto n) {
+        constexpr int cells = n;
+        typename Isa::Ints sums[cells][2];
+        const int64_t cell = begin + at;
+        const auto before_of = [&](int i) { return tile.befores[cell + i]; };
+        const RowsApart<cells> keys(tile.keys + cell * n_inner, n_inner);
+        whole_tile<Isa, cells>(tile.queries, before, keys, n_inner / 2, before_of, sums);
+        const auto left = Isa::load_floats(query_scales), right = Isa::load_floats(query_scales + lanes);
+        const float * const scales = tile.key_scales + cell;
+        float * const to = tile.scores + cell * width;
+#pragma GCC unroll 12
+        for (int i = 0; i < cells; i++) {
+            const auto scale = Isa::all(scales[i]);
+            Isa::store_floats(to + i * width, Isa::mul(Isa::to_floats(sums[i][0]), Isa::mul(left, scale)));
+            Isa::store_floats(to + i * width + lanes, Isa::mul(Isa::to_floats(sums[i][1]), Isa::mul(right, scale)));
+        }
+    });
 }
 
 template <class Isa>
@@ -1394,7 +1411,7 @@ void attend(const Attention & a, int64_t head, const int32_t * rows, int n_rows,
         seen_from = hidden[r] > seen_from ? hidden[r] : seen_from;
         seen_to = smaller(seen_to, visible[r]);
     }
-    const int64_t n_inner = whole_inner<Isa>(a.head_dim);
+    const int64_t n_inner = whole_inner<Isa>(a);
     alignas(64) float query_scales[width] = {};
     for (int r = 0; r < n_rows; r++) {  // beyond them is anything, times 0
         int16_t * const to = tile.turning + r * n_inner;
@@ -1404,56 +1421,70 @@ void attend(const Attention & a, int64_t head, const int32_t * rows, int n_rows,
         query_scales[r] *= a.scale * log2_e;
     }
     float * const scores = tile.scores;  // of 2^score, not e^score
-    const bool all_seen = !added && seen_from <= begin && end <= seen_to;
-    Floats most[2] = {Isa::all(-1e30f), Isa::all(-1e30f)};
-    const auto find_most = [&](const float * from) {
-        most[0] = Isa::max(most[0], Isa::load_floats(from));
-        most[1] = Isa::max(most[1], Isa::load_floats(from + Isa::lanes));
-    };
-    score<Isa>(tile, n_inner, begin, end, query_scales, [&](const float * of_cell) {
-        if (all_seen) find_most(of_cell);
-    });
+    bool scored = false;
+    if constexpr (Isa::has_tiles) {
+        scored = by_tiles<Isa>(a);
+        if (scored) score_by_tiles<Isa>(tile, n_inner, begin, end, query_scales);
+    }
+    if (!scored) score_by_vectors<Isa>(tile, n_inner, begin, end, query_scales);
     for (int r = 0; added && r < n_rows; r++) {
         for (int64_t cell = begin; cell < end; cell++) scores[cell * width + r] += log2_e * added[r * n_cells + cell];
     }
-    for (int64_t cell = begin; cell < end && !all_seen; cell++) {
+    Floats most[2] = {Isa::all(-1e30f), Isa::all(-1e30f)};
+    for (int64_t cell = begin; cell < end; cell++) {
+        float * const of_cell = scores + cell * width;
         if (cell < seen_from || cell >= seen_to) {  // some rows do not see it
             for (int r = 0; r < n_rows; r++) {
-                if (cell < hidden[r] || cell >= visible[r]) scores[cell * width + r] = -INFINITY;
+                if (cell < hidden[r] || cell >= visible[r]) of_cell[r] = -INFINITY;
             }
         }
-        find_most(scores + cell * width);
+        for (int half = 0; half < 2; half++) most[half] = Isa::max(most[half], Isa::load_floats(of_cell + half * Isa::lanes));
     }
+    // Some cells at a time, whose scores and values stay in the first level cache; the sums wait in the result.
+    constexpr int64_t cells_together = 128;
+    Floats weights[2] = {Isa::zero_floats(), Isa::zero_floats()};  // sums
     alignas(64) float inverse[width];
-    for (int half = 0; half < width; half += Isa::lanes) {
-        const auto highest = most[half / Isa::lanes];
-        auto sum = Isa::zero_floats();
-        for (int64_t cell = begin; cell < end; cell++) {
-            const auto e = two_to<Isa>(Isa::sub(Isa::load_floats(scores + cell * width + half), highest));
-            sum = Isa::add(sum, e);
-            Isa::store_floats(scores + cell * width + half, e);
-        }
-        Isa::store_floats(inverse + half, sum);
-    }
-    for (int r = 0; r < n_rows; r++) inverse[r] = inverse[r] == 0 ? 0 : 1 / inverse[r];
-    const auto values_from = [&](int64_t i, auto n_vectors) {
-        tiles<Isa>(n_rows, [&](int64_t row, auto n) {
-            constexpr int count = n, vectors = decltype(n_vectors)::value;
-            Floats sums[count][vectors];
-            value_tile<Isa, count>(tile.values + begin * a.value_dim + i, a.value_dim, scores + begin * width + row,
-                                   end - begin, sums);
-            for (int r = 0; r < count; r++) {
-                float * to = a.out + static_cast<size_t>(rows[row + r]) * a.out_row + static_cast<size_t>(head) * a.out_head + i;
-                const auto factor = Isa::all(inverse[row + r]);
-                for (int v = 0; v < vectors; v++) Isa::store_floats(to + v * Isa::lanes, Isa::mul(sums[r][v], factor));
+    int64_t from = begin, to = begin;
+    do {  // once where nothing is seen, for its zeros
+        from = to;
+        to = smaller(from + cells_together, end);
+        for (int64_t cell = from; cell < to; cell++) {
+            for (int half = 0; half < 2; half++) {
+                float * const at = scores + cell * width + half * Isa::lanes;
+                const auto weight = two_to<Isa>(Isa::sub(Isa::load_floats(at), most[half]));
+                weights[half] = Isa::add(weights[half], weight);
+                Isa::store_floats(at, weight);
             }
-        });
-    };
-    int64_t i = 0;
-    for (; i + width <= a.value_dim; i += width) values_from(i, std::integral_constant<int, 2>{});
-    if constexpr (width > attention_values) {
-        if (i < a.value_dim) values_from(i, std::integral_constant<int, 1>{});
-    }
+        }
+        const bool first = from == begin, last = to == end;
+        if (last) {
+            for (int half = 0; half < 2; half++) Isa::store_floats(inverse + half * Isa::lanes, weights[half]);
+            for (int r = 0; r < n_rows; r++) inverse[r] = inverse[r] == 0 ? 0 : 1 / inverse[r];
+        }
+        const auto values_from = [&](int64_t i, auto n_vectors) {
+            tiles<Isa>(n_rows, [&](int64_t row, auto n) {
+                constexpr int count = n, vectors = decltype(n_vectors)::value;
+                Floats sums[count][vectors];
+                float * out[count];
+#pragma GCC unroll 12
+                for (int r = 0; r < count; r++) {
+                    out[r] = a.out + static_cast<size_t>(rows[row + r]) * a.out_row + static_cast<size_t>(head) * a.out_head + i;
+                    for (int v = 0; v < vectors; v++) sums[r][v] = first ? Isa::zero_floats() : Isa::load_floats(out[r] + v * Isa::lanes);
+                }
+                value_tile<Isa, count>(tile.values + from * a.value_dim + i, a.value_dim, scores + from * width + row, to - from, sums);
+#pragma GCC unroll 12
+                for (int r = 0; r < count; r++) {
+                    const auto factor = last ? Isa::all(inverse[row + r]) : Isa::all(1.0f);
+                    for (int v = 0; v < vectors; v++) Isa::store_floats(out[r] + v * Isa::lanes, Isa::mul(sums[r][v], factor));
+                }
+            });
+        };
+        int64_t i = 0;
+        for (; i + width <= a.value_dim; i += width) values_from(i, std::integral_constant<int, 2>{});
+        if constexpr (width > attention_values) {
+            if (i < a.value_dim) values_from(i, std::integral_constant<int, 1>{});
+        }
+    } while (to < end);
 }
 
 // ------------------------------------------------------------------------------ small operations
