@@ -553,6 +553,26 @@ void rates(const Kernels & kernels, const std::string & only) {
                 36.0 * kernels.columns * 256 / seconds_of([&] { multiply(j, kernels); }) * 1e-9);
 }
 
+// ggml tells the processor the shapes of its tiles once for each thread, so they must stay.
+void test_foreign_tiles(const Kernels & kernels) {
+    if (std::strcmp(kernels.name, "AMX") != 0) return;
+    struct alignas(64) Shapes {
+        uint8_t palette = 1, start_row = 0, reserved[14] = {};
+        uint16_t row_bytes[16] = {64, 32, 16};
+        uint8_t rows[16] = {8, 16, 4};
+    };
+    const Shapes before;
+    Shapes after;
+    const uint64_t of_all_sets = digest;
+    __asm__ volatile("ldtilecfg %0" : : "m"(before));
+    test_product(kernels, formats[3], 40, 40, 256);
+    test_attention(kernels, 128, true, true, 40);
+    __asm__ volatile("sttilecfg %0" : "=m"(after));
+    CHECK(std::memcmp(&before, &after, sizeof before) == 0, "the tiles have other shapes than before");
+    __asm__ volatile("tilerelease");
+    digest = of_all_sets;
+}
+
 void test(const Kernels & kernels) {
     failures = 0;
     digest = 0;
@@ -577,9 +597,11 @@ void test(const Kernels & kernels) {
             test_attention(kernels, 48, half, causal, 37);
             test_attention(kernels, 64, half, causal, 37);
             test_attention(kernels, 128, half, causal, 130);
+            test_attention(kernels, 32, half, causal, 300);  // cells of three times
         }
     }
     for (const int n : {2, 3, 9, 200}) test_weights(kernels, n);
+    test_foreign_tiles(kernels);
     for (const int64_t n : {1, 7, 8, 31, 384, 1030}) test_small(kernels, n);
     test_far(kernels);
     for (const bool side_by_side : {false, true}) {
