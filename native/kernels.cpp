@@ -1349,7 +1349,7 @@ void score_by_tiles(const Tile<Isa> & tile, int64_t n_inner, int64_t begin, int6
     typename Isa::Parts parts;
     const auto put = [&](int64_t first, int column) {
         const auto scales = Isa::load_floats(query_scales + column);
-        for (int64_t cell = first < begin ? begin : first; cell < smaller(first + Isa::tile_rows, end); cell++) {
+        for (int64_t cell = first; cell < smaller(first + Isa::tile_rows, end); cell++) {
             const auto sums = Isa::to_floats(Isa::whole(parts, static_cast<int>(cell - first)));
             Isa::store_floats(tile.scores + cell * width + column, Isa::mul(sums, Isa::mul(scales, Isa::all(tile.key_scales[cell]))));
         }

@@ -311,7 +311,8 @@ void test_outliers(const Kernels & kernels) {
     }
 }
 
-void test_attention(const Kernels & kernels, int64_t dim, bool half, bool causal, int n) {
+// A row sees `window` cells before its own at most.
+void test_attention(const Kernels & kernels, int64_t dim, bool half, bool causal, int n, int window = 1000) {
     std::mt19937 random(static_cast<unsigned>(dim + n));
     const int n_heads = 4, n_kv = 2;
     const auto q = normal(int64_t{n} * n_heads * dim, random), k = normal(int64_t{n} * n_kv * dim, random),
@@ -345,7 +346,7 @@ void test_attention(const Kernels & kernels, int64_t dim, bool half, bool causal
             std::vector<int32_t> rows, hidden, visible;
             for (int i = first; i < n && i < first + kernels.query_rows; i++) {
                 rows.push_back(i);
-                hidden.push_back(0);
+                hidden.push_back(std::max(0, i - window));
                 visible.push_back(causal ? i + 1 : n);
             }
             kernels.attend(a, head, rows.data(), static_cast<int>(rows.size()), hidden.data(), visible.data(), nullptr, n, at);
@@ -358,18 +359,18 @@ void test_attention(const Kernels & kernels, int64_t dim, bool half, bool causal
     ggml_fp16_to_fp32_row(v16.data(), halved_values.data(), static_cast<int64_t>(v.size()));
     double worst = 0, halves = 0;
     const auto attended = [&](int head, int row, const std::vector<float> & keys, const std::vector<float> & values) {
-        const int seen = causal ? row + 1 : n, kv = head / (n_heads / n_kv);
+        const int hidden = std::max(0, row - window), seen = causal ? row + 1 : n, kv = head / (n_heads / n_kv);
         std::vector<double> p(static_cast<size_t>(seen)), result(d);
         double sum = 0;
         const auto cell_at = [&](int cell, size_t i) { return static_cast<size_t>(cell * n_kv + kv) * d + i; };
-        for (int cell = 0; cell < seen; cell++) {
+        for (int cell = hidden; cell < seen; cell++) {
             double s = 0;
             for (size_t i = 0; i < d; i++) {
                 s += double{q[static_cast<size_t>(row * n_heads + head) * d + i]} * double{keys[cell_at(cell, i)]};
             }
             sum += p[static_cast<size_t>(cell)] = std::exp(s * double{a.scale});
         }
-        for (int cell = 0; cell < seen; cell++) {
+        for (int cell = hidden; cell < seen; cell++) {
             for (size_t i = 0; i < d; i++) result[i] += p[static_cast<size_t>(cell)] / sum * double{values[cell_at(cell, i)]};
         }
         return result;
@@ -598,6 +599,7 @@ void test(const Kernels & kernels) {
             test_attention(kernels, 64, half, causal, 37);
             test_attention(kernels, 128, half, causal, 130);
             test_attention(kernels, 32, half, causal, 300);  // cells of three times
+            test_attention(kernels, 80, half, causal, 150, 21);
         }
     }
     for (const int n : {2, 3, 9, 200}) test_weights(kernels, n);

@@ -218,7 +218,7 @@ def visible_by(lengths: list[int], *, causal: bool, prefix: int, window: int) ->
     prefix=st.sampled_from([0, 0, 1, 20]),
     window=st.sampled_from([0, 0, 3, 17]),
     heads=st.sampled_from([(1, 1), (4, 2), (6, 1)]),
-    dim=st.sampled_from([16, 32, 48, 64, 128]),
+    dim=st.sampled_from([16, 32, 48, 64, 80, 128]),
     threads=st.integers(1, 3),
     half=st.booleans(),
     seed=st.integers(0, 2**32 - 1),
