@@ -1339,6 +1339,36 @@ inline void value_tile(const float * values, int64_t value_dim, const float * sc
     }
 }
 
+// Gathered cells [from, to), maybe the first of a sequence.
+struct Cells {
+    int64_t from, to;
+    bool are_first;
+};
+
+// Adds some cells to V vectors of each row's result, from its value `i` on. Then those are multiplied by the row's factor.
+template <class Isa, int V>
+void add_values(const Attention & a, const Tile<Isa> & tile, int64_t head, const int32_t * rows, int n_rows, const Cells & cells,
+                int64_t i, const float * factors) {
+    const float * const values = tile.values + cells.from * a.value_dim + i;
+    tiles<Isa>(n_rows, [&](int64_t row, auto n) {
+        constexpr int count = n;
+        typename Isa::Floats sums[count][V];
+        float * out[count];
+#pragma GCC unroll 12
+        for (int r = 0; r < count; r++) {
+            out[r] = a.out + static_cast<size_t>(rows[row + r]) * a.out_row + static_cast<size_t>(head) * a.out_head + i;
+            for (int v = 0; v < V; v++) sums[r][v] = cells.are_first ? Isa::zero_floats() : Isa::load_floats(out[r] + v * Isa::lanes);
+        }
+        const float * const weights = tile.scores + cells.from * strip_columns<Isa> + row;
+        value_tile<Isa, count>(values, a.value_dim, weights, cells.to - cells.from, sums);
+#pragma GCC unroll 12
+        for (int r = 0; r < count; r++) {
+            const auto factor = Isa::all(factors[row + r]);
+            for (int v = 0; v < V; v++) Isa::store_floats(out[r] + v * Isa::lanes, Isa::mul(sums[r][v], factor));
+        }
+    });
+}
+
 // The scores of the cells [begin, end).
 template <class Isa>
 void score_by_tiles(const Tile<Isa> & tile, int64_t n_inner, int64_t begin, int64_t end, const float * query_scales) {
@@ -1399,6 +1429,14 @@ void score_by_vectors(const Tile<Isa> & tile, int64_t n_inner, int64_t begin, in
 }
 
 template <class Isa>
+void score(const Attention & a, const Tile<Isa> & tile, int64_t begin, int64_t end, const float * query_scales) {
+    if constexpr (Isa::has_tiles) {
+        if (by_tiles<Isa>(a)) return score_by_tiles<Isa>(tile, whole_inner<Isa>(a), begin, end, query_scales);
+    }
+    score_by_vectors<Isa>(tile, whole_inner<Isa>(a), begin, end, query_scales);
+}
+
+template <class Isa>
 void attend(const Attention & a, int64_t head, const int32_t * rows, int n_rows, const int32_t * hidden,
             const int32_t * visible, const float * added, int64_t n_cells, char * scratch) {
     constexpr int width = strip_columns<Isa>;
@@ -1421,12 +1459,7 @@ void attend(const Attention & a, int64_t head, const int32_t * rows, int n_rows,
         query_scales[r] *= a.scale * log2_e;
     }
     float * const scores = tile.scores;  // of 2^score, not e^score
-    bool scored = false;
-    if constexpr (Isa::has_tiles) {
-        scored = by_tiles<Isa>(a);
-        if (scored) score_by_tiles<Isa>(tile, n_inner, begin, end, query_scales);
-    }
-    if (!scored) score_by_vectors<Isa>(tile, n_inner, begin, end, query_scales);
+    score<Isa>(a, tile, begin, end, query_scales);
     for (int r = 0; added && r < n_rows; r++) {
         for (int64_t cell = begin; cell < end; cell++) scores[cell * width + r] += log2_e * added[r * n_cells + cell];
     }
@@ -1443,7 +1476,8 @@ void attend(const Attention & a, int64_t head, const int32_t * rows, int n_rows,
     // Some cells at a time, whose scores and values stay in the first level cache; the sums wait in the result.
     constexpr int64_t cells_together = 128;
     Floats weights[2] = {Isa::zero_floats(), Isa::zero_floats()};  // sums
-    alignas(64) float inverse[width];
+    alignas(64) float factors[width];
+    for (float & factor : factors) factor = 1;
     int64_t from = begin, to = begin;
     do {  // once where nothing is seen, for its zeros
         from = to;
@@ -1456,33 +1490,15 @@ void attend(const Attention & a, int64_t head, const int32_t * rows, int n_rows,
                 Isa::store_floats(at, weight);
             }
         }
-        const bool first = from == begin, last = to == end;
-        if (last) {
-            for (int half = 0; half < 2; half++) Isa::store_floats(inverse + half * Isa::lanes, weights[half]);
-            for (int r = 0; r < n_rows; r++) inverse[r] = inverse[r] == 0 ? 0 : 1 / inverse[r];
+        if (to == end) {  // all weights are known
+            for (int half = 0; half < 2; half++) Isa::store_floats(factors + half * Isa::lanes, weights[half]);
+            for (int r = 0; r < n_rows; r++) factors[r] = factors[r] == 0 ? 0 : 1 / factors[r];
         }
-        const auto values_from = [&](int64_t i, auto n_vectors) {
-            tiles<Isa>(n_rows, [&](int64_t row, auto n) {
-                constexpr int count = n, vectors = decltype(n_vectors)::value;
-                Floats sums[count][vectors];
-                float * out[count];
-#pragma GCC unroll 12
-                for (int r = 0; r < count; r++) {
-                    out[r] = a.out + static_cast<size_t>(rows[row + r]) * a.out_row + static_cast<size_t>(head) * a.out_head + i;
-                    for (int v = 0; v < vectors; v++) sums[r][v] = first ? Isa::zero_floats() : Isa::load_floats(out[r] + v * Isa::lanes);
-                }
-                value_tile<Isa, count>(tile.values + from * a.value_dim + i, a.value_dim, scores + from * width + row, to - from, sums);
-#pragma GCC unroll 12
-                for (int r = 0; r < count; r++) {
-                    const auto factor = last ? Isa::all(inverse[row + r]) : Isa::all(1.0f);
-                    for (int v = 0; v < vectors; v++) Isa::store_floats(out[r] + v * Isa::lanes, Isa::mul(sums[r][v], factor));
-                }
-            });
-        };
+        const Cells cells{from, to, from == begin};
         int64_t i = 0;
-        for (; i + width <= a.value_dim; i += width) values_from(i, std::integral_constant<int, 2>{});
+        for (; i + width <= a.value_dim; i += width) add_values<Isa, 2>(a, tile, head, rows, n_rows, cells, i, factors);
         if constexpr (width > attention_values) {
-            if (i < a.value_dim) values_from(i, std::integral_constant<int, 1>{});
+            if (i < a.value_dim) add_values<Isa, 1>(a, tile, head, rows, n_rows, cells, i, factors);
         }
     } while (to < end);
 }
