@@ -8,9 +8,9 @@ thread, the same random tokens. Times are CPU seconds, the best of some calls; o
 does other work too, the ratio within a pair is worth more than any figure. The vectors of both
 must agree before a time counts. Ends in one line of JSON.
 
-`--kernels` prints multiply-adds per second of each weight type at 12 to 512 rows, and in the
-first level cache. The ceiling of this CPU's instructions stands beside: sums of int16 pairs
-(AVX2 has one multiplication and one addition for 16 of them) against float32's.
+`--kernels` prints multiply-adds per second of each instruction set that this CPU has, by weight
+type, at 1 to 512 rows. `of_ceiling` is the share of what the set's instructions do in registers
+alone, with nothing loaded or stored; so it is with 36 rows in the first level cache.
 """
 
 from __future__ import annotations

@@ -88,6 +88,11 @@ def build(target: Path, *, headers: Path | None = None, libraries: Path | None =
         headers, libraries = packages / "include", packages / "llama_cpp" / "lib"
     else:
         compiler = _compiler()
+    if not _knows(compiler, ["-fopenmp", "-include", "omp.h"]):
+        raise NotBuilt(
+            f"{compiler} is without OpenMP: install it (clang on Debian/Ubuntu: libomp-dev, on "
+            "Fedora: libomp-devel) or set CXX=g++, then run install.py again"
+        )
     with tempfile.TemporaryDirectory() as scratch:
         flags = ["-isystem", str(headers), "-fopenmp", *_exported()]
         units = [*_kernels(compiler, only_here=only_here), ("accelerator", flags), ("tap", flags)]

@@ -16,7 +16,7 @@
 
 #include "kernels.h"
 
-#ifdef __AMX_INT8__
+#if defined __AMX_INT8__ || defined __AMXINT8__  // the second: clang before 16
 #include "amx.h"
 #elif defined __AVX512F__
 #include "avx512.h"

@@ -18,6 +18,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
+#include <iterator>
 #include <random>
 #include <string>
 #include <vector>
@@ -510,6 +511,64 @@ template <class Work> double seconds_of(Work work) {
     return best;
 }
 
+// What `ldtilecfg` reads: the shapes of AMX's eight tiles.
+struct alignas(64) TileShapes {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {};
+    uint8_t rows[16] = {};
+    TileShapes() = default;
+    TileShapes(uint8_t n_rows, uint16_t bytes) {
+        std::fill_n(row_bytes, 8, bytes);
+        std::fill_n(rows, 8, n_rows);
+    }
+};
+
+// The multiplications and additions of a set's inner loop with nothing loaded or stored: what its products of
+// int16 cannot pass.
+struct Ceiling {
+    const char * kernel;
+    double macs;  // of one turn
+    void (*work)();
+};
+
+constexpr int turns = 10000;  // of one work: to ask for the time takes as long as hundreds of instructions
+
+// The instructions for each of twelve sums, \\n, so many times; registers 12 to 15 are the operands.
+#define FOR_SUMS(instructions)                                                                                     \
+    [] {                                                                                                           \
+        for (int i = 0; i < turns; i++) {                                                                          \
+            __asm__ volatile(".irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11\n" instructions "\n.endr"               \
+                             : : : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", \
+                               "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");                              \
+        }                                                                                                          \
+        __asm__ volatile("vzeroupper");                                                                            \
+    }
+
+const Ceiling ceilings[] = {
+    {"AVX2", 12 * 32,
+     FOR_SUMS("vpaddw %%ymm12, %%ymm13, %%ymm14\n vpaddw %%ymm13, %%ymm12, %%ymm15\n"
+              "vpmaddwd %%ymm14, %%ymm15, %%ymm14\n vpaddd %%ymm14, %%ymm\\n, %%ymm\\n")},
+    {"AVX-VNNI", 12 * 16, FOR_SUMS("%{vex%} vpdpwssd %%ymm12, %%ymm13, %%ymm\\n")},
+    {"AVX-512", 12 * 32, FOR_SUMS("vpmaddwd %%zmm12, %%zmm13, %%zmm14\n vpaddd %%zmm14, %%zmm\\n, %%zmm\\n")},
+    {"AVX-512 VNNI", 12 * 32, FOR_SUMS("vpdpwssd %%zmm12, %%zmm13, %%zmm\\n")},
+    {"AMX", 16 * 16 * 64, [] {  // four products of bytes are one of int16
+         const TileShapes shapes(16, 64);
+         __asm__ volatile("ldtilecfg %0" : : "m"(shapes));
+         for (int i = 0; i < turns; i++) {
+             __asm__ volatile("tdpbuud %tmm6, %tmm4, %tmm0\n tdpbusd %tmm7, %tmm4, %tmm1\n"
+                              "tdpbsud %tmm6, %tmm5, %tmm2\n tdpbssd %tmm7, %tmm5, %tmm3");
+         }
+         __asm__ volatile("tilerelease");
+     }},
+};
+
+// Multiply-adds a second of int16, at most.
+double most_of(const Kernels & kernels) {
+    const auto named = [&](const Ceiling & ceiling) { return std::strcmp(ceiling.kernel, kernels.name) == 0; };
+    const Ceiling & ceiling = *std::find_if(std::begin(ceilings), std::end(ceilings), named);
+    return ceiling.macs * turns / seconds_of(ceiling.work);
+}
+
 void rates(const Kernels & kernels, const std::string & only) {
     std::mt19937 random(1);
     const auto left_out = [&](const Format & format) { return !only.empty() && only != ggml_type_name(format.type); };
@@ -520,13 +579,15 @@ void rates(const Kernels & kernels, const std::string & only) {
             const double quantizing = seconds_of([&] { quantize(j, kernels); });
             const double seconds = seconds_of([&] { multiply(j, kernels); });
             const double macs = static_cast<double>(n_rows) * 1024 * 1024;
-            std::printf("{\"kernel\": \"%s\", \"type\": \"%s\", \"rows\": %ld, \"gmac_per_s\": %.1f, \"with_quantizing\": %.1f}\n",
+            std::printf("{\"kernel\": \"%s\", \"type\": \"%s\", \"rows\": %ld, \"gmac_per_s\": %.1f, \"with_quantizing\": %.1f",
                         kernels.name, ggml_type_name(format.type), n_rows, macs / seconds * 1e-9,
                         macs / (seconds + quantizing) * 1e-9);
+            if (n_rows == 512 && format.weight != Weight::f32) std::printf(", \"of_ceiling\": %.2f", macs / seconds / most_of(kernels));
+            std::printf("}\n");
         }
     }
     // Weights that come from memory, whose speed limits few rows.
-    for (const size_t number : {1, 3, 6, 8}) {
+    for (const size_t number : {size_t{1}, size_t{3}, size_t{6}, size_t{8}}) {
         const auto & format = formats[number];
         if (left_out(format)) continue;
         for (const int64_t n_rows : {1, 2, 4, 8, 12, 16, 24, 32, 64}) {
@@ -550,20 +611,19 @@ void rates(const Kernels & kernels, const std::string & only) {
     // One strip against rows that stay in the first level cache: the unpacking counts little.
     Job j = job(formats[3], 36, kernels.columns, 256, kernels, random);
     quantize(j, kernels);
-    std::printf("{\"kernel\": \"%s\", \"what\": \"36 rows in the first level cache\", \"gmac_per_s\": %.1f}\n", kernels.name,
-                36.0 * kernels.columns * 256 / seconds_of([&] { multiply(j, kernels); }) * 1e-9);
+    const double rate = 36.0 * kernels.columns * 256 / seconds_of([&] { multiply(j, kernels); }), most = most_of(kernels);
+    std::printf("{\"kernel\": \"%s\", \"what\": \"36 rows in the first level cache\", \"gmac_per_s\": %.1f, \"of_ceiling\": %.2f}\n",
+                kernels.name, rate * 1e-9, rate / most);
+    std::printf("{\"kernel\": \"%s\", \"what\": \"ceiling: its instructions in registers\", \"gmac_per_s\": %.1f}\n", kernels.name,
+                most * 1e-9);
 }
 
 // ggml tells the processor the shapes of its tiles once for each thread, so they must stay.
 void test_foreign_tiles(const Kernels & kernels) {
     if (std::strcmp(kernels.name, "AMX") != 0) return;
-    struct alignas(64) Shapes {
-        uint8_t palette = 1, start_row = 0, reserved[14] = {};
-        uint16_t row_bytes[16] = {64, 32, 16};
-        uint8_t rows[16] = {8, 16, 4};
-    };
-    const Shapes before;
-    Shapes after;
+    TileShapes before(8, 32), after;
+    before.rows[1] = 4;
+    before.row_bytes[1] = 16;
     const uint64_t of_all_sets = digest;
     __asm__ volatile("ldtilecfg %0" : : "m"(before));
     test_product(kernels, formats[3], 40, 40, 256);

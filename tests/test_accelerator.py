@@ -290,6 +290,11 @@ def test_small_operations(ask: Ask, op: str, shape: tuple[int, int, int], thread
     assert got["error"] <= (0 if op in ("add", "add_row", "mul", "cast") else 1e-5)
 
 
+def test_a_norm_of_numbers_that_are_nearly_the_same(ask: Ask):
+    got = ask(run="small", op="norm", shape=(3, 11, 2), threads=1, seed=252)
+    assert got["error"] <= 1e-5
+
+
 def test_a_cast_of_four_dimensions(ask: Ask):
     got = ask(run="small", op="cast", shape=(2, 3, 5, 32), threads=2, seed=1)
     assert (got["supported"], got["error"]) == (True, 0)
@@ -483,6 +488,17 @@ def test_it_is_not_compiled_for_another_version(build: ModuleType, monkeypatch: 
     monkeypatch.setattr(build, "version", lambda _: "0.3.99")
     with pytest.raises(build.NotBuilt, match=r"0\.3\.99"):
         build.build(Path("/nowhere"))
+
+
+def test_a_compiler_without_openmp_is_told_so(
+    build: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    compiler = tmp_path / "clang++"
+    compiler.write_text('#!/bin/sh\ncase "$*" in *omp.h*) exit 1;; esac\nexec c++ "$@"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    with pytest.raises(build.NotBuilt, match=r"without OpenMP: install it .* or set CXX="):
+        build.build(tmp_path)
 
 
 @pytest.fixture(scope="module")
