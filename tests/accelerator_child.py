@@ -398,8 +398,8 @@ def set_rows(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def attention(case: dict[str, Any]) -> dict[str, Any]:
-    """Error against float64, what halves of keys and values differ by, and whether each sequence
-    alone gives the same bits.
+    """Error against float64, what halves of keys and values differ by, distance to ggml's result,
+    and whether each sequence alone gives the same bits.
     """
     rng = np.random.default_rng(case["seed"])
     n_head, n_kv_head, dim = case["n_head"], case["n_kv_head"], case["dim"]
@@ -453,12 +453,13 @@ def attention(case: dict[str, Any]) -> dict[str, Any]:
     return {
         "error": float(np.abs(ours - attended(k, v)).max()),
         "halves": float(np.abs(attended(*halves) - attended(*floats)).max()),
+        "to_ggml": float(np.abs(ours - compute(cpu(), slice(None), slice(None))).max()),
         "same": same,
     }
 
 
 def small(case: dict[str, Any]) -> dict[str, Any]:
-    """Error of an operation over rows against float64."""
+    """Error of an operation over rows against float64, and its distance to ggml's result."""
     rng = np.random.default_rng(case["seed"])
     shape = tuple(case["shape"])  # the slowest first
     x, y = normal(rng, *shape), normal(rng, *shape)
@@ -498,10 +499,16 @@ def small(case: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(other)
     supported = accelerator().supports(result)
     accelerator().set_threads(case.get("threads", 1))
-    ours = graph.run(accelerator(), result, dtype).astype(np.float64)
+    ours, theirs = (
+        graph.run(backend, result, dtype).astype(np.float64).reshape(exact.shape)
+        for backend in (accelerator(), cpu())
+    )
     graph.free()
-    error = np.abs(ours.reshape(exact.shape) - exact) - allowed
-    return {"supported": supported, "error": float(error.max())}
+    return {
+        "supported": supported,
+        "error": float((np.abs(ours - exact) - allowed).max()),
+        "to_ggml": float((np.abs(ours - theirs) - 2 * allowed).max()),
+    }
 
 
 def refused(case: dict[str, Any]) -> dict[str, Any]:
