@@ -244,7 +244,7 @@ def test_attention_within_sequences(
     )
     assert got["error"] <= got["halves"] + 1e-5  # queries and keys are int16
     # ggml adds values that are halves as halves, which keep eleven bits.
-    assert got["to_ggml"] <= (0.02 if case["half"] else got["halves"] + 1e-5)
+    assert got["to_ggml"] <= (0.05 if case["half"] else got["halves"] + 1e-5)
     assert got["same"], "a sequence alone differs from the sequence in a batch"
 
 
@@ -272,7 +272,7 @@ def test_attention_under_any_mask(
         seed=seed,
     )
     assert got["error"] <= got["halves"] + 1e-5
-    assert got["to_ggml"] <= 0.02
+    assert got["to_ggml"] <= 0.05
 
 
 # ------------------------------------------------------------------------------ small operations
