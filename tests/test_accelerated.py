@@ -77,6 +77,20 @@ def test_exact_costs_no_company(path: Path, isolated: bool):
             assert np.array_equal(embedder.encode(text), vector)
 
 
+@pytest.mark.usefixtures("compiled")
+def test_contexts_and_threads_leave_the_bits(path: Path):
+    def vectors(n_contexts: int, n_threads: int) -> np.ndarray:
+        settings = replace(OPEN, n_contexts=n_contexts, n_threads=n_threads)
+        with Embedder.open(path, settings=settings) as embedder:
+            assert embedder.run_settings.accelerator
+            assert embedder.run_settings.n_contexts == n_contexts
+            return embedder.encode(TEXTS)
+
+    one = vectors(1, 1)
+    for n_contexts, n_threads in [(1, 2), (4, 1), (4, 2)]:
+        assert np.array_equal(vectors(n_contexts, n_threads), one)
+
+
 def test_exact_packs_texts_together_where_it_may():
     mode = EmbedMode(pooling=Pooling.LAST, causal=True, encoder=False)
     assert limits_of(RunSettings(), mode, exact=True).max_seqs == 1
